@@ -1,0 +1,104 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging of `modeling-mdm`; the settings of the tools are in `pyproject.toml`."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Return the version in `modeling_mdm/version.py` without importing the package."""
+    text = (HERE / "modeling_mdm" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise ValueError('modeling_mdm/version.py must hold a line `__version__ = "X.Y.Z"`')
+    return match.group(1)
+
+
+def read_description() -> str:
+    """Return the README as the long description, or nothing where only the code was copied."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+INSTALL_REQUIRES = [
+    "torch>=2.11",
+    "torchvision>=0.26",  # the release that belongs to torch 2.11
+    "transformers>=5.17,<6",
+    "huggingface-hub>=1.3",  # the `strict` of transformers' configurations
+    "tokenizers>=0.22",
+    "safetensors>=0.4.3",
+    "numpy>=2.0",
+    "pillow>=11.0",
+]
+
+TRAIN = [
+    "accelerate>=1.10",
+    "datasets>=4.0",
+    "peft>=0.18",
+    "pyyaml>=6.0",
+    "scikit-learn>=1.6",
+    "tensorboard>=2.19",
+]
+
+EVAL = [
+    "datasets>=4.0",
+    "evaluate>=0.4.5",
+    "matplotlib>=3.10",
+    "scikit-learn>=1.6",
+]
+
+# CUDA kernels, Linux only. mamba-ssm is a source release whose build imports torch:
+# MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation ".[kernels]"
+KERNELS = [
+    'triton>=3.6; platform_system == "Linux"',
+    'mamba-ssm>=2.3.2; platform_system == "Linux"',
+]
+
+DEV = [
+    "diffusers>=0.36",  # its schedulers are a ground truth in the tests of the solvers
+    "hypothesis>=6.130",
+    "mypy>=1.18",
+    "pre-commit>=4.0",
+    "pytest>=8.4",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "ruff>=0.14",
+    "setuptools>=77",
+    "wheel",
+]
+
+setup(
+    name="modeling-mdm",
+    version=read_version(),
+    description="Multi-modal diffusion Mamba: one diffusion process writes image and text together",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    author="The MDM Authors",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=["modeling_mdm", "modeling_mdm.training", "modeling_mdm.evaluation"],
+    package_data={"modeling_mdm": ["py.typed"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        "train": TRAIN,
+        "eval": EVAL,
+        "kernels": KERNELS,
+        "dev": sorted({*TRAIN, *EVAL, *DEV}),
+    },
+    zip_safe=False,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

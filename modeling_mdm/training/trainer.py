@@ -1,0 +1,425 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: transformers' own, with what diffusion training needs besides (Sec. 5.1).
+
+It adds the parts of the loss to the logs, an average of the weights, pictures of samples during
+evaluation, checkpoints that are whole or absent, a time limit, and seeds that make a resumed run
+equal to one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
+
+from modeling_mdm.training.checkpoints import (
+    STAGING_FOLDER,
+    find_fault,
+    last_whole_checkpoint,
+    publish_checkpoint,
+)
+from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage
+from modeling_mdm.training.tasks import SeededItems
+
+logger = logging.get_logger(__name__)
+
+LOSS_PARTS = ("loss_se_image", "loss_se_text", "loss_rec_image", "loss_rec_text", "loss_kl")
+
+# Makes the picture of samples of an evaluation: (model, processor, args) -> picture.
+SampleSheet = Callable[[nn.Module, Any, "MDMTrainingArguments"], Image.Image]
+
+
+@dataclass
+class MDMTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the paper's defaults and five more arguments.
+
+    Raises:
+        ValueError: if ema_decay is outside [0, 1), or max_train_seconds, num_samples or
+            sample_steps is out of range.
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of AdamW."})
+    lr_scheduler_type: str = field(
+        default="constant_with_warmup",
+        metadata={"help": "Learning rate over time; constant after `warmup_steps`."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "The collator reads columns the model does not know."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True,
+        metadata={"help": "A batch without one modality leaves that modality's weights unused."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Hide NaN losses from the logs; waits for every step."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=list, metadata={"help": "Stays empty: the model makes its own targets."}
+    )
+    ema_decay: float = field(
+        default=0.9999,
+        metadata={
+            "help": "Decay of the average of the weights, with warm-up; 0 keeps no average. "
+            "Evaluation, samples and the saved model use the average."
+        },
+    )
+    max_train_seconds: float | None = field(
+        default=None,
+        metadata={"help": "Stop with a checkpoint after this many seconds of this process."},
+    )
+    num_samples: int = field(
+        default=16,
+        metadata={"help": "Samples drawn in each evaluation into output_dir/samples; 0 for none."},
+    )
+    sample_steps: int = field(default=30, metadata={"help": "Sampling steps of those samples."})
+    sample_seed: int = field(
+        default=0, metadata={"help": "Seed of those samples and of the noise in evaluation."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 keeps no average.")
+        if self.max_train_seconds is not None and not self.max_train_seconds > 0:
+            raise ValueError(
+                f"max_train_seconds={self.max_train_seconds} must be > 0, or None for no limit."
+            )
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples={self.num_samples} must be >= 0; 0 draws no samples.")
+        if self.sample_steps < 1:
+            raise ValueError(f"sample_steps={self.sample_steps} must be >= 1.")
+
+
+class MDMTrainer(Trainer):
+    """transformers' Trainer for MDM.
+
+    Args:
+        model: an `MDMForJointGeneration`.
+        args: how to train.
+        sample_sheet: draws the picture of each evaluation; None draws joint samples.
+        **kwargs: as in transformers' Trainer. `processing_class` is the processor; it is saved with
+            the model and needed for samples. Items of the data sets that carry no `seed` get one.
+
+    Raises:
+        ValueError: if ema_decay > 0 where the weights are split over processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: MDMTrainingArguments | None = None,
+        sample_sheet: SampleSheet | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = MDMTrainingArguments() if args is None else args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        kwargs["train_dataset"] = _with_seeds(kwargs.get("train_dataset"), seed)
+        kwargs["eval_dataset"] = _with_seeds(kwargs.get("eval_dataset"), seed)
+        super().__init__(model=model, args=args, **kwargs)
+        if args.ema_decay > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"ema_decay={args.ema_decay} needs whole weights in every process: set ema_decay=0 "
+                "under FSDP and DeepSpeed."
+            )
+        self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
+        self.average: ExponentialMovingAverage | None = None
+        self._average_is_in = False
+        self._train_parts, self._eval_parts = RunningMeans(), RunningMeans()
+        self._resumed_from: str | None = None
+        self._staging: Path | None = None
+        self.add_callback(_TrainingEvents(self))
+
+    # ---- training and its logs
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train, from the start or from a checkpoint.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one.
+
+        Raises:
+            ValueError: if the checkpoint is not whole, or there is none.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but output_dir={self.args.output_dir!r} holds "
+                    "no whole checkpoint: train from the start, or name another folder."
+                )
+        elif resume_from_checkpoint and (fault := find_fault(resume_from_checkpoint)):
+            raise ValueError(
+                f"resume_from_checkpoint={resume_from_checkpoint!r} is not a whole checkpoint: "
+                f"{fault}. Use an older one."
+            )
+        self._resumed_from = resume_from_checkpoint or None
+        return super().train(self._resumed_from, *args, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the loss of a batch (Eq. 18) and keep its parts for the logs."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        parts = self._train_parts if model.training else self._eval_parts
+        parts.add({name: outputs.get(name) for name in LOSS_PARTS})
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log values, together with the mean of each part of the loss since the last time."""
+        if "loss" in logs:
+            logs.update(self._train_parts.pop(self.accelerator.gather))
+        super().log(logs, *args, **kwargs)
+
+    # ---- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate the averaged weights with fixed noise, and write a picture of samples."""
+        with self._averaged_weights(), fixed_random_state(self.args.sample_seed):
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            # Of several data sets, each comes through here once more under a longer prefix.
+            wanted = metric_key_prefix == "eval" and self.args.num_samples > 0
+            if wanted and self.is_world_process_zero():
+                self._write_samples()
+        return metrics
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Run over a data set and add the parts of the loss to the metrics."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        parts = self._eval_parts.pop(self.accelerator.gather)
+        output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in parts.items()})
+        return output
+
+    def _write_samples(self) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        model.eval()
+        folder = Path(self.args.output_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        sheet = self.sample_sheet(model, self.processing_class, self.args)
+        sheet.save(folder / f"step-{self.state.global_step:07d}.png")
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        if self.average is None or self._average_is_in:
+            yield
+            return
+        self._average_is_in = True
+        try:
+            with self.average.swapped_in():
+                yield
+        finally:
+            self._average_is_in = False
+
+    # ---- saving
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the averaged weights, the configuration and the processor.
+
+        Inside a checkpoint (`_internal_call`) the weights are those that training goes on from; the
+        average lies beside them.
+        """
+        with nullcontext() if _internal_call else self._averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # An upload runs in the background, so it must find the files under their final name.
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and give it its name when it is whole."""
+        run_dir = Path(self._get_output_dir(trial))
+        final = run_dir / f"checkpoint-{self.state.global_step}"
+        staging = run_dir / STAGING_FOLDER
+        try:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._staging = staging
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._complete_checkpoint(staging / final.name, final)
+        except Exception as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise OSError(_not_saved_message(final, last_whole_checkpoint(run_dir))) from error
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def _complete_checkpoint(self, staged: Path, final: Path) -> None:
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+            self.state.save_to_json(str(staged / "trainer_state.json"))
+        if self.average is not None:
+            self.average.save(staged / EMA_FILE)
+        publish_checkpoint(staged, final)
+
+    # ---- what the training events below call
+
+    def _start_average(self) -> None:
+        if self.args.ema_decay == 0:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        self.average = ExponentialMovingAverage(model, self.args.ema_decay)
+        if self._resumed_from is not None:
+            self._load_average(self._resumed_from)
+
+    def _load_average(self, checkpoint: str) -> None:
+        path = Path(checkpoint) / EMA_FILE
+        if self.average is None:
+            return
+        if not path.is_file():
+            raise ValueError(
+                f"ema_decay={self.args.ema_decay}, but {checkpoint} holds no average of the "
+                "weights: go on with ema_decay=0, as it was trained."
+            )
+        self.average.load(path)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_average(str(self.state.best_model_checkpoint))
+
+
+class _TrainingEvents(TrainerCallback):
+    """What MDMTrainer does at the start, after each step and before each epoch."""
+
+    def __init__(self, trainer: MDMTrainer) -> None:
+        self.trainer = trainer
+        self.stop_at = float("inf")
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if args.max_train_seconds is not None:
+            self.stop_at = time.monotonic() + args.max_train_seconds
+        self.trainer._start_average()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        # accelerate's loaders tell the data set its epoch in some arrangements only: not when they
+        # shard, and not when they skip the first batches of a resumed epoch.
+        dataset = self.trainer.train_dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if self.trainer.average is not None:
+            self.trainer.average.update()
+        if self._time_is_up(args):
+            logger.warning(f"max_train_seconds={args.max_train_seconds} is over: saving, stopping.")
+            control.should_log = control.should_save = control.should_training_stop = True
+        return control
+
+    def _time_is_up(self, args: MDMTrainingArguments) -> bool:
+        if args.max_train_seconds is None:
+            return False
+        over = time.monotonic() >= self.stop_at
+        if args.world_size > 1:  # clocks differ; all processes must stop after the same step
+            flag = torch.tensor([float(over)], device=args.device)
+            over = bool(self.trainer.accelerator.gather(flag).max() > 0)
+        return over
+
+
+class RunningMeans:
+    """Means of named numbers, added up on their device so that no step has to wait for it."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor | None]) -> None:
+        """Take in one 0-dim tensor a name; None is left out."""
+        for name, value in values.items():
+            if value is None:
+                continue
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def pop(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Return the means over all processes and start anew."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        means = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        means = gather(means.reshape(1, -1)).mean(dim=0)
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+@contextmanager
+def fixed_random_state(seed: int) -> Iterator[None]:
+    """Seed Python, numpy and torch inside a `with` block; their states are as before after it."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def joint_sample_sheet(model: Any, processor: Any, args: MDMTrainingArguments) -> Image.Image:
+    """Draw pictures with their captions from nothing, and lay them out on one sheet."""
+    from modeling_mdm.evaluation.pictures import contact_sheet
+
+    inputs = processor(generate="joint", return_tensors="pt").to(model.device)
+    out = model.generate(
+        **inputs,
+        num_return_sequences=args.num_samples,
+        num_inference_steps=args.sample_steps,
+        generator=torch.Generator().manual_seed(args.sample_seed),
+    )
+    return contact_sheet(processor.post_process(out), columns=max(1, round(args.num_samples**0.5)))
+
+
+def _with_seeds(dataset: Any, seed: int) -> Any:
+    if isinstance(dataset, dict):
+        return {name: _with_seeds(part, seed) for name, part in dataset.items()}
+    if dataset is None or isinstance(dataset, (SeededItems, torch.utils.data.IterableDataset)):
+        return dataset
+    return SeededItems(dataset, seed)
+
+
+def _not_saved_message(final: Path, previous: str | None) -> str:
+    message = f"the checkpoint {final} could not be written and was removed. "
+    if previous is None:
+        return message + "There is no earlier one: make room on the disk and start again."
+    return message + (
+        f"The previous one, {previous}, is whole: make room on the disk and go on from it with "
+        f"resume_from_checkpoint={previous!r}."
+    )

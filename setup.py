@@ -29,9 +29,9 @@ INSTALL_REQUIRES = [
     "torch>=2.11",
     "torchvision>=0.26",  # the release that belongs to torch 2.11
     "transformers>=5.17,<6",
-    "huggingface-hub>=1.3",  # the `strict` of transformers' configurations
-    "tokenizers>=0.22",
-    "safetensors>=0.4.3",
+    "huggingface-hub>=1.5",  # the `strict` of transformers' configurations
+    "tokenizers>=0.23.1",
+    "safetensors>=0.8",
     "numpy>=2.0",
     "pillow>=11.0",
 ]
@@ -40,7 +40,7 @@ TRAIN = [
     "accelerate>=1.10",
     "datasets>=4.0",
     "peft>=0.18",
-    "pyyaml>=6.0",
+    "pyyaml>=6.0.2",
     "scikit-learn>=1.6",
     "tensorboard>=2.19",
 ]
@@ -69,7 +69,6 @@ DEV = [
     "pytest-xdist>=3.8",
     "ruff>=0.14",
     "setuptools>=77",
-    "wheel",
 ]
 
 setup(

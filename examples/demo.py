@@ -1,0 +1,153 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Write pictures, captions, and both together with the shipped checkpoint.
+
+    make demo
+
+or, in an environment of your own::
+
+    python examples/demo.py --output_dir outputs
+
+It writes `joint.png` (pictures and captions that one diffusion process made together),
+`text_to_image.png` (pictures for a few prompts) and `captioning.png` (captions for ten test
+pictures that the model has not seen), and prints the words.
+"""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from transformers import HfArgumentParser
+
+from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.evaluation.pictures import contact_sheet
+
+EXAMPLES = Path(__file__).resolve().parent
+PROMPTS = (
+    "a photo of a dress",
+    "this is an ankle boot",
+    "a photo of a handbag",
+    "here you can see a pair of trousers",
+    "a photo of a sneaker",
+)
+
+
+@dataclass
+class DemoArguments:
+    """What `examples/demo.py` reads and writes."""
+
+    checkpoint: str = field(
+        default=str(EXAMPLES / "checkpoints" / "mdm-fashion"),
+        metadata={"help": "Folder with a trained model and its processor."},
+    )
+    pictures: str = field(
+        default=str(EXAMPLES / "pictures" / "fashion_mnist"),
+        metadata={"help": "Folder with the PNG pictures to caption."},
+    )
+    output_dir: str = field(default="outputs", metadata={"help": "Where the pictures go."})
+    num_samples: int = field(default=20, metadata={"help": "How many joint samples."})
+    num_inference_steps: int = field(default=30, metadata={"help": "Steps of the samplers."})
+    guidance_scale: float = field(
+        default=2.5, metadata={"help": "Guidance of text to image; 1 is off."}
+    )
+    seed: int = field(default=0, metadata={"help": "The same seed gives the same samples."})
+
+
+class Pair(NamedTuple):
+    """A picture and the words that belong to it."""
+
+    text: str
+    image: Image.Image
+
+
+class Demo:
+    """The model, its processor, and one method for each task."""
+
+    def __init__(self, arguments: DemoArguments) -> None:
+        self.arguments = arguments
+        self.processor = MDMProcessor.from_pretrained(arguments.checkpoint)
+        self.model = MDMForJointGeneration.from_pretrained(arguments.checkpoint).eval()
+
+    def generate(self, inputs, **options):
+        """Run one diffusion process over `inputs` and decode what it wrote."""
+        out = self.model.generate(
+            **inputs,
+            num_inference_steps=self.arguments.num_inference_steps,
+            generator=torch.Generator().manual_seed(self.arguments.seed),
+            **options,
+        )
+        return self.processor.post_process(out)
+
+    def joint(self) -> list[Pair]:
+        """Write pictures and their captions together, from nothing."""
+        inputs = self.processor(generate="joint", return_tensors="pt")
+        samples = self.generate(inputs, num_return_sequences=self.arguments.num_samples)
+        return [Pair(sample.text, sample.image) for sample in samples]
+
+    def text_to_image(self) -> list[Pair]:
+        """Write two pictures for every prompt."""
+        prompts = list(PROMPTS) * 2
+        inputs = self.processor(text=prompts, generate="image", return_tensors="pt")
+        samples = self.generate(inputs, guidance_scale=self.arguments.guidance_scale)
+        return [Pair(text, sample.image) for text, sample in zip(prompts, samples, strict=True)]
+
+    def captioning(self, paths: list[Path]) -> list[Pair]:
+        """Write a caption for every picture."""
+        images = [Image.open(path) for path in paths]
+        inputs = self.processor(images=images, generate="text", return_tensors="pt")
+        samples = self.generate(inputs)
+        return [Pair(sample.text, image) for sample, image in zip(samples, images, strict=True)]
+
+
+def require_files(arguments: DemoArguments) -> list[Path]:
+    """List the pictures to caption.
+
+    Raises:
+        FileNotFoundError: the checkpoint or the pictures are not there.
+    """
+    if not (Path(arguments.checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"--checkpoint {arguments.checkpoint}: no model there (it has no config.json). Restore "
+            "the one of the repository with `git checkout -- examples/checkpoints`, or train one "
+            "with examples/train.py and name its folder."
+        )
+    paths = sorted(Path(arguments.pictures).glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(
+            f"--pictures {arguments.pictures}: no PNG file there. Restore those of the repository "
+            "with `git checkout -- examples/pictures`, or name a folder that holds some."
+        )
+    return paths
+
+
+def main(arguments: DemoArguments) -> None:
+    """Run the three tasks, print their words and save one contact sheet of each."""
+    paths = require_files(arguments)
+    start = time.perf_counter()
+    demo = Demo(arguments)
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    tasks = {
+        "joint": ("Pictures and captions, written together", demo.joint),
+        "text_to_image": ("Pictures for prompts", demo.text_to_image),
+        "captioning": ("Captions for test pictures", lambda: demo.captioning(paths)),
+    }
+    for name, (title, run) in tasks.items():
+        pairs = run()
+        path = output_dir / f"{name}.png"
+        contact_sheet(pairs, columns=5).save(path)
+        print(f"\n{title} -> {path}")
+        for number, pair in enumerate(pairs, 1):
+            print(f"  {number:2d}. {pair.text}")
+    print(f"\nDone in {time.perf_counter() - start:.0f} s.")
+
+
+if __name__ == "__main__":
+    try:
+        main(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])
+    except FileNotFoundError as error:
+        sys.exit(f"demo.py: {error}")

@@ -1,0 +1,279 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train a byte-level Unigram tokenizer and write a complete processor folder.
+
+From a caption table, for 28x28 grey pictures in patches of 4:
+
+    python processing/train_tokenizer.py --captions examples/captions/fashion_mnist.json \
+        --output_dir outputs/processor --image_size 28 --patch_size 4 --num_channels 1 --max_text_length 12
+
+From plain text, one text per line:
+
+    python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 --output_dir outputs/processor
+
+The same input gives the same bytes every time.
+"""
+
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tqdm import tqdm
+from transformers import HfArgumentParser, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<pad>", "<mask>", "<image>", "<end>")
+MAX_PIECE_LENGTH = 16  # bytes
+SPECIAL_SCORE = -1e6  # spelling a special token out in bytes always beats it
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on, and the shape of what the processor makes."""
+
+    output_dir: str = field(metadata={"help": "Folder for the tokenizer and both configurations."})
+    text_files: list[str] = field(
+        default_factory=list, metadata={"help": "UTF-8 text files; each line is one text."}
+    )
+    captions: str | None = field(
+        default=None,
+        metadata={
+            "help": 'JSON table {"labels": [[names of class 0], ...], "templates": ["a {}", ...]}; '
+            "every template is filled with every name."
+        },
+    )
+    vocab_size: int = field(
+        default=1024,
+        metadata={"help": "Most entries the vocabulary may have: 4 special, 256 bytes, pieces."},
+    )
+    image_size: int = field(default=28, metadata={"help": "Side of the square pictures, in pixels."})
+    patch_size: int = field(default=4, metadata={"help": "Side of a patch; divides image_size."})
+    num_channels: int = field(default=1, metadata={"help": "1 for grey pictures, 3 for RGB."})
+    max_text_length: int = field(
+        default=32, metadata={"help": "Longest text in pieces, <end> included."}
+    )
+
+
+def expand_captions(table: dict) -> tuple[list[str], int]:
+    """Fill every template with every name.
+
+    Returns:
+        The captions, and the number of classes.
+
+    Raises:
+        ValueError: if a key is missing, a class has no name or a template has no "{}".
+    """
+    for key in ("labels", "templates"):
+        if not table.get(key):
+            raise ValueError(f"captions has no {key!r}; it needs both 'labels' and 'templates'.")
+    unnamed = [index for index, names in enumerate(table["labels"]) if not names]
+    if unnamed:
+        raise ValueError(f"captions['labels'] has no name for class {unnamed[0]}; give it one.")
+    unfilled = [template for template in table["templates"] if "{}" not in template]
+    if unfilled:
+        raise ValueError(f"captions['templates'] has {unfilled[0]!r} without a '{{}}' to fill.")
+    names = [name for names in table["labels"] for name in names]
+    captions = [template.replace("{}", name) for template in table["templates"] for name in names]
+    return captions, len(table["labels"])
+
+
+class Unigram:
+    """A language model in which a word is a sequence of independent pieces (Kudo, 2018).
+
+    The trainer of `tokenizers` is not used: it sums in the order of a random hash, so two runs differ,
+    and it never learns a whole word that only one distinct word contains, which on a caption table
+    is every word.
+
+    Attributes:
+        log_prob: log-probability of each piece.
+    """
+
+    def __init__(self, words: dict[str, int], max_seeds: int):
+        self.words = dict(sorted(words.items()))
+        counts: Counter[str] = Counter()
+        for word, count in self.words.items():
+            for start in range(len(word)):
+                for end in range(start + 1, min(start + MAX_PIECE_LENGTH, len(word)) + 1):
+                    counts[word[start:end]] += count
+        longer = [piece for piece in counts if len(piece) > 1 and counts[piece] > 1]
+        longer.sort(key=lambda piece: (-counts[piece] * len(piece), piece))
+        self.characters = {piece for piece in counts if len(piece) == 1}
+        self.log_prob: dict[str, float] = {}
+        self._normalise({piece: counts[piece] for piece in (*sorted(self.characters), *longer[:max_seeds])})
+
+    def _normalise(self, counts: dict[str, float]) -> None:
+        log_total = math.log(sum(counts.values()))
+        self.log_prob = {piece: math.log(count) - log_total for piece, count in counts.items()}
+
+    def _pieces(self, word: str) -> Iterator[tuple[int, int, float]]:
+        """Every known piece of a word as (start, end, log_prob), by rising end."""
+        for end in range(1, len(word) + 1):
+            for start in range(max(0, end - MAX_PIECE_LENGTH), end):
+                log_prob = self.log_prob.get(word[start:end])
+                if log_prob is not None:
+                    yield start, end, log_prob
+
+    def expectation_maximisation(self) -> None:
+        """Re-estimate every piece from its expected count over all segmentations."""
+        expected: defaultdict[str, float] = defaultdict(float)
+        for word, count in self.words.items():
+            pieces = list(self._pieces(word))
+            forward = [1.0] + [0.0] * len(word)
+            for start, end, log_prob in pieces:
+                forward[end] += forward[start] * math.exp(log_prob)
+            backward = [0.0] * len(word) + [1.0]
+            for start, end, log_prob in reversed(pieces):
+                backward[start] += backward[end] * math.exp(log_prob)
+            for start, end, log_prob in pieces:
+                share = forward[start] * math.exp(log_prob) * backward[end] / forward[-1]
+                expected[word[start:end]] += count * share
+        # A character stays, whatever its count: without it some word would have no segmentation.
+        kept = {p: c for p, c in expected.items() if c >= 0.5 or p in self.characters}
+        self._normalise({piece: max(count, 1e-3) for piece, count in kept.items()})
+
+    def segment(self, word: str, whole: bool = True) -> tuple[float, list[str]]:
+        """Best segmentation of a word and its log-probability; `whole=False` forbids one piece."""
+        best: list[tuple[float, int]] = [(0.0, 0)] + [(-math.inf, 0)] * len(word)
+        for start, end, log_prob in self._pieces(word):
+            if whole or end - start < len(word):
+                best[end] = max(best[end], (best[start][0] + log_prob, start))
+        pieces, end = [], len(word)
+        while end > 0:
+            start = best[end][1]
+            pieces.append(word[start:end])
+            end = start
+        return best[-1][0], pieces[::-1]
+
+    def prune(self, size: int) -> None:
+        """Keep the `size` pieces whose loss would cost the corpus most log-likelihood."""
+        uses: Counter[str] = Counter()
+        for word, count in self.words.items():
+            for piece in self.segment(word)[1]:
+                uses[piece] += count
+        cost = {
+            piece: uses[piece] * (log_prob - self.segment(piece, whole=False)[0])
+            for piece, log_prob in self.log_prob.items()
+            if piece not in self.characters
+        }
+        kept = sorted(cost, key=lambda piece: (-cost[piece], piece))[: size - len(self.characters)]
+        self.log_prob = {piece: self.log_prob[piece] for piece in (*sorted(self.characters), *kept)}
+
+
+def learn_pieces(words: dict[str, int], size: int) -> dict[str, float]:
+    """Learn at most `size` pieces of words, every character among them.
+
+    Args:
+        words: how often each word occurs.
+        size: most pieces to keep.
+
+    Returns:
+        The log-probability of each piece.
+    """
+    model = Unigram(words, max_seeds=20 * size)
+    with tqdm(desc="pieces", unit=" rounds") as progress:
+        while True:
+            for _ in range(4):
+                model.expectation_maximisation()
+            progress.update()
+            progress.set_postfix(pieces=len(model.log_prob))
+            if len(model.log_prob) <= size:
+                return model.log_prob
+            # Small bites: each piece's cost is only right while the others stay.
+            model.prune(max(size, int(0.75 * len(model.log_prob))))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level Unigram tokenizer that gives back any Unicode string exactly.
+
+    A piece is at most one word with the space before it. The vocabulary holds the special tokens (ids 0-3: `<pad>`,
+    `<mask>`, `<image>`, `<end>`), all 256 bytes, and learned pieces; it stays below `vocab_size` when the
+    texts have too few words to fill it. The characters of a special token within a text are ordinary characters.
+
+    Args:
+        texts: the corpus.
+        vocab_size: most entries of the vocabulary.
+
+    Raises:
+        ValueError: if `vocab_size` has no room for the special tokens and bytes, or `texts` is empty.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    smallest = len(SPECIAL_TOKENS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size={vocab_size} has no room for {len(SPECIAL_TOKENS)} special tokens and "
+            f"{len(alphabet)} bytes; give at least {smallest}."
+        )
+    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    words = Counter(word for text in texts for word, _ in split_words.pre_tokenize_str(text))
+    if not words:
+        raise ValueError("texts holds no words; give at least one text that is not empty.")
+
+    unseen = [byte for byte in alphabet if not any(byte in word for word in words)]
+    scores = learn_pieces(words, size=vocab_size - len(SPECIAL_TOKENS) - len(unseen))
+    floor = min(scores.values()) - 1.0
+    scores.update(dict.fromkeys(unseen, floor))
+    vocabulary = [(token, SPECIAL_SCORE) for token in SPECIAL_TOKENS]
+    vocabulary += sorted(
+        ((piece, round(score, 6)) for piece, score in scores.items()),
+        key=lambda entry: (-entry[1], entry[0]),
+    )
+
+    tokenizer = Tokenizer(models.Unigram(vocabulary))
+    tokenizer.pre_tokenizer = split_words
+    tokenizer.decoder = decoders.ByteLevel()
+    pad, mask, image, end = SPECIAL_TOKENS
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=pad,
+        mask_token=mask,
+        eos_token=end,
+        extra_special_tokens={"image_token": image},
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
+    """Gather the corpus that the arguments name.
+
+    Returns:
+        The texts, and the number of classes if a caption table tells it.
+    """
+    if not arguments.text_files and arguments.captions is None:
+        raise ValueError("Nothing to train on: give --text_files, --captions or both.")
+    texts, num_classes = [], None
+    for path in arguments.text_files:
+        texts += Path(path).read_text(encoding="utf-8").splitlines()
+    if arguments.captions is not None:
+        captions, num_classes = expand_captions(json.loads(Path(arguments.captions).read_text()))
+        texts += captions
+    return texts, num_classes
+
+
+def main() -> None:
+    """Train the tokenizer and save the processor."""
+    from modeling_mdm.image_processing_mdm import MDMImageProcessor
+    from modeling_mdm.processing_mdm import MDMProcessor
+
+    (arguments,) = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses()
+    texts, num_classes = read_texts(arguments)
+    tokenizer = train_tokenizer(texts, arguments.vocab_size)
+    side = arguments.image_size
+    processor = MDMProcessor(
+        MDMImageProcessor(size={"height": side, "width": side}, num_channels=arguments.num_channels),
+        tokenizer,
+        patch_size=arguments.patch_size,
+        max_text_length=arguments.max_text_length,
+        num_classes=num_classes,
+    )
+    processor.save_pretrained(arguments.output_dir)
+    print(f"{len(tokenizer)} tokens; processor saved to {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The Mamba-2 block of the decoder (Sec. 4.2.1): several scans of one sequence between two projections.
+
+Axes: b batch, k scans, l positions, h heads, p head width, n state width. Positions are in storage order except
+inside `SelectiveScan`.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import MDMAttentionMixer, MDMFeedForward
+from .configuration_mdm import MDMConfig
+from .convolution import causal_convolution
+from .scans import reorder
+from .selection import SelectionHead, compact_order
+from .sequence import JointSequence
+from .ssd import discretize, resolve_backend, ssd
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm of y * silu(gate), as in Mamba-2."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Normalise (..., size), in float32 at least."""
+        gated = (y * F.silu(gate)).to(torch.promote_types(y.dtype, torch.float32))
+        normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.epsilon)
+        return (normed * self.weight).to(y.dtype)
+
+
+class SelectiveScan(nn.Module):
+    """k scans of one sequence: reorder, convolve, select, run the recurrence, bring back the order (Eq. 10-13).
+
+    Convolution, A, D and the bias of Delta are each scan's own.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scans = scans
+        self.heads, self.state_size = config.num_ssm_heads, config.state_size
+        self.chunk_size, self.discretization = config.chunk_size, config.discretization
+        self.delta_limit, self.backend = tuple(config.delta_limit), config.kernel_backend
+        k, channels = len(scans), config.inner_size + 2 * config.state_size
+        self.conv_weight = nn.Parameter(torch.empty(k, channels, config.conv_kernel))
+        self.conv_bias = nn.Parameter(torch.empty(k, channels))
+        self.A_log = nn.Parameter(torch.empty(k, self.heads))
+        self.D = nn.Parameter(torch.empty(k, self.heads))
+        self.delta_bias = nn.Parameter(torch.empty(k, self.heads))
+
+    def forward(
+        self,
+        x: Tensor,
+        BC: Tensor,
+        raw_delta: Tensor,
+        sequence: JointSequence,
+        selected: Tensor | None = None,
+        gate: Tensor | None = None,
+    ) -> Tensor:
+        """Scan a sequence in all orders.
+
+        Args:
+            x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta: (b, k, l, h).
+            sequence: orders and masks. selected: (b, k, l) bool, the items that each scan reads; None for all.
+            gate: (b, k, l), multiplies Delta and the output in training; None drops what is not selected instead.
+
+        Returns:
+            (b, k, l, h * p); 0 where an item is not read.
+        """
+        scans = list(self.scans)
+        order, inverse = sequence.orders[:, scans], sequence.inverses[:, scans]
+        delta = F.softplus(raw_delta.to(self.delta_bias.dtype) + self.delta_bias[:, None]).clamp(*self.delta_limit)
+        active = sequence.scan_active[scans].to(delta.dtype)  # (k, l): the order of this modality is in use
+        weight = active if gate is None else active * gate  # (k, l) or (b, k, l)
+        delta = (delta * weight[..., None]).expand_as(raw_delta)
+
+        split = x.shape[-1]
+        x = F.silu(causal_convolution(reorder(x, order, inverse), self.conv_weight[:, :split], self.conv_bias[:, :split]))
+        BC = F.silu(causal_convolution(reorder(BC, order, inverse), self.conv_weight[:, split:], self.conv_bias[:, split:]))
+        delta = reorder(delta, order, inverse)
+        if selected is None or gate is not None:
+            y = self._recurrence(x, BC, delta)
+        else:
+            y = self._recurrence_of_selected(x, BC, delta, order, selected)
+        y = reorder(y, inverse, order)
+        return y * weight[..., None].to(y.dtype) if gate is not None or not sequence.all_active else y
+
+    def _recurrence_of_selected(self, x: Tensor, BC: Tensor, delta: Tensor, order: Tensor, selected: Tensor) -> Tensor:
+        """Hard selection: gather the selected items, scan the shorter sequences, scatter; dropped items give 0."""
+        longest = int(selected.sum(-1).max())
+        steps, real = compact_order(order, selected, longest)  # (b, k, longest)
+
+        def take(tensor: Tensor) -> Tensor:
+            return tensor.gather(2, steps[..., None].expand(*steps.shape, tensor.shape[-1]))
+
+        y = self._recurrence(take(x), take(BC), take(delta) * real[..., None]) * real[..., None]
+        return torch.zeros_like(x).scatter(2, steps[..., None].expand_as(y), y.to(x.dtype))
+
+    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor) -> Tensor:
+        """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""
+        batch, k, length, inner = x.shape
+        A = -torch.exp(self.A_log.to(delta.dtype))[:, None]  # (k, 1, h)
+        log_decay, input_scale = discretize(delta, A, self.discretization)
+        x = x.reshape(batch * k, length, self.heads, -1)
+        B, C = BC.flatten(0, 1).chunk(2, dim=-1)
+        scaled = x * input_scale.flatten(0, 1)[..., None].to(x.dtype)
+        backend = resolve_backend(self.backend, x.device)
+        y, _ = ssd(scaled, log_decay.flatten(0, 1), B, C, None, self.chunk_size, backend)
+        skip = self.D.to(x.dtype)[:, None, :, None] * x.view(batch, k, length, self.heads, -1)
+        return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
+
+    @torch.no_grad()
+    def initialize(self, config: MDMConfig) -> dict[str, Tensor]:
+        """Draw Mamba-2's initial values: A = -1 ... -h, D = 1, Delta log-uniform in its range."""
+        k = len(self.scans)
+        uniform = torch.rand(k, self.heads)
+        low, high = math.log(config.delta_min), math.log(config.delta_max)
+        delta = torch.exp(uniform * (high - low) + low).clamp(min=config.delta_floor)
+        bound = config.conv_kernel**-0.5
+        return {
+            "A_log": torch.log(torch.arange(1, self.heads + 1, dtype=torch.float32)).repeat(k, 1),
+            "D": torch.ones(k, self.heads),
+            "delta_bias": delta + torch.log(-torch.expm1(-delta)),  # inverse of softplus
+            "conv_weight": torch.empty(self.conv_weight.shape).uniform_(-bound, bound),
+            "conv_bias": torch.empty(self.conv_bias.shape).uniform_(-bound, bound),
+        }
+
+
+class MDMMamba2Mixer(nn.Module):
+    """Mamba-2 with k scans that share x, the gate, the norm and both projections: project once, scan k times.
+
+    With one scan, `"euler"` and equal weights it equals transformers' `Mamba2Mixer`.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner, per_scan = config.inner_size, 2 * config.state_size + config.num_ssm_heads
+        self.sizes = [inner, inner, len(scans) * per_scan]
+        self.state_size = config.state_size
+        self.in_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
+        self.scan = SelectiveScan(config, scans)
+        self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(
+        self, hidden_states: Tensor, sequence: JointSequence, selected: Tensor | None, gate: Tensor | None
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        z, x, scan_inputs = self.in_proj(hidden_states).split(self.sizes, dim=-1)
+        scan_inputs = scan_inputs.unflatten(-1, (len(self.scan.scans), -1)).transpose(1, 2)  # (b, k, l, 2 n + h)
+        BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
+        y = self.scan(x, BC, raw_delta, sequence, selected, gate).sum(1)  # (b, l, inner)
+        return self.out_proj(self.norm(y, z))
+
+
+class MDMSeparateMixer(nn.Module):
+    """Mamba-2 in which every order of every modality has projections of its own (MDM's 7 billion parameters).
+
+    In a scan, a position uses the projections of its own modality's order.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner = config.inner_size
+        self.sizes = [inner, inner, 2 * config.state_size, config.num_ssm_heads]
+        self.pairs = [config.joint_scans[scan] for scan in scans]
+        orders = {
+            "image": sorted({image for image, _ in self.pairs}),
+            "text": sorted({text for _, text in self.pairs}),
+        }
+        width = config.hidden_size
+        self.in_proj = nn.ModuleDict(
+            {f"{g}_{order}": nn.Linear(width, sum(self.sizes), bias=False) for g in orders for order in orders[g]}
+        )
+        self.out_proj = nn.ModuleDict(
+            {f"{g}_{order}": nn.Linear(inner, width, bias=False) for g in orders for order in orders[g]}
+        )
+        self.scan = SelectiveScan(config, scans)
+        self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
+
+    def _project(self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int) -> Tensor:
+        text, image = x[:, :boundary], x[:, boundary:]
+        return torch.cat([projections[f"text_{pair[1]}"](text), projections[f"image_{pair[0]}"](image)], dim=1)
+
+    def forward(
+        self, hidden_states: Tensor, sequence: JointSequence, selected: Tensor | None, gate: Tensor | None
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        boundary = sequence.text_segment
+        projected = torch.stack(
+            [self._project(self.in_proj, pair, hidden_states, boundary) for pair in self.pairs], dim=1
+        )
+        z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
+        y = self.scan(x, BC, raw_delta, sequence, selected, gate)
+        outputs = [
+            self._project(self.out_proj, pair, self.norm[i](y[:, i], z[:, i]), boundary)
+            for i, pair in enumerate(self.pairs)
+        ]
+        return torch.stack(outputs).sum(0)
+
+
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale normalised features by what depends on time (adaLN)."""
+    return normed * (1 + scale) + shift
+
+
+class MDMBlock(GradientCheckpointingLayer):
+    """One layer of the decoder: norm, time modulation, mixer, gate, residual; a feed-forward too for attention.
+
+    `modulation` comes from one network shared by all blocks; each block adds a bias of its own. Gates start at zero.
+    """
+
+    def __init__(self, config: MDMConfig, layer_index: int) -> None:
+        super().__init__()
+        self.is_attention = config.mixer == "attention"
+        num_scans = len(config.joint_scans)
+        scans = tuple(range(num_scans)) if config.scan_mode == "parallel" else (layer_index % num_scans,)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.selection = None
+        if self.is_attention:
+            self.mixer = MDMAttentionMixer(config.hidden_size, config.num_attention_heads)
+            self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+            self.feed_forward = MDMFeedForward(config.hidden_size, config.intermediate_size)
+        else:
+            mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer
+            self.mixer = mixer(config, scans)
+            if config.use_selection:
+                self.selection = SelectionHead(config.hidden_size, len(scans))
+        self.modulation_bias = nn.Parameter(torch.zeros(modulation_parts(config), config.hidden_size))
+
+    def forward(
+        self, hidden_states: Tensor, modulation: Tensor, sequence: JointSequence, keep: float = 1.0
+    ) -> Tensor:
+        """Refine features.
+
+        Args:
+            hidden_states: (b, l, hidden). modulation: (b, 3, parts, hidden), one row for each of the times given,
+                text and image. sequence: orders and masks. keep: share of items that each scan reads.
+        """
+        parts = sequence.at_positions(modulation + self.modulation_bias)  # parts x (b, l, hidden)
+        normed = modulate(self.norm(hidden_states), parts[0], parts[1])
+        if self.is_attention:
+            mixed = self.mixer(normed, sequence.given, sequence.valid)
+            hidden_states = hidden_states + parts[2] * mixed
+            normed = modulate(self.feed_forward_norm(hidden_states), parts[3], parts[4])
+            return hidden_states + parts[5] * self.feed_forward(normed)
+        selected, gate = None, None
+        if self.selection is not None and (self.training or keep < 1):
+            selected, gate = self.selection(normed, keep, sequence.given, sequence.valid, sequence.special)
+            gate = gate if self.training else None
+        return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate)
+
+
+def modulation_parts(config: MDMConfig) -> int:
+    """Vectors that time modulates a block with: shift, scale and gate for each of its residual branches."""
+    return 6 if config.mixer == "attention" else 3

@@ -1,0 +1,156 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-step selection diffusion decoder (Sec. 4.2): from noisy latents and times to features.
+
+Axes: b batch, l positions of the joint sequence, n positions of one modality, d latent_dim.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .block import MDMBlock, modulate, modulation_parts
+from .configuration_mdm import MDMConfig
+from .sequence import JointSequence, ModalityContent, build_sequence
+
+MODALITIES = ("text", "image")
+
+
+def sinusoids(values: Tensor, size: int, longest: float) -> Tensor:
+    """Sines and cosines of a coordinate at geometric wavelengths from 2 pi to 2 pi `longest`: (...) -> (..., size)."""
+    half = size // 2
+    exponents = torch.arange(half, device=values.device, dtype=values.dtype) / max(half - 1, 1)
+    angles = values[..., None] * torch.exp(-math.log(longest) * exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class PlaceEmbedding(nn.Module):
+    """Embeds where a position stands: word index, or row and column; and its turn."""
+
+    features = 64
+
+    def __init__(self, axes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear((axes + 1) * self.features, hidden_size)
+
+    def forward(self, place: Tensor, turn: Tensor) -> Tensor:
+        """place (b, n) or (b, n, axes) and turn (b, n), long -> (b, n, hidden)."""
+        coordinates = torch.cat([place.view(*turn.shape, -1), turn[..., None]], dim=-1)
+        waves = sinusoids(coordinates.to(self.proj.weight.dtype), self.features, 10000.0)
+        return self.proj(waves.flatten(-2))
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds the three times of an item: that of what is given (0), of noisy words and of noisy patches."""
+
+    features = 256
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.kind = nn.Parameter(torch.zeros(3, hidden_size))
+        self.in_proj = nn.Linear(self.features, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """times (b, 3) in [0, 1] -> (b, 3, hidden)."""
+        waves = sinusoids(times.to(self.in_proj.weight.dtype) * 1000, self.features, 10000.0)
+        return self.out_proj(F.silu(self.in_proj(waves))) + self.kind
+
+
+class MDMDecoder(nn.Module):
+    """Reads given and noisy positions of both modalities together and gives features of every word and patch."""
+
+    def __init__(self, config: MDMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        inputs = config.latent_dim * (2 if config.self_conditioning else 1)
+        self.latent_proj = nn.ModuleDict({g: nn.Linear(inputs, width) for g in MODALITIES})
+        self.place_embedding = nn.ModuleDict(
+            {"text": PlaceEmbedding(1, width), "image": PlaceEmbedding(2, width)}
+        )
+        self.class_embedding = nn.Embedding(max(1, config.num_classes), width)
+        self.null_tokens = nn.Parameter(torch.zeros(config.num_null_tokens, width))
+        self.start_tokens = nn.ParameterDict({g: nn.Parameter(torch.zeros(width)) for g in MODALITIES})
+        self.time_embedding = TimeEmbedding(width)
+        self.time_token = nn.ModuleDict({g: nn.Linear(width, width) for g in MODALITIES})
+        self.modulation = nn.Linear(width, modulation_parts(config) * width)
+        self.layers = nn.ModuleList(MDMBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(width, eps=config.layer_norm_epsilon)
+        self.norm_modulation = nn.Linear(width, 2 * width)
+
+    def lay_out(
+        self, content: dict[str, ModalityContent], has_class: Tensor, has_null: Tensor, grid: tuple[int, int, int]
+    ) -> JointSequence:
+        """Lay out and order the joint sequence; null tokens take no place where no item of the batch has them."""
+        config = self.config
+        num_null = config.num_null_tokens if bool(has_null.any()) else 0
+        used = {"text": tuple(config.text_scans), "image": tuple(config.image_scans)}
+        return build_sequence(content, has_class, has_null, num_null, grid, config.joint_scans, used)
+
+    def _embed(
+        self,
+        z_t: dict[str, Tensor],
+        estimates: dict[str, Tensor] | None,
+        content: dict[str, ModalityContent],
+        class_labels: Tensor,
+        clock: Tensor,
+        num_null: int,
+    ) -> Tensor:
+        """Embed special tokens and positions in storage order: (b, l, hidden)."""
+        batch = class_labels.shape[0]
+        parts = [self.class_embedding(class_labels.clamp(min=0))[:, None]]
+        parts.append(self.null_tokens[:num_null].expand(batch, -1, -1))
+        for index, g in enumerate(MODALITIES, start=1):
+            if g not in content:
+                continue
+            part = content[g]
+            written = part.noisy[..., None]
+            latents = torch.where(written, z_t[g], part.latents)
+            if self.config.self_conditioning:
+                # What is given carries no estimate, so that its features never depend on what is noisy.
+                last = torch.zeros_like(latents) if estimates is None else estimates[g] * written
+                latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
+            embedded = self.latent_proj[g](latents) + self.place_embedding[g](part.place, part.turn)
+            parts.append(self.start_tokens[g].expand(batch, 1, -1))
+            parts.append(self.time_token[g](clock[:, index, None]))
+            parts.append(embedded)
+        return torch.cat([part.to(clock.dtype) for part in parts], dim=1)
+
+    def forward(
+        self,
+        sequence: JointSequence,
+        content: dict[str, ModalityContent],
+        z_t: dict[str, Tensor],
+        times: dict[str, Tensor],
+        class_labels: Tensor,
+        estimates: dict[str, Tensor] | None = None,
+        keep: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Give features of every position of every modality.
+
+        Args:
+            sequence: from `lay_out`, for this content. content: by modality; latents count where given.
+            z_t: noisy latents (b, n, d) by modality, count where noisy. times: (b,) by modality.
+            class_labels: (b,), -1 where there is none. estimates: last clean estimates (b, n, d), or None.
+            keep: share of items that each scan reads.
+
+        Returns:
+            (b, n, hidden) by modality.
+        """
+        batch = class_labels.shape[0]
+        zero = next(iter(times.values())).new_zeros(batch)
+        clock = self.time_embedding(torch.stack([zero, *(times.get(g, zero) for g in MODALITIES)], dim=1))
+        num_null = sequence.text_tokens - 1 - (2 if "text" in content else 0)
+        hidden_states = self._embed(z_t, estimates, content, class_labels, clock, num_null)
+        activated = F.silu(clock)
+        modulation = self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, modulation, sequence, keep)
+        final = self.norm_modulation(activated).unflatten(-1, (2, -1)).to(clock.dtype)
+        features = modulate(self.norm(hidden_states), *sequence.at_positions(final))
+        return {
+            g: features[:, where] for g, where in (("text", sequence.words), ("image", sequence.patches)) if g in content
+        }

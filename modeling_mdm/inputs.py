@@ -1,0 +1,210 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From the model's inputs to encoded content, position by position, with the checks that name what is wrong.
+
+Axes: b batch, t words, m pictures an item, n positions of one modality, d latent_dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sequence import ModalityContent
+from .vae import MDMVAE, patchify
+
+
+@dataclass
+class EncodedModality:
+    """One modality of a batch: content, what the VAE must reconstruct, and its posterior.
+
+    target: word ids (b, t) or patches (b, n, values). posterior_mean, posterior_logvar: (b, n, d).
+    """
+
+    content: ModalityContent
+    target: Tensor
+    posterior_mean: Tensor
+    posterior_logvar: Tensor
+
+
+@dataclass
+class EncodedInputs:
+    """A batch after encoding. class_labels: (b,), -1 = none. grid: (pictures, rows, columns), zeros without images."""
+
+    modalities: dict[str, EncodedModality]
+    class_labels: Tensor
+    grid: tuple[int, int, int]
+
+    @property
+    def content(self) -> dict[str, ModalityContent]:
+        """Content by modality."""
+        return {g: part.content for g, part in self.modalities.items()}
+
+    @property
+    def has_class(self) -> Tensor:
+        """Items with a class label: (b,) bool."""
+        return self.class_labels >= 0
+
+    def sample_posterior(self, noise: dict[str, Tensor], vae: MDMVAE) -> dict[str, Tensor]:
+        """Draw standardised z_0 of every position (b, n, d), by modality."""
+        return {
+            g: vae.statistics[g].standardize(
+                part.posterior_mean + torch.exp(0.5 * part.posterior_logvar) * noise[g].to(part.posterior_mean.dtype)
+            )
+            for g, part in self.modalities.items()
+        }
+
+
+def encode_text(
+    vae: MDMVAE,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    text_given: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+) -> EncodedModality:
+    """Encode words; arguments as in `MDMForJointGeneration.forward`.
+
+    Raises:
+        ValueError: shapes that differ from `input_ids`, or ids outside the vocabulary.
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}: pass (batch, text_length).")
+    for name, value in (("attention_mask", attention_mask), ("text_given", text_given), ("turn_ids", turn_ids)):
+        if value is not None and value.shape != input_ids.shape:
+            raise ValueError(
+                f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, {tuple(input_ids.shape)}."
+            )
+    vocabulary = vae.embed_tokens.num_embeddings
+    if _may_read_values(input_ids) and input_ids.numel():
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of {vocabulary} words: "
+                "use the processor that belongs to this model."
+            )
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    given = torch.zeros_like(valid) if text_given is None else text_given.bool()
+    turn = torch.zeros_like(input_ids) if turn_ids is None else turn_ids.long()
+    mean, logvar = vae.encode(input_ids, "text")
+    latents = vae.statistics["text"].standardize(mean)
+    content = ModalityContent(latents, given, valid, turn, _index_in_turn(valid, turn))
+    return EncodedModality(content, input_ids, mean, logvar)
+
+
+def encode_images(
+    vae: MDMVAE,
+    patch_size: int,
+    pixel_values: Tensor,
+    pixel_attention_mask: Tensor | None = None,
+    image_given: Tensor | None = None,
+    image_turn_ids: Tensor | None = None,
+) -> tuple[EncodedModality, tuple[int, int, int]]:
+    """Encode pictures; arguments as in `MDMForJointGeneration.forward`. A patch is given if all of its pixels are.
+
+    Returns:
+        the encoded patches of all pictures of an item in a row, and (pictures, rows, columns).
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or pixels outside [-1, 1].
+    """
+    if pixel_values.dim() == 4:
+        pixel_values = pixel_values[:, None]
+        pixel_attention_mask = None if pixel_attention_mask is None else pixel_attention_mask[:, None]
+        image_given = None if image_given is None else image_given[:, None]
+    _check_pictures(vae, patch_size, pixel_values, pixel_attention_mask, image_given)
+    batch, pictures, _, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+
+    def all_pixels(mask: Tensor | None, default: bool) -> Tensor:
+        """Reduce a mask of pixels (b, m, height, width) to patches (b, n): all of its pixels."""
+        if mask is None:
+            return torch.full((batch, pictures * rows * columns), default, device=pixel_values.device)
+        return patchify(mask.bool().flatten(0, 1)[:, None], patch_size).all(-1).view(batch, -1)
+
+    patches = patchify(pixel_values.flatten(0, 1), patch_size).reshape(batch, pictures * rows * columns, -1)
+    patches = patches.to(vae.patch_embedding.weight.dtype)
+    mean, logvar = vae.encode(patches, "image")
+    if image_turn_ids is None:
+        image_turn_ids = torch.zeros(batch, pictures, dtype=torch.long, device=pixel_values.device)
+    if image_turn_ids.shape != (batch, pictures):
+        raise ValueError(
+            f"`image_turn_ids` has shape {tuple(image_turn_ids.shape)}: pass one turn for each picture, ({batch}, {pictures})."
+        )
+    row = torch.arange(rows, device=pixel_values.device)[:, None].expand(rows, columns)
+    column = torch.arange(columns, device=pixel_values.device)[None].expand(rows, columns)
+    place = torch.stack([row, column], -1).view(1, 1, -1, 2).expand(batch, pictures, -1, 2)
+    content = ModalityContent(
+        vae.statistics["image"].standardize(mean),
+        all_pixels(image_given, False),
+        all_pixels(pixel_attention_mask, True),
+        image_turn_ids.long().repeat_interleave(rows * columns, dim=1),
+        place.reshape(batch, -1, 2),
+    )
+    return EncodedModality(content, patches, mean, logvar), (pictures, rows, columns)
+
+
+def encode_classes(class_labels: Tensor | None, num_classes: int, batch: int, device: torch.device) -> Tensor:
+    """Check class labels (b,); all -1 where None.
+
+    Raises:
+        ValueError: a wrong shape, or a label outside [-1, num_classes).
+    """
+    if class_labels is None:
+        return torch.full((batch,), -1, dtype=torch.long, device=device)
+    if class_labels.shape != (batch,):
+        raise ValueError(f"`class_labels` has shape {tuple(class_labels.shape)}: pass one label an item, ({batch},).")
+    if _may_read_values(class_labels) and batch:
+        low, high = int(class_labels.min()), int(class_labels.max())
+        if low < -1 or high >= num_classes:
+            raise ValueError(
+                f"`class_labels` holds {low if low < -1 else high}: this model knows {num_classes} classes, "
+                f"use 0 to {num_classes - 1}, or -1 for none."
+            )
+    return class_labels.long()
+
+
+def _check_pictures(
+    vae: MDMVAE,
+    patch_size: int,
+    pixel_values: Tensor,
+    pixel_attention_mask: Tensor | None,
+    image_given: Tensor | None,
+) -> None:
+    if pixel_values.dim() != 5:
+        raise ValueError(
+            f"`pixel_values` has {pixel_values.dim()} axes: pass (batch, channels, height, width), "
+            "or (batch, pictures, channels, height, width)."
+        )
+    channels = vae.patch_embedding.in_features // patch_size**2
+    if pixel_values.shape[2] != channels:
+        raise ValueError(f"`pixel_values` has {pixel_values.shape[2]} channels: this model reads {channels}.")
+    height, width = pixel_values.shape[-2:]
+    if not height or not width or height % patch_size or width % patch_size:
+        raise ValueError(
+            f"`pixel_values` is {height} x {width} pixels: both sides must be multiples of `patch_size` = {patch_size}."
+        )
+    expected = (*pixel_values.shape[:2], height, width)
+    for name, mask in (("image_given", image_given), ("pixel_attention_mask", pixel_attention_mask)):
+        if mask is not None and mask.shape != expected:
+            raise ValueError(
+                f"`{name}` has shape {tuple(mask.shape)}: it is by pixel, without channels, {expected}."
+            )
+    if _may_read_values(pixel_values) and pixel_values.numel():
+        low, high = float(pixel_values.min()), float(pixel_values.max())
+        if not (low >= -1.001 and high <= 1.001):  # false for NaN too
+            raise ValueError(
+                f"`pixel_values` spans {low} to {high}: pixels must be numbers in [-1, 1], as the image processor gives them."
+            )
+
+
+def _may_read_values(tensor: Tensor) -> bool:
+    """Reading values of a tensor on an accelerator would wait for it, and in a compiled graph break it."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _index_in_turn(valid: Tensor, turn: Tensor) -> Tensor:
+    """Count real words from the start of their turn, so that alignment padding moves nothing: (b, t) long."""
+    before = valid.long().cumsum(-1) - valid.long()
+    starts = torch.ones_like(valid)
+    starts[:, 1:] = turn[:, 1:] != turn[:, :-1]
+    return before - torch.where(starts, before, 0).cummax(-1).values

@@ -1,0 +1,390 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""MDM: one VAE, one diffusion process, one loss and one Mamba-2 decoder for images and text.
+
+Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import PreTrainedModel
+
+from .block import GatedRMSNorm, MDMBlock, SelectiveScan
+from .configuration_mdm import MDMConfig
+from .decoder import MDMDecoder, TimeEmbedding
+from .diffusion import NoiseSchedule, add_noise
+from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
+from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
+from .loss import Prediction, diffusion_losses, reconstruction_losses
+from .score_entropy import vocabulary_log_ratio
+from .selection import ScoreEntropyHead
+from .sequence import JointSequence, ModalityContent, drop_prompt
+from .vae import MDMVAE
+
+
+@dataclass
+class MDMOutput(ModelOutput):
+    """
+    Output of [`MDMForJointGeneration.forward`].
+
+    Args:
+        loss: Eq. 18 and the (detached) fit of the score-entropy head; 0-dim.
+        loss_se, loss_rec_image, loss_rec_text, loss_kl: its parts, before their weights.
+        loss_se_image, loss_se_text: L_se of each modality. loss_se_prediction: fit of the score-entropy head.
+        logits: pair logits of every word (b, t, vocab).
+        clean_estimates: by modality, standardised latents (b, n, latent_dim).
+        score_entropy: predicted score entropy of every position (b, n), by modality.
+    """
+
+    loss: Tensor | None = None
+    loss_se: Tensor | None = None
+    loss_rec_image: Tensor | None = None
+    loss_rec_text: Tensor | None = None
+    loss_kl: Tensor | None = None
+    loss_se_image: Tensor | None = None
+    loss_se_text: Tensor | None = None
+    loss_se_prediction: Tensor | None = None
+    logits: Tensor | None = None
+    clean_estimates: dict[str, Tensor] | None = None
+    score_entropy: dict[str, Tensor] | None = None
+
+
+class MDMPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by MDM's models."""
+
+    config_class = MDMConfig
+    base_model_prefix = "decoder"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MDMBlock"]
+    _keep_in_fp32_modules_strict = ["A_log", "delta_bias", "statistics"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            # Scaled to the fan-in: widths here run from 16 to 2048, which no single standard deviation fits.
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+        if isinstance(module, SelectiveScan):
+            for name, value in module.initialize(self.config).items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, GatedRMSNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, MDMBlock):
+            init.zeros_(module.modulation_bias)
+        elif isinstance(module, TimeEmbedding):
+            init.normal_(module.kind, std=self.config.initializer_range)
+        elif isinstance(module, MDMDecoder):
+            init.normal_(module.null_tokens, std=self.config.initializer_range)
+            for token in module.start_tokens.values():
+                init.normal_(token, std=self.config.initializer_range)
+            for zeroed in (module.modulation, module.norm_modulation):
+                init.zeros_(zeroed.weight)
+                init.zeros_(zeroed.bias)
+        elif isinstance(module, MDMForJointGeneration):
+            init.zeros_(module.image_head.weight)
+            init.zeros_(module.image_head.bias)
+
+
+class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
+    """
+    Multi-Modal Diffusion Mamba: reads and writes images and text through one diffusion process.
+
+    Every position is given, noisy (to be written) or padding; which ones are given decides the task.
+    """
+
+    output_modalities = ("image", "text")
+    accepts_loss_kwargs = False
+    generation_config_class = MDMGenerationConfig
+
+    def __init__(self, config: MDMConfig) -> None:
+        super().__init__(config)
+        self.schedules = {
+            "image": NoiseSchedule(config.image_schedule, config.tan_scale),
+            "text": NoiseSchedule(config.text_schedule, config.tan_scale),
+        }
+        self.vae = MDMVAE(config)
+        self.decoder = MDMDecoder(config)
+        self.image_head = nn.Linear(config.hidden_size, config.latent_dim)
+        self.text_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.score_entropy_head = ScoreEntropyHead(config.hidden_size)
+        if config.exact_ratio_gain:
+            self.ratio_gain = nn.Linear(config.hidden_size, 1, bias=False)
+        self.post_init()
+
+    def encode_inputs(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        text_given: Tensor | None = None,
+        turn_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        image_given: Tensor | None = None,
+        image_turn_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> EncodedInputs:
+        """Check the model's inputs and encode their content position by position."""
+        modalities: dict[str, EncodedModality] = {}
+        grid = (0, 0, 0)
+        if input_ids is not None:
+            modalities["text"] = encode_text(self.vae, input_ids, attention_mask, text_given, turn_ids)
+        if pixel_values is not None:
+            modalities["image"], grid = encode_images(
+                self.vae, self.config.patch_size, pixel_values, pixel_attention_mask, image_given, image_turn_ids
+            )
+        if not modalities:
+            raise ValueError("Neither `input_ids` nor `pixel_values` was given: pass text, images or both.")
+        sizes = {g: part.target.shape[0] for g, part in modalities.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"`input_ids` holds {sizes['text']} items, `pixel_values` {sizes['image']}: pass as many of both.")
+        first = next(iter(modalities.values())).target
+        labels = encode_classes(class_labels, self.config.num_classes, first.shape[0], first.device)
+        return EncodedInputs(modalities, labels, grid)
+
+    def denoise(
+        self,
+        sequence: JointSequence,
+        content: dict[str, ModalityContent],
+        z_t: dict[str, Tensor],
+        times: dict[str, Tensor],
+        class_labels: Tensor,
+        word_latents: Tensor | None,
+        estimates: dict[str, Tensor] | None = None,
+        keep: float = 1.0,
+    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        """Evaluate the network once: clean image latents, word logits and features.
+
+        Args:
+            sequence, content, z_t, times, class_labels, estimates, keep: as for [`MDMDecoder`].
+            word_latents: y_v (v, d), used by the exact ratio of Eq. 5 only.
+
+        Returns:
+            image estimate under `"image"` (b, n, d) where there are patches; word logits (b, t, v) or None; features.
+        """
+        features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep)
+        clean, logits = {}, None
+        if "image" in features:
+            log_snr = self.schedules["image"].log_snr(times["image"])[:, None, None]
+            output = self.image_head(features["image"]).to(z_t["image"].dtype)
+            # The best linear estimate of a unit-variance latent plus what the network adds (v-prediction).
+            clean["image"] = (
+                torch.sigmoid(log_snr).sqrt() * z_t["image"] + torch.sigmoid(-log_snr).sqrt() * output
+            )
+        if "text" in features:
+            logits = self.text_head(features["text"]).to(z_t["text"].dtype)
+            if self.config.exact_ratio_gain:
+                alpha_bar_t = self.schedules["text"].alpha_bar(times["text"])[:, None, None]
+                time = self.decoder.time_embedding(times["text"][:, None].expand(-1, 3))[:, 1:2]
+                gain = self.ratio_gain(time)
+                logits = logits + gain * vocabulary_log_ratio(z_t["text"], word_latents, alpha_bar_t)
+        return clean, logits, features
+
+    def clean_estimates(self, clean: dict[str, Tensor], logits: Tensor | None, word_latents: Tensor | None) -> dict[str, Tensor]:
+        """Complete the clean estimates: for words the mean of y_v under s_theta (Eq. 7)."""
+        if logits is None:
+            return clean
+        return {**clean, "text": logits.softmax(-1) @ word_latents.to(logits.dtype)}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        text_given: Tensor | None = None,
+        turn_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        image_given: Tensor | None = None,
+        image_turn_ids: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        drop_prompt: Tensor | None = None,
+        times: dict[str, Tensor] | None = None,
+        noise: dict[str, Tensor] | None = None,
+        posterior_noise: dict[str, Tensor] | None = None,
+        decoder_noise: dict[str, Tensor] | None = None,
+        candidate_noise: dict[str, Tensor] | None = None,
+        keep: float | None = None,
+        self_condition: bool | None = None,
+        return_loss: bool = True,
+    ) -> MDMOutput:
+        """
+        One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
+
+        Args:
+            input_ids: (b, t) long. attention_mask: (b, t), 0 = alignment padding. text_given: (b, t) bool, True =
+                known; None = all to be written. turn_ids: (b, t) long.
+            pixel_values: (b, channels, height, width) in [-1, 1], or (b, m, ...) for m pictures an item.
+                pixel_attention_mask: (b, [m,] height, width), 0 = no picture there. image_given: the same shape,
+                bool, by pixel; None = all to be written. image_turn_ids: (b, m) long.
+            class_labels: (b,) long, -1 = none. drop_prompt: (b,) bool, replace the prompt by the null tokens.
+            times: (b,) in [0, 1] by modality. noise, posterior_noise, decoder_noise: (b, n, latent_dim) by modality.
+            candidate_noise: (b, n, K, latent_dim) by modality, for `se_candidates="trajectory"`.
+            keep: share of items that each scan reads. self_condition: feed a first estimate back.
+                All of these are drawn where None: in training as `MDMConfig` says, else uniform times, no dropping.
+
+        Returns:
+            [`MDMOutput`].
+
+        Raises:
+            ValueError: neither text nor image, or shapes that do not fit; names the argument and the fix.
+        """
+        encoded = self.encode_inputs(
+            input_ids,
+            attention_mask,
+            text_given,
+            turn_ids,
+            pixel_values,
+            pixel_attention_mask,
+            image_given,
+            image_turn_ids,
+            class_labels,
+        )
+        draws = self.draw_randomness(encoded, drop_prompt, times, noise, posterior_noise, decoder_noise, candidate_noise)
+        keep = self._draw_keep() if keep is None else keep
+        z_0 = encoded.sample_posterior(draws.posterior_noise, self.vae)
+        scale = self.config.latent_gradient_scale
+        diffused = {g: scale_gradient(latents, scale) for g, latents in z_0.items()}
+        content, has_class = self._training_content(encoded, draws.drop_prompt)
+        z_t = {
+            g: add_noise(diffused[g], draws.noise[g], self.schedules[g].alpha_bar(draws.times[g])[:, None, None])
+            for g in diffused
+        }
+        labels = torch.where(has_class, encoded.class_labels, -1)
+        sequence = self.decoder.lay_out(content, has_class, draws.drop_prompt, encoded.grid)
+        word_latents = scale_gradient(self.vae.word_latents(), scale) if "text" in content else None
+
+        estimates = None
+        if self.config.self_conditioning and self._flip(self_condition):
+            with torch.no_grad():
+                clean, logits, _ = self.denoise(
+                    sequence, content, z_t, draws.times, labels, word_latents, None, keep
+                )
+                estimates = self.clean_estimates(clean, logits, word_latents)
+        clean, logits, features = self.denoise(
+            sequence, content, z_t, draws.times, labels, word_latents, estimates, keep
+        )
+        estimates = self.clean_estimates(clean, logits, word_latents)
+        predicted = {g: self.score_entropy_head(features[g]) for g in features}
+        output = MDMOutput(
+            logits=logits,
+            clean_estimates=estimates,
+            score_entropy={g: torch.expm1(value).clamp(min=0) for g, value in predicted.items()},
+        )
+        if self.training:
+            for g, part in encoded.modalities.items():
+                self.vae.statistics[g].update(part.posterior_mean.detach(), part.content.valid)
+        if return_loss:
+            predictions = {
+                g: Prediction(
+                    diffused[g], z_t[g], estimates[g], draws.times[g], self.schedules[g], draws.candidate_noise.get(g)
+                )
+                for g in content
+            }
+            if "text" in predictions and logits is not None:
+                predictions["text"].logits, predictions["text"].target = logits, encoded.modalities["text"].target
+            losses = diffusion_losses(self.config, content, predictions, predicted)
+            losses |= reconstruction_losses(
+                self.vae, encoded, z_0, draws.decoder_noise, self.config.latent_noise
+            )
+            for name, value in losses.items():
+                output[name] = value
+            output["loss"] = (
+                losses["loss_rec_image"]
+                + losses["loss_rec_text"]
+                + self.config.kl_weight * losses["loss_kl"]
+                + self.config.se_weight * losses["loss_se"]
+                + losses["loss_se_prediction"]
+            )
+        return output
+
+    def _training_content(
+        self, encoded: EncodedInputs, dropped: Tensor
+    ) -> tuple[dict[str, ModalityContent], Tensor]:
+        scale = self.config.latent_gradient_scale
+        content = {
+            g: ModalityContent(scale_gradient(part.latents, scale), part.given, part.valid, part.turn, part.place)
+            for g, part in encoded.content.items()
+        }
+        return drop_prompt(content, encoded.has_class, dropped)
+
+    def _flip(self, chosen: bool | None) -> bool:
+        """Self-condition on half of the training batches."""
+        if chosen is not None:
+            return chosen
+        return self.training and bool(torch.rand(()) < 0.5)
+
+    def _draw_keep(self) -> float:
+        if not (self.training and self.config.use_selection and self.config.mixer == "mamba2"):
+            return 1.0
+        choices = self.config.selection_keep
+        return float(choices[int(torch.randint(len(choices), ()))])
+
+    def draw_randomness(
+        self,
+        encoded: EncodedInputs,
+        dropped: Tensor | None,
+        times: dict[str, Tensor] | None,
+        noise: dict[str, Tensor] | None,
+        posterior_noise: dict[str, Tensor] | None,
+        decoder_noise: dict[str, Tensor] | None,
+        candidate_noise: dict[str, Tensor] | None,
+    ) -> "Randomness":
+        """Draw whatever the caller did not pass."""
+        shapes = {g: part.latents for g, part in encoded.content.items()}
+        batch, device = encoded.has_class.shape[0], encoded.has_class.device
+
+        def gaussians(passed: dict[str, Tensor] | None) -> dict[str, Tensor]:
+            passed = passed or {}
+            return {g: passed.get(g, torch.randn_like(like)) for g, like in shapes.items()}
+
+        if dropped is None:
+            rate = self.config.null_prompt_probability if self.training and self.config.num_null_tokens else 0.0
+            dropped = torch.rand(batch, device=device) < rate
+        if times is None:
+            times = self._draw_times(encoded, batch, device)
+        candidates = dict(candidate_noise or {})
+        if self.config.se_candidates == "trajectory":
+            for g, like in shapes.items():
+                drawn = like[:, :, None].expand(-1, -1, self.config.num_trajectory_candidates, -1)
+                candidates.setdefault(g, torch.randn_like(drawn))
+        return Randomness(
+            dropped, times, gaussians(noise), gaussians(posterior_noise), gaussians(decoder_noise), candidates
+        )
+
+    def _draw_times(self, encoded: EncodedInputs, batch: int, device: torch.device) -> dict[str, Tensor]:
+        """Uniform times; where both modalities are noisy, sometimes t = 1 for one of them (joint guidance)."""
+        times = {g: torch.rand(batch, device=device) for g in encoded.content}
+        if len(times) == 2 and self.training:
+            both = encoded.content["image"].noisy.any(-1) & encoded.content["text"].noisy.any(-1)
+            hidden = both & (torch.rand(batch, device=device) < self.config.null_modality_probability)
+            image_side = torch.rand(batch, device=device) < 0.5
+            times["image"] = torch.where(hidden & image_side, 1.0, times["image"])
+            times["text"] = torch.where(hidden & ~image_side, 1.0, times["text"])
+        return times
+
+
+@dataclass
+class Randomness:
+    """Every random source of a training step; see [`MDMForJointGeneration.forward`]."""
+
+    drop_prompt: Tensor
+    times: dict[str, Tensor]
+    noise: dict[str, Tensor]
+    posterior_noise: dict[str, Tensor]
+    decoder_noise: dict[str, Tensor]
+    candidate_noise: dict[str, Tensor]
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """x, with its gradient multiplied by `scale`."""
+    if scale == 1:
+        return x
+    return x.detach() if scale == 0 else x.detach() + scale * (x - x.detach())
+
+
+__all__ = ["MDMForJointGeneration", "MDMOutput", "MDMPreTrainedModel"]

@@ -1,0 +1,114 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Scan orders: in which order every scan reads the joint sequence (Sec. 3.2, Fig. 2f-g), the given part first.
+
+Axes: b batch, k scans, l positions of the joint sequence.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def text_rank(length: int, order: int, device: torch.device | None = None) -> Tensor:
+    """Rank of every word in text order 1 (forward) or 2 (reverse): (length,) long."""
+    forward = torch.arange(length, device=device)
+    return forward if order == 1 else length - 1 - forward
+
+
+def image_rank(height: int, width: int, order: int, device: torch.device | None = None) -> Tensor:
+    """Rank of every patch of a (height, width) grid in row-major storage: (height * width,) long.
+
+    Orders: 1 rows forward, 2 rows reverse, 3 columns forward, 4 columns reverse.
+    """
+    row = torch.arange(height, device=device)[:, None].expand(height, width)
+    column = torch.arange(width, device=device)[None, :].expand(height, width)
+    rank = row * width + column if order in (1, 2) else column * height + row
+    rank = rank.flatten()
+    return rank if order in (1, 3) else height * width - 1 - rank
+
+
+def joint_rank(
+    num_words: int, grid: tuple[int, int, int], pair: tuple[int, int], device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Ranks of all words and all patches in one joint scan.
+
+    A forward scan reads words before patches, a reverse scan patches before words, so each modality reads the other.
+
+    Args:
+        num_words: words of the text segment. grid: (pictures, rows, columns). pair: (image order, text order).
+
+    Returns:
+        (num_words,) and (pictures * rows * columns,), distinct integers.
+    """
+    pictures, height, width = grid
+    image_order, text_order = pair
+    words = text_rank(num_words, text_order, device)
+    one = image_rank(height, width, image_order, device)
+    picture = text_rank(pictures, 1 if image_order in (1, 3) else 2, device)
+    patches = (picture[:, None] * (height * width) + one).flatten()
+    if text_order == 1:
+        return words, patches + num_words
+    return words + patches.numel(), patches
+
+
+def given_first_order(rank: Tensor, valid: Tensor, given: Tensor, special: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort every scan by (is padding, is noisy, is ordinary, turn, rank): the given part first, older turns first.
+
+    What is given is therefore never read after what is noisy, in any direction, and padding is read last.
+
+    Args:
+        rank: (k, l) long, distinct and non-negative in every scan.
+        valid, given, special: (b, l) bool; special tokens lead their part in the same order in every scan.
+        turn: (b, l) long, non-negative.
+
+    Returns:
+        order (b, k, l): the position read at every step; inverse (b, k, l): the step at which a position is read.
+    """
+    length = rank.shape[-1]
+    storage = torch.arange(length, device=rank.device)
+    part = 2 * (~valid).long() + (valid & ~given).long()  # 0 given, 1 noisy, 2 padding
+    turn = torch.where(special, 0, turn)
+    leading = (part * 2 + (~special).long()) * (int(2**20)) + turn  # (b, l)
+    within = torch.where(special[:, None], storage, rank[None])  # (b, k, l)
+    key = leading[:, None] * (2 * length + 2) + within
+    order = key.argsort(dim=-1, stable=True)
+    return order, order.argsort(dim=-1)
+
+
+class _Reorder(torch.autograd.Function):
+    """Gather rows by a permutation; the gradient is gathered back by its inverse instead of scattered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.shared = x.dim() == 3
+        return _gather_rows(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        gradient = _gather_rows(gradients[0], inverse)
+        return gradient.sum(1) if ctx.shared else gradient, None, None
+
+
+def _gather_rows(x: Tensor, order: Tensor) -> Tensor:
+    batch, scans, length = order.shape
+    sources = batch if x.dim() == 3 else batch * scans
+    base = torch.arange(sources, device=x.device).view(batch, -1, 1) * length
+    rows = x.reshape(sources * length, x.shape[-1]).index_select(0, (order + base).flatten())
+    return rows.view(batch, scans, length, x.shape[-1])
+
+
+def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Bring a sequence into scan order; with `order` and `inverse` exchanged, bring it back.
+
+    Args:
+        x: (b, l, channels), shared by all scans, or (b, k, l, channels). order, inverse: (b, k, l).
+
+    Returns:
+        (b, k, l, channels).
+    """
+    result: Tensor = _Reorder.apply(x, order, inverse)
+    return result

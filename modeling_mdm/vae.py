@@ -1,0 +1,126 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The unified VAE (Sec. 4.1, 4.2.2): one encoder and one decoder for patches and words, each position alone.
+
+No position sees another here: a mixing encoder would leak noisy content into given latents.
+Axes: b batch, n positions, d latent_dim.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .configuration_mdm import MDMConfig
+
+
+def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
+    """Cut pictures into patches: (b, channels, height, width) -> (b, rows * columns, patch_size^2 * channels)."""
+    batch, channels, height, width = pixel_values.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = pixel_values.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Put patches together again, the inverse of `patchify`, for a grid of (rows, columns)."""
+    batch, (rows, columns) = patches.shape[0], grid
+    pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, columns * patch_size)
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL of N(mean, exp(logvar)) from N(0, I), summed over the last axis: Eq. 17."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
+
+
+class ResidualMLP(nn.Module):
+    """x + MLP(norm(x)) at each position alone."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(size, eps=epsilon)
+        self.up_proj = nn.Linear(size, 2 * size)
+        self.down_proj = nn.Linear(2 * size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., size) -> (..., size)."""
+        return x + self.down_proj(F.silu(self.up_proj(self.norm(x))))
+
+
+class LatentStatistics(nn.Module):
+    """Running mean and variance of one modality's latents, by dimension, with which they are standardised.
+
+    A schedule then means the same throughout training. The first updates are plain averages, later ones exponential.
+    """
+
+    def __init__(self, latent_dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(latent_dim))
+        self.register_buffer("variance", torch.ones(latent_dim))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, latents: Tensor, valid: Tensor) -> None:
+        """Take in a batch of latents (b, n, d), padding excluded by valid (b, n)."""
+        weight = valid[..., None].to(self.mean.dtype)
+        count = weight.sum()
+        latents = latents.to(self.mean.dtype)
+        mean = (latents * weight).sum((0, 1)) / count.clamp(min=1)
+        variance = ((latents - mean).square() * weight).sum((0, 1)) / count.clamp(min=1)
+        rate = torch.clamp(1 / (self.updates + 1), min=self.momentum) * (count > 1)
+        self.mean.lerp_(mean, rate.to(mean.dtype))
+        self.variance.lerp_(variance, rate.to(mean.dtype))
+        self.updates += (count > 1).long()
+
+    def standardize(self, latents: Tensor) -> Tensor:
+        """Shift and scale latents (..., d) to mean 0, variance 1."""
+        return (latents - self.mean) * torch.rsqrt(self.variance + 1e-6)
+
+
+class MDMVAE(nn.Module):
+    """Encodes words and patches into latents of one width and decodes them, with shared trunks and two ends each."""
+
+    def __init__(self, config: MDMConfig) -> None:
+        super().__init__()
+        size, epsilon = config.vae_hidden_size, config.layer_norm_epsilon
+        patch_values = config.patch_size**2 * config.num_channels
+        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.patch_embedding = nn.Linear(patch_values, size)
+        self.encoder = nn.Sequential(*(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers)))
+        self.posterior = nn.Linear(size, 2 * config.latent_dim)
+        self.latent_embedding = nn.Linear(config.latent_dim, size)
+        self.decoder = nn.Sequential(*(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers)))
+        self.patch_head = nn.Linear(size, patch_values)
+        self.word_head = nn.Linear(size, config.vocab_size)
+        self.statistics = nn.ModuleDict(
+            {g: LatentStatistics(config.latent_dim, config.latent_momentum) for g in ("image", "text")}
+        )
+
+    def encode(self, content: Tensor, modality: str) -> tuple[Tensor, Tensor]:
+        """Give the posterior of every position.
+
+        Args:
+            content: word ids (..., n) for `"text"`, patches (..., n, values) for `"image"`.
+
+        Returns:
+            posterior_mean and posterior_logvar, (..., n, d), not standardised.
+        """
+        embedded = self.embed_tokens(content) if modality == "text" else self.patch_embedding(content)
+        mean, logvar = self.posterior(self.encoder(embedded)).float().chunk(2, dim=-1)
+        return mean.to(embedded.dtype), logvar.clamp(-20, 10).to(embedded.dtype)
+
+    def decode(self, latents: Tensor, modality: str) -> Tensor:
+        """Decode standardised latents (..., n, d) to word logits (..., n, vocab) or patches (..., n, values)."""
+        features = self.decoder(self.latent_embedding(latents))
+        return self.word_head(features) if modality == "text" else self.patch_head(features)
+
+    def word_latents(self) -> Tensor:
+        """y_v of every word v: standardised posterior means, (vocab, d)."""
+        mean, _ = self.encode(torch.arange(self.embed_tokens.num_embeddings, device=self.embed_tokens.weight.device), "text")
+        return self.statistics["text"].standardize(mean)
+
+    def forward(self, content: Tensor, modality: str) -> Tensor:
+        """Encode to standardised posterior means: (..., n, d)."""
+        mean, _ = self.encode(content, modality)
+        return self.statistics[modality].standardize(mean)

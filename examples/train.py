@@ -221,20 +221,21 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = MDMProcessor.from_pretrained(model_args.processor or model_args.config)
-    seed = args.seed if args.data_seed is None else args.data_seed
     train_data = load_split(
-        data_args, data_args.train_split, data_args.limit, data_args.augment, seed
+        data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
     )
     eval_data = None
     if data_args.eval_split is not None:
-        eval_data = load_split(data_args, data_args.eval_split, data_args.eval_limit, False, seed)
+        eval_data = load_split(
+            data_args, data_args.eval_split, data_args.eval_limit, False, args.data_seed
+        )
     mixture = TaskMixture(pairs("tasks", data_args.tasks))
     trainer = MDMTrainer(
         model=make_model(model_args, processor),
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=MDMDataCollator(processor, mixture, seed, data_args.truncation),
+        data_collator=MDMDataCollator(processor, mixture, args.data_seed, data_args.truncation),
         processing_class=processor,
     )
     trainer.train(checkpoint)

@@ -92,6 +92,9 @@ class MDMTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data_seed is None:
+            # Otherwise the order of the items hangs on whatever seeded torch last.
+            self.data_seed = self.seed
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"ema_decay={self.ema_decay} must be in [0, 1); 0 keeps no average.")
         if self.max_train_seconds is not None and not self.max_train_seconds > 0:
@@ -126,9 +129,8 @@ class MDMTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = MDMTrainingArguments() if args is None else args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        kwargs["train_dataset"] = _with_seeds(kwargs.get("train_dataset"), seed)
-        kwargs["eval_dataset"] = _with_seeds(kwargs.get("eval_dataset"), seed)
+        for name in ("train_dataset", "eval_dataset"):
+            kwargs[name] = _with_seeds(kwargs.get(name), args.data_seed)
         super().__init__(model=model, args=args, **kwargs)
         if args.ema_decay > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(

@@ -1,0 +1,381 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer, on a model of two weights that uses every random source there is.
+
+The same properties are checked on MDM itself, through the training script, in
+test_train_script.py.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback
+from transformers.modeling_outputs import ModelOutput
+
+from modeling_mdm.training.checkpoints import MANIFEST, STAGING_FOLDER, find_fault
+from modeling_mdm.training.ema import EMA_FILE
+from modeling_mdm.training.trainer import (
+    MDMTrainer,
+    MDMTrainingArguments,
+    RunningMeans,
+    fixed_random_state,
+)
+
+NUM_ITEMS, BATCH = 40, 4
+
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return NUM_ITEMS
+
+    def __getitem__(self, index):
+        return {"x": index / NUM_ITEMS}
+
+
+def collate(items):
+    draws = [np.random.default_rng(item["seed"]).normal() for item in items]
+    return {"x": torch.tensor([i["x"] + d for i, d in zip(items, draws, strict=True)]).float()}
+
+
+class NoisyLine(nn.Module):
+    """Fits a line to noisy numbers; its noise comes from torch, numpy and Python."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5]))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, return_loss=True):
+        noise = torch.randn_like(x) + np.random.normal() + random.gauss(0, 1)
+        image = (self.weight * x - noise).square().mean()
+        text = (self.bias - noise).square().mean()
+        return ModelOutput(
+            loss=image + text,
+            loss_se_image=image,
+            loss_se_text=text,
+            loss_rec_image=None,
+            loss_kl=2 * text,
+        )
+
+
+def make_trainer(folder, max_steps=16, **arguments):
+    values = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "max_steps": max_steps,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 0.05,
+        "ema_decay": 0.9,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "num_samples": 0,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": 3,
+    }
+    args = MDMTrainingArguments(**{**values, **arguments})
+    torch.manual_seed(0)
+    return MDMTrainer(
+        NoisyLine(), args, train_dataset=Items(), eval_dataset=Items(), data_collator=collate
+    )
+
+
+def losses(trainer):
+    return {h["step"]: h["loss"] for h in trainer.state.log_history if "loss" in h}
+
+
+def without_timings(history):
+    timings = ("runtime", "per_second", "flos")
+    return [{k: v for k, v in h.items() if not any(t in k for t in timings)} for h in history]
+
+
+# Step 6 is inside the first epoch (of 10 steps), step 10 its end, step 12 inside the second.
+@pytest.mark.parametrize("step", [6, 10, 12])
+def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, step):
+    reference = make_trainer(tmp_path / "whole", save_steps=2, eval_strategy="steps", eval_steps=4)
+    reference.train()
+    cut = tmp_path / "cut" / f"checkpoint-{step}"
+    shutil.copytree(tmp_path / "whole" / cut.name, cut)
+    random.seed(99)
+    np.random.seed(99)
+    resumed = make_trainer(tmp_path / "cut", save_steps=2, eval_strategy="steps", eval_steps=4)
+    torch.manual_seed(99)
+    resumed.train(True)
+    assert without_timings(resumed.state.log_history) == without_timings(
+        [h for h in reference.state.log_history if "train_runtime" not in h]
+        + [h for h in resumed.state.log_history if "train_runtime" in h]
+    )
+    for name, average in reference.average.averages.items():
+        assert torch.equal(average, resumed.average.averages[name])
+    assert resumed.average.num_updates == 16
+
+
+def test_a_resumed_run_repeats_the_losses_with_workers_and_accumulation(tmp_path):
+    arguments = {"gradient_accumulation_steps": 2, "max_steps": 8}
+    reference = make_trainer(tmp_path / "whole", **arguments)
+    reference.train()
+    cut = tmp_path / "cut" / "checkpoint-4"
+    shutil.copytree(tmp_path / "whole" / cut.name, cut)
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    resumed = make_trainer(tmp_path / "cut", **arguments, **workers)
+    resumed.train(str(cut))
+    assert losses(resumed) == losses(reference)
+
+
+def test_seeds_differ_between_epochs_and_items(tmp_path):
+    trainer = make_trainer(tmp_path)
+    dataset = trainer.train_dataset
+    seeds = [dataset[i]["seed"] for i in range(NUM_ITEMS)]
+    dataset.set_epoch(1)
+    seeds += [dataset[i]["seed"] for i in range(NUM_ITEMS)]
+    assert len(set(seeds)) == 2 * NUM_ITEMS
+    dataset.set_epoch(0)
+    assert dataset[5]["seed"] == seeds[5]
+
+
+def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path):
+    quiet = make_trainer(tmp_path / "quiet")
+    quiet.train()
+    evaluated = make_trainer(tmp_path / "evaluated", eval_strategy="steps", eval_steps=3)
+    evaluated.train()
+    assert losses(evaluated) == losses(quiet)
+    assert evaluated.evaluate()["eval_loss"] == evaluated.evaluate()["eval_loss"]
+
+
+def test_evaluation_and_the_saved_model_use_the_average_but_checkpoints_the_weights(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    seen = []
+    trainer.model.register_forward_hook(lambda m, *_: seen.append(m.weight.detach().clone()))
+    trainer.evaluate()
+    average = trainer.average.averages
+    assert seen and all(torch.equal(weight, average["weight"]) for weight in seen)
+    trainer.save_model()
+    saved = load_file(tmp_path / "model.safetensors")
+    checkpoint = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    beside = load_file(tmp_path / "checkpoint-4" / EMA_FILE)
+    for name, weight in weights.items():
+        assert not torch.equal(weight, average[name])
+        assert torch.equal(saved[name], average[name])
+        assert torch.equal(checkpoint[name], weight)
+        assert torch.equal(beside[name], average[name])
+        assert torch.equal(trainer.model.get_parameter(name), weight)
+
+
+def test_the_parts_of_the_loss_are_means_between_logs(tmp_path):
+    each = make_trainer(tmp_path / "each")
+    each.train()
+    every_fourth = make_trainer(tmp_path / "every_fourth", logging_steps=4)
+    every_fourth.train()
+    single = [h for h in each.state.log_history if "loss" in h]
+    averaged = [h for h in every_fourth.state.log_history if "loss" in h]
+    for name in ("loss_se_image", "loss_se_text", "loss_kl"):
+        mean = np.mean([h[name] for h in single[4:8]])
+        assert averaged[1][name] == pytest.approx(mean, rel=1e-6)
+    assert "loss_rec_image" not in averaged[1]
+    total = averaged[1]["loss_se_image"] + averaged[1]["loss_se_text"]
+    assert averaged[1]["loss"] == pytest.approx(total, rel=1e-6)
+
+
+def test_evaluation_reports_the_parts_of_the_loss(tmp_path):
+    metrics = make_trainer(tmp_path).evaluate()
+    total = metrics["eval_loss_se_image"] + metrics["eval_loss_se_text"]
+    assert metrics["eval_loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_samples_are_drawn_from_the_average_once_an_evaluation(tmp_path):
+    weights = []
+
+    def sheet(model, processor, args):
+        weights.append(model.weight.detach().clone())
+        return Image.new("L", (args.num_samples, 1))
+
+    trainer = make_trainer(tmp_path, max_steps=4, num_samples=5)
+    trainer.sample_sheet = sheet
+    trainer.train()
+    trainer.eval_dataset = {"one": trainer.eval_dataset, "two": trainer.eval_dataset}
+    metrics = trainer.evaluate()
+    assert {"eval_one_loss_kl", "eval_two_loss_kl"} <= metrics.keys()
+    assert len(weights) == 1
+    assert torch.equal(weights[0], trainer.average.averages["weight"])
+    with Image.open(tmp_path / "samples" / "step-0000004.png") as picture:
+        assert picture.size == (5, 1)
+
+
+def test_training_stops_with_a_checkpoint_when_its_time_is_over(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=10**6, save_strategy="no", max_train_seconds=0.3)
+    trainer.train()
+    step = trainer.state.global_step
+    assert 0 < step < 10**6
+    assert find_fault(tmp_path / f"checkpoint-{step}") is None
+
+
+def test_bfloat16_autocast_works_on_a_cpu(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4, bf16=True)
+    trainer.train()
+    assert all(np.isfinite(loss) for loss in losses(trainer).values())
+    assert trainer.average.averages["weight"].dtype == torch.float32
+
+
+def test_only_the_newest_checkpoints_stay_and_the_best_is_found_again(tmp_path):
+    trainer = make_trainer(
+        tmp_path,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=4,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    folders = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert best.parent == tmp_path and best.name in folders
+    assert len(folders) == 2 and "checkpoint-16" in folders
+    state = json.loads((best / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]) == best
+    at_best = load_file(best / EMA_FILE)
+    for name, average in trainer.average.averages.items():
+        assert torch.equal(average, at_best[name])
+
+
+def test_a_process_killed_while_it_saves_leaves_the_older_checkpoint_and_no_other(
+    tmp_path, monkeypatch
+):
+    save_state = MDMTrainer._save_rng_state
+
+    def die_in_the_second_save(trainer, output_dir):
+        if trainer.state.global_step == 8:
+            os._exit(9)  # as SIGKILL does: no cleaning up
+        save_state(trainer, output_dir)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(MDMTrainer, "_save_rng_state", die_in_the_second_save)
+        make_trainer(tmp_path).train()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [STAGING_FOLDER, "checkpoint-4"]
+    resumed = make_trainer(tmp_path)
+    resumed.train(True)
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    assert losses(resumed) == losses(whole)
+    assert not (tmp_path / STAGING_FOLDER).exists()
+
+
+class DiskFillsUp(TrainerCallback):
+    """From the end of a step on, every file that grows beyond some bytes is a write error."""
+
+    def __init__(self, step, num_bytes):
+        self.step, self.num_bytes = step, num_bytes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, hard_limit))
+
+
+@pytest.fixture
+def disk_is_repaired():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# Room for nothing, for the weights, for all but the optimizer's state.
+@pytest.mark.parametrize("num_bytes", [50, 300, 1500])
+@pytest.mark.usefixtures("disk_is_repaired")
+def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_says_so(tmp_path, num_bytes):
+    make_trainer(tmp_path, max_steps=4).train()
+    trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="no")
+    trainer.add_callback(DiskFillsUp(8, num_bytes))
+    with pytest.raises(OSError, match=r"checkpoint-8 could not be.*checkpoint-4, is whole"):
+        trainer.train(True)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    assert find_fault(tmp_path / "checkpoint-4") is None
+
+
+@pytest.mark.usefixtures("disk_is_repaired")
+def test_the_first_save_on_a_full_disk_says_that_there_is_no_earlier_one(tmp_path):
+    trainer = make_trainer(tmp_path, logging_strategy="no")
+    trainer.add_callback(DiskFillsUp(4, 50))
+    with pytest.raises(OSError, match="There is no earlier one"):
+        trainer.train()
+
+
+def test_a_damaged_checkpoint_cannot_be_resumed_by_name(tmp_path):
+    make_trainer(tmp_path, max_steps=4).train()
+    (tmp_path / "checkpoint-4" / MANIFEST).unlink()
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"checkpoint-4.*not a whole checkpoint"):
+        trainer.train(str(tmp_path / "checkpoint-4"))
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        trainer.train(True)
+
+
+def test_a_checkpoint_without_an_average_cannot_be_resumed_with_one(tmp_path):
+    make_trainer(tmp_path, max_steps=4, ema_decay=0).train()
+    assert not (tmp_path / "checkpoint-4" / EMA_FILE).exists()
+    with pytest.raises(ValueError, match="ema_decay=0"):
+        make_trainer(tmp_path, ema_decay=0.5).train(True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ema_decay", 1.0), ("max_train_seconds", 0.0), ("num_samples", -1), ("sample_steps", 0)],
+)
+def test_arguments_out_of_range_are_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        MDMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
+
+
+def test_the_defaults_are_the_papers(tmp_path):
+    args = MDMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.learning_rate, args.weight_decay, args.ema_decay) == (1e-4, 0.0, 0.9999)
+    assert args.optim.startswith("adamw") and args.warmup_steps == 0
+    trainer = make_trainer(tmp_path, learning_rate=1e-4, max_steps=6)
+    trainer.train()
+    rates = {h["learning_rate"] for h in trainer.state.log_history if "learning_rate" in h}
+    assert rates == {1e-4}
+
+
+def test_running_means_skip_what_is_absent():
+    means = RunningMeans()
+    means.add({"a": torch.tensor(1.0), "b": None})
+    means.add({"a": torch.tensor(2.0), "b": torch.tensor(5.0)})
+    gathered = means.pop(lambda mine: torch.cat([mine, mine + 1]))  # two processes
+    assert gathered == {"a": 2.0, "b": 5.5}
+    assert means.pop(lambda mine: mine) == {}
+
+
+def test_a_fixed_random_state_ends_with_its_block():
+    def draw():
+        return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    expected = draw()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    inside = []
+    for _ in range(2):
+        with fixed_random_state(7):
+            inside.append(draw())
+    assert inside[0] == inside[1]
+    assert draw() == expected

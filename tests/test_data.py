@@ -123,7 +123,7 @@ def test_idx_reads_plain_files_of_any_rank(tmp_path):
 
 def test_missing_idx_file(fashion_folder):
     (fashion_folder / "train-labels-idx1-ubyte.gz").unlink()
-    with pytest.raises(FileNotFoundError, match="train-labels.*apt install dataset-fashion-mnist"):
+    with pytest.raises(FileNotFoundError, match=r"train-labels.*apt install dataset-fashion-mnist"):
         load_training_data("fashion_mnist", data_dir=str(fashion_folder))
     with pytest.raises(FileNotFoundError, match=FASHION_MNIST_ID):
         load_training_data("fashion_mnist", data_dir=str(fashion_folder / "absent"))
@@ -299,9 +299,9 @@ def test_parquet_with_several_texts(tmp_path, pixels):
     data = load_training_data(folder, columns={"text": "title", "label": "kind"})
     assert [item["text"] for item in data] == list("abcdef")
     assert data.labels == [2, 0, 1, None, 0, 0] and data.num_classes == 3
-    with pytest.raises(ValueError, match="'author'} is absent: the data set has 'scan'"):
+    with pytest.raises(ValueError, match=r"'author'} is absent: the data set has 'scan'"):
         load_training_data(folder, columns={"text": "author"})
-    with pytest.raises(ValueError, match="roles .'words'."):
+    with pytest.raises(ValueError, match=r"roles .'words'."):
         load_training_data(folder, columns={"words": "title"})
 
 

@@ -1,0 +1,288 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of merit: does a model draw what it is asked, and say what it sees.
+
+Samples are made as a user makes them, `processor(...)`, `model.generate(...)`,
+`processor.post_process(...)`. A caption is *well formed* if it is one of the caption table's; only
+then does it name a class. Every share is of all samples: what is not well formed counts as wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.data import PictureDataset
+
+NUM_EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are made.
+
+    One generator is seeded with `seed` for each figure and passed from batch to batch.
+    `options` goes to `model.generate` as it is, for example `{"solver": {"text": "ddim"}}`.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    num_inference_steps: int = 30
+    batch_size: int = 100
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    disable_tqdm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be >= 1.")
+
+
+DEFAULT_SAMPLING = Sampling()
+
+
+@dataclass(frozen=True)
+class _Figures:
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain numbers, lists and dictionaries."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Return the figures as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+@dataclass(frozen=True)
+class TextToImageFigures(_Figures):
+    """Text to image at one guidance scale: does the judge see the class that was asked for.
+
+    `confusion[asked][seen]` counts samples; the shares are its diagonal.
+    """
+
+    guidance_scale: float
+    num_samples: int
+    share_right: float
+    share_right_by_class: list[float | None]  # None: no sample of that class
+    confusion: list[list[int]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CaptioningFigures(_Figures):
+    """Captioning of test pictures: is the caption well formed, and is its class the true one."""
+
+    num_samples: int
+    share_well_formed: float
+    share_right: float
+    share_right_by_class: list[float | None]  # None: no sample of that class
+    ill_formed: list[str]  # the first few
+    seconds: float
+
+
+@dataclass(frozen=True)
+class JointFigures(_Figures):
+    """Pictures and captions from nothing: does the judge see what the caption says.
+
+    `histogram[c]` is the share of all samples whose caption names class c,
+    `histogram_of_pictures[c]` that of those whose picture the judge takes for class c.
+    """
+
+    num_samples: int
+    share_well_formed: float
+    share_agreeing: float
+    histogram: list[float]
+    histogram_of_pictures: list[float]
+    ill_formed: list[str]  # the first few
+    seconds: float
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _generate(model: Any, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[Any]:
+    """Process, generate and post-process one batch."""
+    batch = processor(**inputs, return_tensors="pt").to(model.device)
+    return processor.post_process(model.generate(**batch, **options))
+
+
+def _batches(count: int, sampling: Sampling, name: str) -> Iterator[range]:
+    """Yield the indices of each batch beside a progress bar over samples."""
+    if count < 1:
+        raise ValueError(f"num_samples={count} must be >= 1.")
+    with tqdm(total=count, desc=name, disable=sampling.disable_tqdm) as bar:
+        for start in range(0, count, sampling.batch_size):
+            indices = range(start, min(start + sampling.batch_size, count))
+            yield indices
+            bar.update(len(indices))
+
+
+def _options(sampling: Sampling) -> dict[str, Any]:
+    return {
+        "num_inference_steps": sampling.num_inference_steps,
+        "generator": torch.Generator().manual_seed(sampling.seed),
+        **sampling.options,
+    }
+
+
+def _check_same_classes(judge: JudgeNetwork, captions: CaptionTable) -> int:
+    if judge.config.num_classes != captions.num_classes:
+        raise ValueError(
+            f"judge knows {judge.config.num_classes} classes and captions names "
+            f"{captions.num_classes}: use the judge and the table of one data set."
+        )
+    return captions.num_classes
+
+
+def _shares(values: Sequence[int | None], num_classes: int) -> list[float]:
+    counts = Counter(values)
+    return [counts[c] / len(values) for c in range(num_classes)]
+
+
+def text_to_image_figures(
+    model: Any,
+    processor: Any,
+    judge: JudgeNetwork,
+    captions: CaptionTable,
+    num_samples: int = 1000,
+    guidance_scales: Sequence[float] = (1.0, 2.0, 3.0),
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> list[TextToImageFigures]:
+    """Measure text to image: sample n asks for class n modulo the number of classes.
+
+    The captions and the noise are the same at every guidance scale.
+
+    Raises:
+        ValueError: if num_samples is below 1 or the judge does not belong to the table.
+    """
+    num_classes = _check_same_classes(judge, captions)
+    rng = np.random.default_rng(sampling.seed)
+    asked = [n % num_classes for n in range(num_samples)]
+    texts = [captions.draw(label, rng) for label in asked]
+    figures = []
+    for scale in guidance_scales:
+        seen: list[int] = []
+        start = time.perf_counter()
+        options = _options(sampling) | {"guidance_scale": scale}
+        with _evaluating(model):
+            for chosen in _batches(num_samples, sampling, f"text to image, guidance {scale:g}"):
+                inputs = {"text": [texts[n] for n in chosen], "generate": "image"}
+                samples = _generate(model, processor, inputs, **options)
+                seen += judge.classify([sample.image for sample in samples])
+        confusion = np.zeros((num_classes, num_classes), dtype=int)  # (asked, seen)
+        np.add.at(confusion, (asked, seen), 1)
+        figures.append(
+            TextToImageFigures(
+                guidance_scale=float(scale),
+                num_samples=num_samples,
+                share_right=float(confusion.trace() / num_samples),
+                share_right_by_class=_diagonal_shares(confusion),
+                confusion=confusion.tolist(),
+                seconds=round(time.perf_counter() - start, 1),
+            )
+        )
+    return figures
+
+
+def _diagonal_shares(confusion: np.ndarray) -> list[float | None]:
+    return [float(row[c] / row.sum()) if row.any() else None for c, row in enumerate(confusion)]
+
+
+def captioning_figures(
+    model: Any,
+    processor: Any,
+    captions: CaptionTable,
+    dataset: PictureDataset,
+    num_samples: int | None = None,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> CaptioningFigures:
+    """Measure captioning on the first `num_samples` pictures of a labelled set (None: on all).
+
+    Raises:
+        ValueError: if num_samples is below 1 or an item has no label.
+    """
+    count = len(dataset) if num_samples is None else min(num_samples, len(dataset))
+    labels = dataset.labels
+    if labels is None or any(label is None for label in labels[:count]):
+        raise ValueError("dataset has items without a label: captioning needs the true class.")
+    texts: list[str] = []
+    start = time.perf_counter()
+    options = _options(sampling)
+    with _evaluating(model):
+        for chosen in _batches(count, sampling, "captioning"):
+            inputs = {"images": [dataset[n]["image"] for n in chosen], "generate": "text"}
+            texts += [s.text for s in _generate(model, processor, inputs, **options)]
+    named = [captions.label_of(text) for text in texts]
+    right = np.array([label == name for label, name in zip(labels, named, strict=False)])
+    true = np.array(labels[:count])
+    return CaptioningFigures(
+        num_samples=count,
+        share_well_formed=sum(name is not None for name in named) / count,
+        share_right=float(right.mean()),
+        share_right_by_class=[
+            float(right[true == c].mean()) if (true == c).any() else None
+            for c in range(captions.num_classes)
+        ],
+        ill_formed=_ill_formed(texts, named),
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def _ill_formed(texts: Sequence[str], named: Sequence[int | None]) -> list[str]:
+    return [t for t, name in zip(texts, named, strict=True) if name is None][:NUM_EXAMPLES]
+
+
+def joint_figures(
+    model: Any,
+    processor: Any,
+    judge: JudgeNetwork,
+    captions: CaptionTable,
+    num_samples: int = 1000,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> JointFigures:
+    """Measure joint generation from nothing.
+
+    Raises:
+        ValueError: if num_samples is below 1 or the judge does not belong to the table.
+    """
+    num_classes = _check_same_classes(judge, captions)
+    texts: list[str] = []
+    seen: list[int] = []
+    start = time.perf_counter()
+    options = _options(sampling)
+    with _evaluating(model):
+        for chosen in _batches(num_samples, sampling, "joint"):
+            options["num_return_sequences"] = len(chosen)
+            samples = _generate(model, processor, {"generate": "joint"}, **options)
+            texts += [sample.text for sample in samples]
+            seen += judge.classify([sample.image for sample in samples])
+    named = [captions.label_of(text) for text in texts]
+    return JointFigures(
+        num_samples=num_samples,
+        share_well_formed=sum(name is not None for name in named) / num_samples,
+        share_agreeing=sum(a == b for a, b in zip(named, seen, strict=True)) / num_samples,
+        histogram=_shares(named, num_classes),
+        histogram_of_pictures=_shares(seen, num_classes),
+        ill_formed=_ill_formed(texts, named),
+        seconds=round(time.perf_counter() - start, 1),
+    )

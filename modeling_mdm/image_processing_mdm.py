@@ -33,7 +33,9 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Read one picture as (C, H, W), uint8 or float32."""
-        pixels = torch.from_numpy(self.read(image, num_channels, do_normalize, input_data_format).copy())
+        pixels = torch.from_numpy(
+            self.read(image, num_channels, do_normalize, input_data_format).copy()
+        )
         return pixels if device is None else pixels.to(device)
 
     def _preprocess(

@@ -238,7 +238,8 @@ class PictureReader:
             return image
         scale = max(size.height / height, size.width / width)
         cover = SizeDict(
-            height=max(size.height, round(height * scale)), width=max(size.width, round(width * scale))
+            height=max(size.height, round(height * scale)),
+            width=max(size.width, round(width * scale)),
         )
         return self.center_crop(self.resize(image, cover, resample=resample), size)
 
@@ -277,10 +278,14 @@ class MDMImageProcessorPil(PictureReader, PilBackend):
         """Read one picture as (C, H, W), uint8 or float32."""
         return self.read(image, num_channels, do_normalize, input_data_format)
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample: Any = None, **kwargs: Any) -> np.ndarray:
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: Any = None, **kwargs: Any
+    ) -> np.ndarray:
         """Resize (C, H, W) channel by channel, which keeps float pixels float."""
         side = (size.width, size.height)
-        return np.stack([np.asarray(Image.fromarray(channel).resize(side, resample)) for channel in image])
+        return np.stack(
+            [np.asarray(Image.fromarray(channel).resize(side, resample)) for channel in image]
+        )
 
     def _preprocess(
         self,

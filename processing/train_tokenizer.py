@@ -49,7 +49,9 @@ class ScriptArguments:
         default=1024,
         metadata={"help": "Most entries the vocabulary may have: 4 special, 256 bytes, pieces."},
     )
-    image_size: int = field(default=28, metadata={"help": "Side of the square pictures, in pixels."})
+    image_size: int = field(
+        default=28, metadata={"help": "Side of the square pictures, in pixels."}
+    )
     patch_size: int = field(default=4, metadata={"help": "Side of a patch; divides image_size."})
     num_channels: int = field(default=1, metadata={"help": "1 for grey pictures, 3 for RGB."})
     max_text_length: int = field(
@@ -102,7 +104,9 @@ class Unigram:
         longer.sort(key=lambda piece: (-counts[piece] * len(piece), piece))
         self.characters = {piece for piece in counts if len(piece) == 1}
         self.log_prob: dict[str, float] = {}
-        self._normalise({piece: counts[piece] for piece in (*sorted(self.characters), *longer[:max_seeds])})
+        self._normalise(
+            {piece: counts[piece] for piece in (*sorted(self.characters), *longer[:max_seeds])}
+        )
 
     def _normalise(self, counts: dict[str, float]) -> None:
         log_total = math.log(sum(counts.values()))
@@ -265,7 +269,9 @@ def main() -> None:
     tokenizer = train_tokenizer(texts, arguments.vocab_size)
     side = arguments.image_size
     processor = MDMProcessor(
-        MDMImageProcessor(size={"height": side, "width": side}, num_channels=arguments.num_channels),
+        MDMImageProcessor(
+            size={"height": side, "width": side}, num_channels=arguments.num_channels
+        ),
         tokenizer,
         patch_size=arguments.patch_size,
         max_text_length=arguments.max_text_length,

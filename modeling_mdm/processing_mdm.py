@@ -1,0 +1,411 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Processor: texts and pictures to model inputs, and generated tensors back to texts and pictures.
+
+Every task is one choice: which positions are given and which are noisy, that is, to be written.
+
+Axes: B items, T text positions, M images per item, C channels, H height, W width.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from .request import Request, read_request
+
+
+@dataclass
+class MDMSample:
+    """One generated item.
+
+    Attributes:
+        text: what was written, or what was given if no words were written; None without a text.
+        image: the picture; None without one.
+        prompt: the text before the region that was written; None if the region came first.
+    """
+
+    text: str | None = None
+    image: Image.Image | None = None
+    prompt: str | None = None
+
+
+class MDMProcessor(ProcessorMixin):
+    """Turn texts and pictures into what `MDMForJointGeneration` reads, and back.
+
+    Args:
+        image_processor: an `MDMImageProcessor` or `MDMImageProcessorPil`.
+        tokenizer: a tokenizer with `<pad>`, `<mask>` and `<end>` (its eos token).
+        chat_template: Jinja template for `apply_chat_template`.
+        patch_size: side of a patch; divides both sides of every image.
+        max_text_length: longest text in tokens, `<end>` included, and usual length of a text region.
+        num_classes: number of classes, against which class labels are checked; None if unknown.
+
+    Raises:
+        ValueError: if the image processor's size is no multiple of `patch_size`.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        patch_size: int = 4,
+        max_text_length: int = 32,
+        num_classes: int | None = None,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.patch_size = patch_size
+        self.max_text_length = max_text_length
+        self.num_classes = num_classes
+        self._resolve_size(None)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Every input that this processor can make."""
+        text = ["input_ids", "attention_mask", "text_given", "turn_ids"]
+        image = ["pixel_values", "pixel_attention_mask", "image_given", "image_turn_ids"]
+        return [*text, *image, "class_labels"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str | None] | None = None,
+        generate: str | None = None,
+        class_labels: int | list[int | None] | torch.Tensor | None = None,
+        image_mask: Any = None,
+        max_new_tokens: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        padding: bool | str = "longest",
+        truncation: bool = False,
+        images_kwargs: dict[str, Any] | None = None,
+        return_tensors: str | None = None,
+        videos: None = None,
+        audio: None = None,
+    ) -> BatchFeature:
+        """Prepare one item or a batch: what is passed is given, `generate` says what is to be written.
+
+        * `None` (training, scoring): all is given, except `<mask>` words and repainted pixels.
+        * `"image"`: a new image. Text is its prompt; so are pictures, unless `image_mask` says what
+          to repaint in them.
+        * `"text"`: a text region, about the pictures if there are any, after the text if there is one.
+        * `"joint"`: both; from nothing, a class label, a prompt and/or a picture.
+
+        A text with `<mask>` in it is written in place and gets no region: each `<mask>`, with the space
+        before it, is one token. A region after a text, or an image after a picture, makes all that is
+        written turn 1; everything else is turn 0.
+
+        Args:
+            images: a picture, B pictures, or B lists of equally many, as the image processor reads
+                them; None in a list is an absent picture.
+            text: a string or a list of B; None in a list is an absent text.
+            generate: None, "image", "text" or "joint".
+            class_labels: a class or a list of B; -1 or None is no class.
+            image_mask: pixels to repaint (1) and to keep (0) in the pictures as the model sees them:
+                (H, W) for all, (B, H, W), or (B, M, H, W).
+            max_new_tokens: length of the text region; `max_text_length` if None.
+            image_size: side, or (H, W), of the images; the image processor's if None.
+            padding: "longest" or True; "max_length" for at least `max_text_length`.
+            truncation: cut the last words of a text beyond `max_text_length`, and keep `<end>`.
+            images_kwargs: more arguments for the image processor.
+            return_tensors: "pt", "np", or None for lists.
+            videos: must be None; pipelines pass it.
+            audio: must be None; pipelines pass it.
+
+        Returns:
+            With any text, `input_ids`, `attention_mask` and `text_given` (B, T), and `turn_ids` (B, T)
+            unless all are 0. With any image, `pixel_values` (B, M, C, H, W) and `image_given`
+            (B, M, H, W), without the axis M where it is 1; `pixel_attention_mask`, like `image_given`,
+            if a picture is absent; and `image_turn_ids` (B, M) unless all are 0. `class_labels` (B,) if
+            passed.
+
+        Raises:
+            ValueError: if arguments contradict each other or do not fit the model.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("videos and audio are not read by MDM; leave them None.")
+        if padding not in (True, "longest", "max_length"):
+            raise ValueError(
+                f"padding={padding!r} is unknown; use 'longest', True or 'max_length'."
+            )
+        size = self._resolve_size(image_size)
+        request = read_request(
+            *(text, images, class_labels, image_mask, generate, max_new_tokens),
+            mask_token=self.tokenizer.mask_token,
+            size=size,
+        )
+        features = {}
+        if any(request.opens_region) or any(text is not None for text in request.texts):
+            shortest = self.max_text_length if padding == "max_length" else 0
+            region = max_new_tokens or self.max_text_length
+            features |= self._text_features(request, truncation, shortest, region)
+        if request.opens_image or any(request.images):
+            features |= self._image_features(request, size, images_kwargs or {})
+        if request.class_labels is not None:
+            features["class_labels"] = self._label_tensor(request.class_labels)
+        if return_tensors == "pt":
+            return BatchFeature(features)
+        if return_tensors is None:
+            return BatchFeature({name: value.tolist() for name, value in features.items()})
+        arrays = {name: value.numpy() for name, value in features.items()}
+        return BatchFeature(arrays, tensor_type=return_tensors)
+
+    def _resolve_size(self, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+        if image_size is None:
+            size = (self.image_processor.size.height, self.image_processor.size.width)
+        else:
+            size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or any(side < 1 or side % self.patch_size for side in size):
+            raise ValueError(
+                f"image_size={size} must be two positive multiples of patch_size={self.patch_size}."
+            )
+        return size
+
+    def _label_tensor(self, labels: list[int]) -> torch.Tensor:
+        highest = max(labels) if self.num_classes is None else self.num_classes - 1
+        for label in labels:
+            if not -1 <= label <= highest:
+                known = "0 or more" if self.num_classes is None else f"0 to {highest}"
+                raise ValueError(f"class_labels has {label}; use {known}, or -1 for no class.")
+        return torch.tensor(labels)
+
+    def _text_features(
+        self, request: Request, truncation: bool, shortest: int, region_length: int
+    ) -> dict[str, torch.Tensor]:
+        """Lay out each item's words, `<end>` and its region, then align the rows at the left."""
+        pad, mask, end = (
+            self.tokenizer.pad_token_id,
+            self.tokenizer.mask_token_id,
+            self.tokenizer.eos_token_id,
+        )
+        rows = []
+        items = zip(
+            self._encode(request.texts, truncation),
+            request.opens_region,
+            request.written_turn,
+            strict=True,
+        )
+        for words, opens_region, written_turn in items:
+            text_turn = written_turn if request.writes_text and not opens_region else 0
+            spoken = [] if words is None else [*words, end]
+            row = [(word, True, word != mask, text_turn) for word in spoken]
+            if opens_region:
+                row += [(mask, True, False, written_turn)] * region_length
+            rows.append(row)
+        length = max(shortest, *map(len, rows))
+        filling = (pad, False, False, 0)
+        table = torch.tensor([row + [filling] * (length - len(row)) for row in rows])  # (B, T, 4)
+        input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
+        features = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "text_given": text_given.bool(),
+        }
+        return features | ({"turn_ids": turn_ids} if turn_ids.any() else {})
+
+    def _encode(self, texts: list[str | None], truncation: bool) -> list[list[int] | None]:
+        """Token ids of each text, without `<end>`, with the mask id for each `<mask>`."""
+        # The space before <mask> goes with it, because a token is a word and the space before it.
+        mask = re.compile(" ?" + re.escape(self.tokenizer.mask_token))
+        parts = {row: mask.split(text) for row, text in enumerate(texts) if text is not None}
+        flat = [part for between_masks in parts.values() for part in between_masks]
+        pieces = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else ())
+        encoded: list[list[int] | None] = [None] * len(texts)
+        for row, between_masks in parts.items():
+            words = list(next(pieces))
+            for _ in between_masks[1:]:
+                words += [self.tokenizer.mask_token_id, *next(pieces)]
+            if len(words) >= self.max_text_length and not truncation:
+                raise ValueError(
+                    f"text {texts[row]!r:.60} has {len(words) + 1} tokens with <end>, more than "
+                    f"max_text_length={self.max_text_length}; shorten it, or pass truncation=True."
+                )
+            encoded[row] = words[: self.max_text_length - 1]
+        return encoded
+
+    def _image_features(
+        self, request: Request, size: tuple[int, int], images_kwargs: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Stack each item's pictures, and a blank where a new image is to be written."""
+        known = len(request.images[0])
+        shape = (len(request.images), known + request.opens_image)  # (B, M)
+        present = torch.ones(shape, dtype=torch.bool)
+        present[:, :known] = torch.tensor(
+            [[picture is not None for picture in pictures] for pictures in request.images]
+        )
+        pixel_values = torch.zeros(*shape, self.image_processor.num_channels, *size)
+        pictures = [picture for row in request.images for picture in row if picture is not None]
+        if pictures:
+            images_kwargs = {
+                "size": dict(zip(("height", "width"), size, strict=True)),
+                **images_kwargs,
+            }
+            prepared = self.image_processor(pictures, return_tensors="pt", **images_kwargs)
+            pixel_values[:, :known][present[:, :known]] = prepared["pixel_values"].cpu()
+
+        given = torch.ones(*shape, *size, dtype=torch.bool)
+        if request.image_mask is not None:
+            given &= ~request.image_mask | ~present[..., None, None]
+            if request.writes_image:  # a call that only scores needs the true pixels
+                pixel_values *= given[:, :, None]
+        if request.opens_image:
+            given[:, -1] = False
+        turns = torch.zeros(shape, dtype=torch.long)
+        if request.writes_image:
+            written = slice(-1, None) if request.opens_image else slice(None)
+            turns[:, written] = torch.tensor(request.written_turn)[:, None]
+
+        features = {"pixel_values": pixel_values, "image_given": given}
+        if not present.all():
+            features["pixel_attention_mask"] = present[..., None, None].expand_as(given).long()
+        if shape[1] == 1:
+            features = {name: value.squeeze(1) for name, value in features.items()}
+        return features | ({"image_turn_ids": turns} if turns.any() else {})
+
+    def post_process(
+        self,
+        outputs: Any,
+        inputs: Mapping[str, Any] | None = None,
+        skip_special_tokens: bool = True,
+    ) -> list[MDMSample]:
+        """Turn what `generate` returned into texts and pictures.
+
+        A row of `outputs.sequences` may hold a prompt and the region written after it. With `inputs`,
+        their turns tell the two apart exactly. Without, the row is split at each `<end>`: the last part
+        that has words is the text, and the parts before it are the prompt. This is wrong only where the
+        model wrote nothing after a prompt, or went on writing after `<end>`.
+
+        Args:
+            outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (B, T) or images
+                (B, C, H, W).
+            inputs: the inputs of `generate`, for as many items or for one in n of them.
+            skip_special_tokens: False gives each row as it is, prompt, special tokens and all.
+
+        Returns:
+            One sample per row or image. A text ends at the first `<end>` or `<pad>` of its region.
+        """
+        sequences, images = _read_outputs(outputs)
+        samples = [MDMSample() for _ in range(len(images if sequences is None else sequences))]
+        if sequences is not None:
+            rows = sequences.tolist()
+            for sample, row, turns in zip(samples, rows, _row_turns(inputs, rows), strict=True):
+                if skip_special_tokens:
+                    *before, sample.text = self._split_row(row, turns)
+                    sample.prompt = "".join(before) or None
+                else:
+                    sample.text = self.tokenizer.decode(row)
+        if images is not None:
+            for sample, image in zip(samples, images, strict=True):
+                sample.image = self.image_processor.post_process(image)
+        return samples
+
+    def _split_row(self, row: list[int], turns: list[int] | None) -> list[str]:
+        """The texts of a row in order, the written one last."""
+        end = self.tokenizer.eos_token_id
+        if turns is not None:
+            parts = [
+                [word for word, turn in zip(row, turns, strict=True) if turn == part]
+                for part in range(max(turns, default=0) + 1)
+            ]
+            return [self._words(part) for part in parts]
+        ends = [-1, *(place for place, word in enumerate(row) if word == end), len(row)]
+        parts = [row[start + 1 : stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        return [text for text in map(self._words, parts) if text] or [""]
+
+    def _words(self, ids: list[int]) -> str:
+        """Decode up to the first `<end>` or `<pad>`."""
+        closing = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
+        length = next((place for place, word in enumerate(ids) if word in closing), len(ids))
+        return self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Decode whole rows, prompts included, as the image-text-to-text pipeline expects."""
+        sequences, _ = _read_outputs(generated_outputs)
+        if sequences is None:
+            raise ValueError(
+                "generated_outputs has no sequences; generate with generation_mode='text'."
+            )
+        return self.tokenizer.batch_decode(
+            sequences.tolist(), skip_special_tokens=skip_special_tokens, **kwargs
+        )
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[str] | list[Image.Image]:
+        """Give one modality, as the any-to-any pipeline expects.
+
+        Returns:
+            Texts of whole rows, prompts included, for "text" or None; pictures for "image".
+
+        Raises:
+            ValueError: if `generation_mode` is another, or the outputs lack that modality.
+        """
+        if generation_mode in (None, "text"):
+            return self.post_process_image_text_to_text(
+                generated_outputs, skip_special_tokens, **kwargs
+            )
+        if generation_mode != "image":
+            raise ValueError(
+                f"generation_mode={generation_mode!r} is unknown; use 'text' or 'image', and post_process for both."
+            )
+        _, images = _read_outputs(generated_outputs)
+        if images is None:
+            raise ValueError(
+                "generated_outputs has no images; generate with generation_mode='image'."
+            )
+        return [self.image_processor.post_process(image) for image in images]
+
+
+def _read_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Sequences (B, T) and images (B, C, H, W) of an output object, or of one bare tensor."""
+    if isinstance(outputs, torch.Tensor | np.ndarray | list):
+        tensor = torch.as_tensor(outputs)
+        sequences, images = (None, tensor) if tensor.is_floating_point() else (tensor, None)
+    else:
+        sequences, images = getattr(outputs, "sequences", None), getattr(outputs, "images", None)
+    if sequences is None and images is None:
+        raise ValueError("outputs has neither sequences nor images; pass what generate returned.")
+    if sequences is not None and sequences.ndim == 1:
+        sequences = sequences[None]
+    if images is not None and images.ndim == 3:
+        images = images[None]
+    return sequences, images
+
+
+def _row_turns(
+    inputs: Mapping[str, Any] | None, rows: list[list[int]]
+) -> list[list[int]] | list[None]:
+    """The turn of each word; words beyond the inputs' text were opened by `generate`, a turn later."""
+    if inputs is None:
+        return [None] * len(rows)
+    if inputs.get("input_ids") is None:
+        return [[0] * len(row) for row in rows]
+    turn_ids = inputs.get("turn_ids")
+    if turn_ids is None:
+        turn_ids = np.zeros_like(inputs["input_ids"])
+    turns = np.asarray(turn_ids).tolist()
+    samples, odd = divmod(len(rows), len(turns))
+    if odd:
+        raise ValueError(
+            f"inputs has {len(turns)} items, which do not divide the {len(rows)} outputs."
+        )
+    repeated = [item for item in turns for _ in range(samples)]
+    return [
+        item + [max(item) + 1] * (len(row) - len(item))
+        for item, row in zip(repeated, rows, strict=True)
+    ]
+
+
+MDMProcessor.register_for_auto_class()

@@ -1,0 +1,230 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of the processor asks for: its arguments, item by item, checked against each other.
+
+Axes: B items, M images per item, H height, W width.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass
+class Request:
+    """One entry per item in every list.
+
+    Attributes:
+        texts: None where an item has no text.
+        images: equally many pictures per item, None for an absent one.
+        class_labels: -1 for no class; None if nobody passed any.
+        image_mask: bool (B, M, H, W), True = repaint; None to leave the pictures as they are.
+        generate: None, "image", "text" or "joint".
+        has_mask_words: whether an item's text has words to be written in place.
+    """
+
+    texts: list[str | None]
+    images: list[list[Any]]
+    class_labels: list[int] | None
+    image_mask: torch.Tensor | None
+    generate: str | None
+    has_mask_words: list[bool]
+
+    @property
+    def writes_image(self) -> bool:
+        """Whether pixels are to be written."""
+        return self.generate in ("image", "joint")
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether words are to be written."""
+        return self.generate in ("text", "joint")
+
+    @property
+    def opens_image(self) -> bool:
+        """Whether each item gets a new image after its pictures."""
+        return self.writes_image and self.image_mask is None
+
+    @property
+    def opens_region(self) -> list[bool]:
+        """Whether an item gets a text region after its text."""
+        return [self.writes_text and not in_place for in_place in self.has_mask_words]
+
+    @property
+    def written_turn(self) -> list[int]:
+        """1 where a text region follows a text, or a new image follows a picture; else 0."""
+        return [
+            int((opens_region and text is not None) or (self.opens_image and _present(pictures)))
+            for text, pictures, opens_region in zip(
+                self.texts, self.images, self.opens_region, strict=True
+            )
+        ]
+
+    def check(self, max_new_tokens: int | None) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            ValueError: if the arguments of the call do not make sense together.
+        """
+        if (
+            self.generate is None
+            and not any(self.images)
+            and self.texts.count(None) == len(self.texts)
+        ):
+            raise ValueError(
+                "text and images are empty; pass one, or say what to write by generate=."
+            )
+        if self.generate == "image" and any(self.has_mask_words):
+            raise ValueError(
+                "text contains <mask>, which asks for words, but generate='image' writes none; "
+                "use generate='joint', or remove <mask>."
+            )
+        if self.generate == "text" and self.image_mask is not None:
+            raise ValueError(
+                "image_mask asks to repaint pixels, but generate='text' writes none; "
+                "use generate='joint', or leave image_mask out."
+            )
+        if self.image_mask is not None and not any(self.images):
+            raise ValueError("image_mask is given without images; pass the pictures to repaint.")
+        if self.writes_image and self.image_mask is not None and not self.image_mask.any():
+            raise ValueError(
+                "Nothing to generate: image_mask is 0 everywhere; mark the pixels to repaint with 1."
+            )
+        if max_new_tokens is not None and not any(self.opens_region):
+            raise ValueError(
+                f"max_new_tokens={max_new_tokens} is the length of a text region, but none is opened; "
+                "use generate='text' or 'joint' with a text free of <mask>, or leave it out."
+            )
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(
+                f"Nothing to generate: max_new_tokens={max_new_tokens}; give at least 1."
+            )
+
+
+def read_request(
+    text: Any,
+    images: Any,
+    class_labels: Any,
+    image_mask: Any,
+    generate: str | None,
+    max_new_tokens: int | None,
+    mask_token: str,
+    size: tuple[int, int],
+) -> Request:
+    """Bring the arguments of `MDMProcessor.__call__` to one entry per item.
+
+    Args:
+        mask_token: what stands for a word to be written.
+        size: (H, W) of the images that the model sees; the others are those of the processor's call.
+
+    Raises:
+        ValueError: if an argument has a wrong form, or two contradict each other.
+    """
+    if generate not in (None, "image", "text", "joint"):
+        raise ValueError(f"generate={generate!r} is unknown; use None, 'image', 'text' or 'joint'.")
+    passed = {
+        name: list_items(value)
+        for name, list_items, value in (
+            ("text", _list_texts, text),
+            ("images", _list_pictures, images),
+            ("class_labels", _list_labels, class_labels),
+        )
+        if value is not None
+    }
+    sizes = {name: len(items) for name, items in passed.items()}
+    batch_size = max(sizes.values(), default=1)
+    if batch_size == 0 or len(set(sizes.values())) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sizes.items())
+        raise ValueError(
+            f"Got {counts}; pass equally many of each, at least 1, None for a missing one."
+        )
+
+    texts = passed.get("text", [None] * batch_size)
+    pictures = passed.get("images", [])
+    if not any(map(_present, pictures)):
+        pictures = [[] for _ in range(batch_size)]
+    if image_mask is not None:
+        image_mask = _read_mask(image_mask, (batch_size, len(pictures[0]), *size))
+    request = Request(
+        texts=texts,
+        images=pictures,
+        class_labels=passed.get("class_labels"),
+        image_mask=image_mask,
+        generate=generate,
+        has_mask_words=[text is not None and mask_token in text for text in texts],
+    )
+    request.check(max_new_tokens)
+    return request
+
+
+def _present(pictures: list[Any]) -> bool:
+    return any(picture is not None for picture in pictures)
+
+
+def _list_texts(text: Any) -> list[str | None]:
+    texts = [text] if isinstance(text, str) else list(text)
+    for entry in texts:
+        if not isinstance(entry, str | None):
+            raise ValueError(
+                f"text has {entry!r:.60}; pass a string, or a list of strings and None."
+            )
+        try:
+            (entry or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text {entry!r:.60} has a lone surrogate, which is no character ({error.reason}); "
+                "remove it, for example by text.encode('utf-8', 'ignore').decode()."
+            ) from error
+    return texts
+
+
+def _list_pictures(images: Any) -> list[list[Any]]:
+    one_picture = isinstance(images, Image.Image | str | Path | bytes) or (
+        isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4
+    )
+    items = [images] if one_picture else list(images)
+    rows = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
+    counts = sorted({len(row) for row in rows})
+    if len(counts) > 1:
+        raise ValueError(
+            f"images has items with {counts} pictures; pass equally many for each, None for a missing one."
+        )
+    return rows
+
+
+def _list_labels(class_labels: Any) -> list[int]:
+    if isinstance(class_labels, torch.Tensor | np.ndarray | np.integer):
+        class_labels = class_labels.tolist()
+    labels = class_labels if isinstance(class_labels, list | tuple) else [class_labels]
+    for label in labels:
+        if not isinstance(label, int | None):
+            raise ValueError(
+                f"class_labels has {label!r}; pass integers, and -1 or None for no class."
+            )
+    return [-1 if label is None else label for label in labels]
+
+
+def _read_mask(image_mask: Any, shape: tuple[int, int, int, int]) -> torch.Tensor:
+    """Bring a mask to bool (B, M, H, W)."""
+    if isinstance(image_mask, list | tuple):
+        image_mask = np.stack([np.asarray(mask) for mask in image_mask])
+    if not isinstance(image_mask, torch.Tensor):
+        image_mask = torch.tensor(np.asarray(image_mask))
+    mask = image_mask.cpu()
+    batch_size, num_images, height, width = shape
+    if mask.shape == (batch_size, height, width) and num_images == 1:
+        mask = mask[:, None]
+    if mask.shape not in ((height, width), shape):
+        raise ValueError(
+            f"image_mask has shape {tuple(mask.shape)}; pass ({height}, {width}) for every picture, or "
+            f"{shape} as items, pictures, height, width at the size that the model sees."
+        )
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "image_mask has values other than 0 (keep) and 1 (repaint); pass only these."
+        )
+    return mask.bool().expand(shape)

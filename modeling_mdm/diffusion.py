@@ -193,6 +193,7 @@ def _cosine_log_snr(t: Tensor) -> Tensor:
 
 
 def _cosine_slope(t: Tensor) -> Tensor:
+    t = t.clamp(0, 1)
     # Where the clip begins: cos(a) = cos(a_0) sqrt(alpha_bar) with log-SNR = -20 and 20.
     last_left = math.asin(math.cos(_COSINE_START) * math.sqrt(MIN_NOISE_VARIANCE))
     left = (_COSINE_RATE * (1 - t)).clamp(min=last_left)  # pi / 2 - a

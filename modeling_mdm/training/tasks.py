@@ -16,7 +16,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 NO_CLASS = -1
 
@@ -219,18 +218,15 @@ class MDMDataCollator:
         return np.random.default_rng((self.seed, int(seed)))
 
     def _encode(self, items: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
-        """Run the processor once; an absent part is encoded as empty and masked afterwards."""
-        texts = [item.get("text") for item in items]
-        images = [item.get("image") for item in items]
-        parts: dict[str, Any] = {}
-        if any(text is not None for text in texts):
-            parts["text"] = [text or "" for text in texts]
-            parts["truncation"] = self.truncation
-        if any(image is not None for image in images):
-            present = next(image for image in images if image is not None)
-            empty = present if None not in images else _empty_like(present)
-            parts["images"] = [empty if image is None else image for image in images]
-        return self.processor(**parts, padding="max_length", return_tensors="pt")
+        """Run the processor once, over what the items have of each modality."""
+        parts = {"text": [item.get("text") for item in items]}
+        parts["images"] = [item.get("image") for item in items]
+        return self.processor(
+            **{name: part for name, part in parts.items() if any(p is not None for p in part)},
+            truncation=self.truncation,
+            padding="max_length",
+            return_tensors="pt",
+        )
 
     @staticmethod
     def _text(
@@ -341,9 +337,3 @@ def _span(length: int, rng: np.random.Generator) -> slice:
     size = int(rng.integers(max(length // 4, 1), max(3 * length // 4, 1) + 1))
     start = int(rng.integers(length - size + 1))
     return slice(start, start + size)
-
-
-def _empty_like(image: Any) -> Any:
-    if isinstance(image, Image.Image):
-        return Image.new(image.mode, image.size)
-    return np.zeros_like(np.asarray(image))

@@ -81,6 +81,13 @@ class MDMTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Stop with a checkpoint after this many seconds of this process."},
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "For training scripts: the checkpoint folder to go on from, or `last` for the "
+            "newest whole one in output_dir, if there is one."
+        },
+    )
     num_samples: int = field(
         default=16,
         metadata={"help": "Samples drawn in each evaluation into output_dir/samples; 0 for none."},
@@ -405,6 +412,7 @@ def joint_sample_sheet(model: Any, processor: Any, args: MDMTrainingArguments) -
         num_return_sequences=args.num_samples,
         num_inference_steps=args.sample_steps,
         generator=torch.Generator().manual_seed(args.sample_seed),
+        show_progress=False,
     )
     return contact_sheet(processor.post_process(out), columns=max(1, round(args.num_samples**0.5)))
 

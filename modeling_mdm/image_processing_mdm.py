@@ -5,6 +5,7 @@
 Axes: C channels, H height, W width.
 """
 
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,10 +19,30 @@ from .image_processing_pil_mdm import PictureReader
 class MDMImageProcessor(PictureReader, TorchvisionBackend):
     """Prepare pictures for MDM: `num_channels` channels, `size`, pixels in [-1, 1].
 
-    Accepts PIL images of any mode (turned upright, transparency on white), paths, encoded bytes, and arrays or tensors
-    of shape (H, W), (H, W, C) or (C, H, W): uint8, or float in [0, 1]. A picture of another size is resized until it
-    covers `size`, and its centre is cropped.
+    Accepts PIL images of any mode (turned upright, transparency on white), paths, URLs, encoded
+    bytes, and arrays or tensors of shape (H, W), (H, W, C) or (C, H, W): uint8, or float in [0, 1].
+    A picture of another size is resized until it covers `size`, and its centre is cropped.
+
+    Args:
+        num_channels: 1 (grey) or 3 (RGB).
+        size: `{"height": H, "width": W}` of what comes out.
+        do_normalize: False if float pixels are in [-1, 1] already.
+        input_data_format: order of an array's axes where its shape fits two ("channels_first" or
+            "channels_last"; tensors are taken for the first, arrays for the second).
+
+    Raises:
+        ValueError: for a picture that is unreadable, truncated, animated or of zero size, and for
+            pixels that are NaN or out of range.
     """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise; the code that is saved along serves machines without torchvision too."""
+        config = super().to_dict()
+        if "AutoImageProcessor" in config.get("auto_map", {}):
+            torchvision_class = "image_processing_mdm.MDMImageProcessor"
+            pil_class = "image_processing_pil_mdm.MDMImageProcessorPil"
+            config["auto_map"]["AutoImageProcessor"] = [pil_class, torchvision_class]
+        return config
 
     def process_image(
         self,
@@ -52,14 +73,12 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         return_tensors: str | None,
         **kwargs: Any,
     ) -> BatchFeature:
-        pixel_values = []
-        for image in images:
-            image = self.fit(image, size, resample) if do_resize else image
-            factor = rescale_factor if do_rescale and image.dtype == torch.uint8 else 1.0
-            image = image.float() * factor
-            if do_normalize:
-                image = (image - image_mean) / image_std
-            pixel_values.append(image)
+        pixel_values: list[torch.Tensor] = []
+        for (_, dtype), alike in groupby(images, key=lambda image: (image.shape, image.dtype)):
+            pixels = torch.stack(list(alike))  # (pictures, C, H, W)
+            pixels = self.fit(pixels, size, resample) if do_resize else pixels
+            pixels = pixels.float() * (rescale_factor if do_rescale and dtype == torch.uint8 else 1)
+            pixel_values += (pixels - image_mean) / image_std if do_normalize else pixels
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 

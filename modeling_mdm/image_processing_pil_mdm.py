@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor on PIL and NumPy, and the reading of pictures that both back-ends share.
 
-Axes: C channels, H height, W width. Pixels are uint8 in 0..255 or float32 in [0, 1] until the last step,
-which puts them in [-1, 1].
+Axes: C channels, H height, W width. Pixels are uint8 in 0..255 or float32 in [0, 1] until the last
+step, which puts them in [-1, 1].
 """
 
 from io import BytesIO
@@ -40,14 +40,15 @@ def read_picture(picture: Image.Image) -> np.ndarray:
         # MPO is a camera's JPEG with a preview as second frame, not an animation.
         if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
             raise ValueError(
-                f"images has an animated {picture.format} of {picture.n_frames} frames; choose one with "
-                "image.seek(index) and pass image.copy()."
+                f"images has an animated {picture.format} of {picture.n_frames} frames; choose one "
+                "with image.seek(index) and pass image.copy()."
             )
         picture.load()
         picture = ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
-            f"images has an unreadable or truncated {picture.format} image ({error}); pass an intact file."
+            f"images has an unreadable or truncated {picture.format} image ({error}); "
+            "pass an intact file."
         ) from error
     if picture.mode.startswith("I"):
         return _narrow(np.asarray(picture), 65535, f"mode {picture.mode}")
@@ -62,15 +63,17 @@ def read_picture(picture: Image.Image) -> np.ndarray:
         return np.asarray(picture.convert(mode))
     except ValueError as error:
         raise ValueError(
-            f"images has a picture of mode {picture.mode!r}, which has no {mode} form; convert it to RGB first."
+            f"images has a picture of mode {picture.mode!r}, which has no {mode} form; "
+            "convert it to RGB first."
         ) from error
 
 
 def _narrow(pixels: np.ndarray, white: int, kind: str) -> np.ndarray:
     """Scale pixels in 0..white to uint8."""
-    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= white):  # not: NaN compares false
+    if not (pixels.min() >= 0 and pixels.max() <= white):  # "not", because NaN compares false
         raise ValueError(
-            f"images has pixels of {kind} in [{pixels.min()}, {pixels.max()}]; scale them to 0..{white}."
+            f"images has pixels of {kind} in [{pixels.min()}, {pixels.max()}]; "
+            f"scale them to 0..{white}."
         )
     return np.rint(pixels * (255 / white)).astype(np.uint8)
 
@@ -102,8 +105,8 @@ def read_array(
             channels_first = first
         if not (first if channels_first else last):
             raise ValueError(
-                f"images has an array of shape {pixels.shape}, which is not one image; pass (H, W), (H, W, C) or "
-                "(C, H, W) with 1 to 4 channels, and a batch of grey images as list(images)."
+                f"images has an array of shape {pixels.shape}, which is not one image; pass "
+                "(H, W), (H, W, C) or (C, H, W), C = 1 to 4, and a stack of images as list(images)."
             )
         pixels = pixels if channels_first else np.moveaxis(pixels, -1, 0)
     else:
@@ -118,10 +121,11 @@ def read_array(
     if np.issubdtype(pixels.dtype, np.integer):
         return _narrow(pixels, 255, str(pixels.dtype))
     pixels = pixels.astype(np.float32)
-    if pixels.size and not (pixels.min() >= lowest and pixels.max() <= 1):
+    if not (pixels.min() >= lowest and pixels.max() <= 1):  # "not", because NaN compares false
         raise ValueError(
-            f"images has float pixels in [{pixels.min()}, {pixels.max()}]; remove NaN and give floats in "
-            f"[{lowest:g}, 1] or uint8 in 0..255. Pixels already in [-1, 1] need do_normalize=False."
+            f"images has float pixels in [{pixels.min()}, {pixels.max()}]; remove NaN and give "
+            f"floats in [{lowest:g}, 1], or uint8 in 0..255. For pixels in [-1, 1] already, pass "
+            "images_kwargs={'do_normalize': False}."
         )
     return pixels
 
@@ -151,7 +155,7 @@ def set_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:
 
 
 class PictureReader:
-    """What the two back-ends have in common: defaults, reading pictures, fitting them, and the way back."""
+    """What both back-ends share: defaults, reading pictures, fitting them, and the way back."""
 
     valid_kwargs = MDMImageProcessorKwargs
     # Bilinear, because it cannot overshoot: both back-ends then agree to one grey level on any CPU.
@@ -183,8 +187,8 @@ class PictureReader:
             except (OSError, ValueError) as error:
                 name = f"{len(images)} bytes" if isinstance(images, bytes) else str(images)[:200]
                 raise ValueError(
-                    f"images has {name!r}, which cannot be read as an image ({error}); pass the path of an "
-                    "intact image file, a PIL image or an array."
+                    f"images has {name!r}, which cannot be read as an image ({error}); "
+                    "pass the path of an intact image file, a PIL image or an array."
                 ) from error
         return images
 
@@ -226,13 +230,14 @@ class PictureReader:
             )
         if 0 in image.shape:
             raise ValueError(
-                f"images has an image of zero size, shape {image.shape}; every side needs at least 1 pixel."
+                f"images has an image of zero size, shape {image.shape}; "
+                "every side needs at least 1 pixel."
             )
         pixels = read_array(image, 0.0 if do_normalize else -1.0, layout, channels_first)
         return set_channels(pixels, num_channels)
 
     def fit(self, image: Any, size: SizeDict, resample: Any) -> Any:
-        """Resize a (C, H, W) image until it covers `size`, keeping its shape, and crop the centre."""
+        """Resize (..., H, W) until it covers `size`, in proportion, and crop the centre."""
         height, width = image.shape[-2:]
         if (height, width) == (size.height, size.width):
             return image

@@ -9,31 +9,15 @@ Axes: B items, T text positions, M images per item, C channels, H height, W widt
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .request import Request, read_request
-
-
-@dataclass
-class MDMSample:
-    """One generated item.
-
-    Attributes:
-        text: what was written, or what was given if no words were written; None without a text.
-        image: the picture; None without one.
-        prompt: the text before the region that was written; None if the region came first.
-    """
-
-    text: str | None = None
-    image: Image.Image | None = None
-    prompt: str | None = None
+from .samples import MDMSample, read_outputs, read_turns, split_row
 
 
 class MDMProcessor(ProcessorMixin):
@@ -44,7 +28,7 @@ class MDMProcessor(ProcessorMixin):
         tokenizer: a tokenizer with `<pad>`, `<mask>` and `<end>` (its eos token).
         chat_template: Jinja template for `apply_chat_template`.
         patch_size: side of a patch; divides both sides of every image.
-        max_text_length: longest text in tokens, `<end>` included, and usual length of a text region.
+        max_text_length: longest text in tokens, `<end>` included; usual length of a text region.
         num_classes: number of classes, against which class labels are checked; None if unknown.
 
     Raises:
@@ -89,17 +73,17 @@ class MDMProcessor(ProcessorMixin):
         videos: None = None,
         audio: None = None,
     ) -> BatchFeature:
-        """Prepare one item or a batch: what is passed is given, `generate` says what is to be written.
+        """Prepare one item or a batch: what is passed is given, `generate` says what is written.
 
         * `None` (training, scoring): all is given, except `<mask>` words and repainted pixels.
         * `"image"`: a new image. Text is its prompt; so are pictures, unless `image_mask` says what
           to repaint in them.
-        * `"text"`: a text region, about the pictures if there are any, after the text if there is one.
+        * `"text"`: a text region, after the text if there is one, about pictures if there are any.
         * `"joint"`: both; from nothing, a class label, a prompt and/or a picture.
 
-        A text with `<mask>` in it is written in place and gets no region: each `<mask>`, with the space
-        before it, is one token. A region after a text, or an image after a picture, makes all that is
-        written turn 1; everything else is turn 0.
+        A text with `<mask>` in it is written in place and gets no region: each `<mask>`, with the
+        space before it, is one token. A region after a text, or an image after a picture, makes all
+        that is written turn 1; everything else is turn 0.
 
         Args:
             images: a picture, B pictures, or B lists of equally many, as the image processor reads
@@ -107,8 +91,8 @@ class MDMProcessor(ProcessorMixin):
             text: a string or a list of B; None in a list is an absent text.
             generate: None, "image", "text" or "joint".
             class_labels: a class or a list of B; -1 or None is no class.
-            image_mask: pixels to repaint (1) and to keep (0) in the pictures as the model sees them:
-                (H, W) for all, (B, H, W), or (B, M, H, W).
+            image_mask: 1 to repaint a pixel, 0 to keep it, at the size that the model sees:
+                (H, W) for all pictures, (B, H, W), or (B, M, H, W).
             max_new_tokens: length of the text region; `max_text_length` if None.
             image_size: side, or (H, W), of the images; the image processor's if None.
             padding: "longest" or True; "max_length" for at least `max_text_length`.
@@ -119,11 +103,11 @@ class MDMProcessor(ProcessorMixin):
             audio: must be None; pipelines pass it.
 
         Returns:
-            With any text, `input_ids`, `attention_mask` and `text_given` (B, T), and `turn_ids` (B, T)
-            unless all are 0. With any image, `pixel_values` (B, M, C, H, W) and `image_given`
-            (B, M, H, W), without the axis M where it is 1; `pixel_attention_mask`, like `image_given`,
-            if a picture is absent; and `image_turn_ids` (B, M) unless all are 0. `class_labels` (B,) if
-            passed.
+            With any text, `input_ids`, `attention_mask` and `text_given` (B, T), and `turn_ids`
+            (B, T) unless all are 0. With any image, `pixel_values` (B, M, C, H, W) and
+            `image_given` (B, M, H, W), without the axis M where it is 1; `pixel_attention_mask`,
+            shaped like `image_given`, if a picture is absent; and `image_turn_ids` (B, M) unless
+            all are 0. `class_labels` (B,) if passed.
 
         Raises:
             ValueError: if arguments contradict each other or do not fit the model.
@@ -242,11 +226,10 @@ class MDMProcessor(ProcessorMixin):
         pixel_values = torch.zeros(*shape, self.image_processor.num_channels, *size)
         pictures = [picture for row in request.images for picture in row if picture is not None]
         if pictures:
-            images_kwargs = {
-                "size": dict(zip(("height", "width"), size, strict=True)),
-                **images_kwargs,
-            }
-            prepared = self.image_processor(pictures, return_tensors="pt", **images_kwargs)
+            side = dict(zip(("height", "width"), size, strict=True))
+            prepared = self.image_processor(
+                pictures, **{**images_kwargs, "size": side}, return_tensors="pt"
+            )
             pixel_values[:, :known][present[:, :known]] = prepared["pixel_values"].cpu()
 
         given = torch.ones(*shape, *size, dtype=torch.bool)
@@ -276,10 +259,10 @@ class MDMProcessor(ProcessorMixin):
     ) -> list[MDMSample]:
         """Turn what `generate` returned into texts and pictures.
 
-        A row of `outputs.sequences` may hold a prompt and the region written after it. With `inputs`,
-        their turns tell the two apart exactly. Without, the row is split at each `<end>`: the last part
-        that has words is the text, and the parts before it are the prompt. This is wrong only where the
-        model wrote nothing after a prompt, or went on writing after `<end>`.
+        A row of `outputs.sequences` may hold a prompt and the region written after it. The turns in
+        `inputs`, or in `outputs.turn_ids`, tell the two apart exactly. Without either, a row is
+        split at each `<end>`: the last part that has words is the text, the parts before it the
+        prompt. That is wrong where nothing was written after a prompt, or something after `<end>`.
 
         Args:
             outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (B, T) or images
@@ -290,13 +273,13 @@ class MDMProcessor(ProcessorMixin):
         Returns:
             One sample per row or image. A text ends at the first `<end>` or `<pad>` of its region.
         """
-        sequences, images = _read_outputs(outputs)
+        sequences, images = read_outputs(outputs)
         samples = [MDMSample() for _ in range(len(images if sequences is None else sequences))]
         if sequences is not None:
-            rows = sequences.tolist()
-            for sample, row, turns in zip(samples, rows, _row_turns(inputs, rows), strict=True):
+            turns = read_turns(outputs, inputs, sequences)
+            for sample, row, row_turns in zip(samples, sequences.tolist(), turns, strict=True):
                 if skip_special_tokens:
-                    *before, sample.text = self._split_row(row, turns)
+                    *before, sample.text = split_row(self.tokenizer, row, row_turns)
                     sample.prompt = "".join(before) or None
                 else:
                     sample.text = self.tokenizer.decode(row)
@@ -305,30 +288,11 @@ class MDMProcessor(ProcessorMixin):
                 sample.image = self.image_processor.post_process(image)
         return samples
 
-    def _split_row(self, row: list[int], turns: list[int] | None) -> list[str]:
-        """The texts of a row in order, the written one last."""
-        end = self.tokenizer.eos_token_id
-        if turns is not None:
-            parts = [
-                [word for word, turn in zip(row, turns, strict=True) if turn == part]
-                for part in range(max(turns, default=0) + 1)
-            ]
-            return [self._words(part) for part in parts]
-        ends = [-1, *(place for place, word in enumerate(row) if word == end), len(row)]
-        parts = [row[start + 1 : stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
-        return [text for text in map(self._words, parts) if text] or [""]
-
-    def _words(self, ids: list[int]) -> str:
-        """Decode up to the first `<end>` or `<pad>`."""
-        closing = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        length = next((place for place, word in enumerate(ids) if word in closing), len(ids))
-        return self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
         """Decode whole rows, prompts included, as the image-text-to-text pipeline expects."""
-        sequences, _ = _read_outputs(generated_outputs)
+        sequences, _ = read_outputs(generated_outputs)
         if sequences is None:
             raise ValueError(
                 "generated_outputs has no sequences; generate with generation_mode='text'."
@@ -358,54 +322,15 @@ class MDMProcessor(ProcessorMixin):
             )
         if generation_mode != "image":
             raise ValueError(
-                f"generation_mode={generation_mode!r} is unknown; use 'text' or 'image', and post_process for both."
+                f"generation_mode={generation_mode!r} is unknown; use 'text' or 'image', "
+                "and post_process for both."
             )
-        _, images = _read_outputs(generated_outputs)
+        _, images = read_outputs(generated_outputs)
         if images is None:
             raise ValueError(
                 "generated_outputs has no images; generate with generation_mode='image'."
             )
         return [self.image_processor.post_process(image) for image in images]
-
-
-def _read_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Sequences (B, T) and images (B, C, H, W) of an output object, or of one bare tensor."""
-    if isinstance(outputs, torch.Tensor | np.ndarray | list):
-        tensor = torch.as_tensor(outputs)
-        sequences, images = (None, tensor) if tensor.is_floating_point() else (tensor, None)
-    else:
-        sequences, images = getattr(outputs, "sequences", None), getattr(outputs, "images", None)
-    if sequences is None and images is None:
-        raise ValueError("outputs has neither sequences nor images; pass what generate returned.")
-    if sequences is not None and sequences.ndim == 1:
-        sequences = sequences[None]
-    if images is not None and images.ndim == 3:
-        images = images[None]
-    return sequences, images
-
-
-def _row_turns(
-    inputs: Mapping[str, Any] | None, rows: list[list[int]]
-) -> list[list[int]] | list[None]:
-    """The turn of each word; words beyond the inputs' text were opened by `generate`, a turn later."""
-    if inputs is None:
-        return [None] * len(rows)
-    if inputs.get("input_ids") is None:
-        return [[0] * len(row) for row in rows]
-    turn_ids = inputs.get("turn_ids")
-    if turn_ids is None:
-        turn_ids = np.zeros_like(inputs["input_ids"])
-    turns = np.asarray(turn_ids).tolist()
-    samples, odd = divmod(len(rows), len(turns))
-    if odd:
-        raise ValueError(
-            f"inputs has {len(turns)} items, which do not divide the {len(rows)} outputs."
-        )
-    repeated = [item for item in turns for _ in range(samples)]
-    return [
-        item + [max(item) + 1] * (len(row) - len(item))
-        for item, row in zip(repeated, rows, strict=True)
-    ]
 
 
 MDMProcessor.register_for_auto_class()

@@ -92,12 +92,12 @@ class Request:
             raise ValueError("image_mask is given without images; pass the pictures to repaint.")
         if self.writes_image and self.image_mask is not None and not self.image_mask.any():
             raise ValueError(
-                "Nothing to generate: image_mask is 0 everywhere; mark the pixels to repaint with 1."
+                "Nothing to generate: image_mask is 0 everywhere; mark pixels to repaint with 1."
             )
         if max_new_tokens is not None and not any(self.opens_region):
             raise ValueError(
-                f"max_new_tokens={max_new_tokens} is the length of a text region, but none is opened; "
-                "use generate='text' or 'joint' with a text free of <mask>, or leave it out."
+                f"max_new_tokens={max_new_tokens} is the length of a text region, and none is "
+                "opened; use generate='text' or 'joint', a text without <mask>, or leave it out."
             )
         if max_new_tokens is not None and max_new_tokens < 1:
             raise ValueError(
@@ -119,7 +119,7 @@ def read_request(
 
     Args:
         mask_token: what stands for a word to be written.
-        size: (H, W) of the images that the model sees; the others are those of the processor's call.
+        size: (H, W) of the images that the model sees.
 
     Raises:
         ValueError: if an argument has a wrong form, or two contradict each other.
@@ -191,7 +191,8 @@ def _list_pictures(images: Any) -> list[list[Any]]:
     counts = sorted({len(row) for row in rows})
     if len(counts) > 1:
         raise ValueError(
-            f"images has items with {counts} pictures; pass equally many for each, None for a missing one."
+            f"images has items with {counts} pictures; pass equally many for each, "
+            "None for a missing one."
         )
     return rows
 
@@ -220,8 +221,8 @@ def _read_mask(image_mask: Any, shape: tuple[int, int, int, int]) -> torch.Tenso
         mask = mask[:, None]
     if mask.shape not in ((height, width), shape):
         raise ValueError(
-            f"image_mask has shape {tuple(mask.shape)}; pass ({height}, {width}) for every picture, or "
-            f"{shape} as items, pictures, height, width at the size that the model sees."
+            f"image_mask has shape {tuple(mask.shape)}; pass ({height}, {width}) for all pictures, "
+            f"or {shape}: items, pictures, height, width, at the size that the model sees."
         )
     if not ((mask == 0) | (mask == 1)).all():
         raise ValueError(

@@ -5,11 +5,13 @@
 From a caption table, for 28x28 grey pictures in patches of 4:
 
     python processing/train_tokenizer.py --captions examples/captions/fashion_mnist.json \
-        --output_dir outputs/processor --image_size 28 --patch_size 4 --num_channels 1 --max_text_length 12
+        --output_dir outputs/processor --image_size 28 --patch_size 4 --num_channels 1 \
+        --max_text_length 12
 
 From plain text, one text per line:
 
-    python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 --output_dir outputs/processor
+    python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 \
+        --output_dir outputs/processor --image_size 64 --patch_size 8 --num_channels 3
 
 The same input gives the same bytes every time.
 """
@@ -27,6 +29,7 @@ from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<image>", "<end>")
 MAX_PIECE_LENGTH = 16  # bytes
+MAX_WORD_LENGTH = 32  # bytes
 SPECIAL_SCORE = -1e6  # spelling a special token out in bytes always beats it
 
 
@@ -85,9 +88,9 @@ def expand_captions(table: dict) -> tuple[list[str], int]:
 class Unigram:
     """A language model in which a word is a sequence of independent pieces (Kudo, 2018).
 
-    The trainer of `tokenizers` is not used: it sums in the order of a random hash, so two runs differ,
-    and it never learns a whole word that only one distinct word contains, which on a caption table
-    is every word.
+    The trainer of `tokenizers` is not used: it sums in the order of a random hash, so two runs
+    differ, and it never learns a piece that only one distinct word contains, which would leave a
+    small set of captions in fragments.
 
     Attributes:
         log_prob: log-probability of each piece.
@@ -192,16 +195,17 @@ def learn_pieces(words: dict[str, int], size: int) -> dict[str, float]:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level Unigram tokenizer that gives back any Unicode string exactly.
 
-    A piece is at most one word with the space before it. The vocabulary holds the special tokens (ids 0-3: `<pad>`,
-    `<mask>`, `<image>`, `<end>`), all 256 bytes, and learned pieces; it stays below `vocab_size` when the
-    texts have too few words to fill it. The characters of a special token within a text are ordinary characters.
+    A piece is at most one word with the space before it. The vocabulary holds the special tokens
+    (ids 0-3: `<pad>`, `<mask>`, `<image>`, `<end>`), all 256 bytes, and learned pieces; it stays
+    below `vocab_size` where the texts have too few words to fill it. The characters of a special
+    token within a text are ordinary characters.
 
     Args:
         texts: the corpus.
         vocab_size: most entries of the vocabulary.
 
     Raises:
-        ValueError: if `vocab_size` has no room for the special tokens and bytes, or `texts` is empty.
+        ValueError: if `vocab_size` has no room for special tokens and bytes, or `texts` is empty.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(SPECIAL_TOKENS) + len(alphabet)
@@ -211,7 +215,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             f"{len(alphabet)} bytes; give at least {smallest}."
         )
     split_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    words = Counter(word for text in texts for word, _ in split_words.pre_tokenize_str(text))
+    # Cut: EM multiplies probabilities along a word, and some scripts write clauses as one word.
+    words = Counter(
+        word[start : start + MAX_WORD_LENGTH]
+        for text in texts
+        for word, _ in split_words.pre_tokenize_str(text)
+        for start in range(0, len(word), MAX_WORD_LENGTH)
+    )
     if not words:
         raise ValueError("texts holds no words; give at least one text that is not empty.")
 
@@ -254,7 +264,9 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
     for path in arguments.text_files:
         texts += Path(path).read_text(encoding="utf-8").splitlines()
     if arguments.captions is not None:
-        captions, num_classes = expand_captions(json.loads(Path(arguments.captions).read_text()))
+        captions, num_classes = expand_captions(
+            json.loads(Path(arguments.captions).read_text(encoding="utf-8"))
+        )
         texts += captions
     return texts, num_classes
 

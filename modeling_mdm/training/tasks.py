@@ -63,6 +63,7 @@ DEFAULT_WEIGHTS: dict[str, float] = {
     "infill_without_image": 0.04,
     "text_to_text": 0.05,
     "question_answering": 0.05,
+    "prompt_to_joint": 0.05,
 }
 
 
@@ -172,10 +173,12 @@ class MDMDataCollator:
         truncation: cut texts that are longer than the text region instead of raising.
 
     Returns, when called with a list of items:
-        A dictionary of `input_ids`, `attention_mask`, `text_given` (batch, text_length), `turn_ids`
-        (the same, only where a prompt comes first), `pixel_values` (batch, channels, height,
-        width), `image_given`, `pixel_attention_mask` (batch, height, width) and `class_labels`
-        (batch,), -1 where no class is given. A modality that no item has is left out.
+        A dictionary of `input_ids`, `attention_mask`, `text_given` (batch, text_length),
+        `pixel_values` (batch, channels, height, width), `image_given`, `pixel_attention_mask`
+        (batch, height, width) and `class_labels` (batch,), -1 where no class is given. A modality
+        that no item has is left out. If any item starts from a prompt, rows of text are longer by
+        the longest prompt, and there are `turn_ids` (batch, text_length) and, with pictures,
+        `image_turn_ids` (batch, 1).
 
     Raises:
         ValueError: if no task of the mixture fits an item.
@@ -276,7 +279,8 @@ class MDMDataCollator:
     ) -> None:
         """Lay out (prompt, text, alignment) in the rows that have a prompt, in place.
 
-        The prompt is given and belongs to turn 0, the text to turn 1 (older turns come first).
+        The prompt is given and belongs to turn 0; what is written after it is turn 1, as when the
+        processor is asked to generate from a prompt.
         """
         rows = [row for row, task in enumerate(tasks) if task.from_prompt]
         prompts = self.processor(
@@ -287,21 +291,23 @@ class MDMDataCollator:
         )
         num_words = prompts["attention_mask"].sum(dim=1).tolist()
         size, length = batch["input_ids"].shape
-        extra = max(num_words)
-        fill = {"input_ids": int(self.processor.tokenizer.pad_token_id)}
-        batch["turn_ids"] = torch.zeros_like(batch["input_ids"])
-        for name in ("input_ids", "attention_mask", "text_given", "turn_ids"):
-            alignment = batch[name].new_full((size, extra), fill.get(name, 0))
-            batch[name] = torch.cat([batch[name], alignment], dim=1)
-        for row, prompt, start in zip(rows, prompts["input_ids"], num_words, strict=True):
-            for name, of_prompt in (
-                ("input_ids", prompt[:start]),
-                ("attention_mask", 1),
-                ("text_given", True),
-            ):
-                batch[name][row, start : start + length] = batch[name][row, :length].clone()
-                batch[name][row, :start] = of_prompt
-            batch["turn_ids"][row, start : start + length] = 1
+        turn_ids = torch.zeros_like(batch["input_ids"])
+        turn_ids[rows] = 1
+        columns = {name: batch[name] for name in ("input_ids", "attention_mask", "text_given")}
+        columns["turn_ids"] = turn_ids
+        filling = {"input_ids": int(self.processor.tokenizer.pad_token_id)}
+        before = {"attention_mask": 1, "text_given": True, "turn_ids": 0}
+        for name, column in columns.items():
+            shape = (size, length + max(num_words))
+            table = column.new_full(shape, filling.get(name, 0))
+            table[:, :length] = column
+            for row, start, words in zip(rows, num_words, prompts["input_ids"], strict=True):
+                table[row, start : start + length] = column[row]
+                table[row, :start] = before.get(name, words[:start])
+            batch[name] = table
+        if "pixel_values" in batch:
+            written = [int(task.from_prompt and task.image == "written") for task in tasks]
+            batch["image_turn_ids"] = torch.tensor(written)[:, None]
 
 
 def draw_hidden_words(num_words: int, rng: np.random.Generator) -> np.ndarray:

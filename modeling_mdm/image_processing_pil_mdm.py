@@ -34,7 +34,7 @@ def read_picture(picture: Image.Image) -> np.ndarray:
         Array (H, W) or (H, W, C) with C = 2 (grey, alpha), 3 or 4; uint8.
 
     Raises:
-        ValueError: if the image is animated, truncated, or of a mode that PIL cannot convert.
+        ValueError: if the image is animated, truncated, or has pixels out of range.
     """
     try:
         # MPO is a camera's JPEG with a preview as second frame, not an animation.
@@ -56,16 +56,8 @@ def read_picture(picture: Image.Image) -> np.ndarray:
         return _narrow(np.asarray(picture), 255, "mode F")
     grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data:
-        mode = "LA" if grey else "RGBA"
-    else:
-        mode = "L" if grey else "RGB"
-    try:
-        return np.asarray(picture.convert(mode))
-    except ValueError as error:
-        raise ValueError(
-            f"images has a picture of mode {picture.mode!r}, which has no {mode} form; "
-            "convert it to RGB first."
-        ) from error
+        return np.asarray(picture.convert("LA" if grey else "RGBA"))
+    return np.asarray(picture.convert("L" if grey else "RGB"))
 
 
 def _narrow(pixels: np.ndarray, white: int, kind: str) -> np.ndarray:
@@ -182,7 +174,7 @@ class PictureReader:
                 if isinstance(images, bytes):
                     return Image.open(BytesIO(images))
                 if Path(images).is_file():
-                    return Image.open(images)
+                    return Image.open(BytesIO(Path(images).read_bytes()))
                 return load_image(str(images))
             except (OSError, ValueError) as error:
                 name = f"{len(images)} bytes" if isinstance(images, bytes) else str(images)[:200]

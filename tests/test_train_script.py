@@ -1,0 +1,216 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The training script as a user runs it: its command line, a run, a killed run, two processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
+
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
+from modeling_mdm.training.ema import EMA_FILE
+
+SCRIPT = ROOT / "examples" / "train.py"
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def train():
+    return load_script(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def config_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    save_config_folder(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def yaml_file(tmp_path_factory, config_folder):
+    path = tmp_path_factory.mktemp("yaml") / "tiny.yaml"
+    path.write_text(
+        f"config: {config_folder}\ncaptions: {CAPTIONS}\ndataset: digits\neval_split: test\n"
+        "eval_limit: 30\nper_device_train_batch_size: 4\nuse_cpu: true\ndisable_tqdm: true\n"
+        "max_steps: 60\nlogging_steps: 1\nsave_steps: 20\neval_strategy: steps\neval_steps: 30\n"
+        "num_samples: 2\nsample_steps: 2\nlearning_rate: 1e-3\nseed: 5\n"
+    )
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+
+
+def logged_losses(folder):
+    history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
+    return {h["step"]: {k: h[k] for k in h if "loss" in k} for h in history if "loss" in h}
+
+
+def start(*arguments, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command(*arguments), env=ENVIRONMENT, **pipes, **options)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    undisturbed = start(yaml_file, "--output_dir", whole)
+    killed = start(yaml_file, "--output_dir", cut)
+    while not (cut / "checkpoint-20").exists() and killed.poll() is None:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    output, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, output
+    assert not (cut / "model.safetensors").exists()  # it was not finished
+
+    finish(undisturbed)
+    finish(start(yaml_file, "--output_dir", cut, "--resume_from_checkpoint", "last"))
+    expected, found = logged_losses(whole), logged_losses(cut)
+    assert len(expected) == 60 and found == expected
+    for name in ("model.safetensors", f"checkpoint-60/{EMA_FILE}"):
+        weights, again = load_file(whole / name), load_file(cut / name)
+        assert all(torch.equal(value, again[key]) for key, value in weights.items())
+
+    # What the run leaves is a model that loads and generates, beside pictures of samples.
+    model = MDMForJointGeneration.from_pretrained(whole)
+    processor = MDMProcessor.from_pretrained(whole)
+    inputs = processor(text=["a zero"], generate="image", return_tensors="pt")
+    out = model.generate(**inputs, num_inference_steps=1, show_progress=False)
+    assert processor.post_process(out)[0].image.size == (8, 8)
+    with Image.open(whole / "samples" / "step-0000030.png") as sheet:
+        assert sheet.width > 100
+    evaluations = json.loads((whole / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_loss_se_text" in h for h in evaluations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        [
+            *("accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", "2", "--main_process_port", "0"),
+        ],
+    ],
+)
+def test_two_processes_train_one_model(launcher, yaml_file, tmp_path):
+    arguments = [yaml_file, "--output_dir", tmp_path, "--max_steps", 8, "--save_steps", 4]
+    line = [sys.executable, "-m", *launcher, str(SCRIPT), *map(str, arguments)]
+    line += ["--eval_strategy", "no"]
+    subprocess.run(line, env=ENVIRONMENT, check=True, timeout=300)
+    checkpoint = tmp_path / "checkpoint-4"
+    # A file of random states for each process: there were two.
+    assert {p.name for p in checkpoint.glob("rng_state_*")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    assert find_fault(checkpoint) is None
+    expected = logged_losses(tmp_path)
+    for later in ("checkpoint-8", "trainer_state.json", "model.safetensors"):
+        (tmp_path / later).rename(tmp_path / f"first-{later}")
+    subprocess.run(
+        [*line, "--resume_from_checkpoint", "last"], env=ENVIRONMENT, check=True, timeout=300
+    )
+    assert logged_losses(tmp_path) == expected
+
+
+def test_the_command_line_wins_over_the_file(train, yaml_file, tmp_path):
+    model_args, data_args, args = train.parse(
+        [str(yaml_file), "--max_steps", "7", "--output_dir", str(tmp_path), "--tasks", "joint=2"]
+    )
+    assert (args.max_steps, args.seed, args.learning_rate) == (7, 5, 1e-3)
+    assert data_args.dataset == "digits" and data_args.tasks == ["joint=2"]
+    assert model_args.processor is None
+
+
+def test_unknown_keys_fail_in_the_file_and_on_the_command_line(train, yaml_file, tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(yaml_file.read_text() + "max_step: 3\n")
+    with pytest.raises(ValueError, match=r"wrong\.yaml.*\['max_step'\]"):
+        train.parse([str(wrong)])
+    with pytest.raises(ValueError, match="--max_step"):
+        train.parse([str(yaml_file), "--max_step", "3"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
+        train.parse(["nowhere.yaml"])
+    with pytest.raises(SystemExit):
+        train.parse(["--dataset", "digits"])  # without --config
+
+
+def test_help_names_every_argument(train, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        train.parse(["--help"])
+    assert exit_info.value.code == 0
+    shown = capsys.readouterr().out
+    for name in ("--config", "--dataset", "--tasks", "--ema_decay", "--max_train_seconds", "joint"):
+        assert name in shown
+    assert "python examples/train.py examples/configs/digits.yaml\n" in shown
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_the_shipped_files_parse(train, name):
+    model_args, data_args, args = train.parse([str(ROOT / "examples" / "configs" / f"{name}.yaml")])
+    assert (ROOT / data_args.captions).is_file() and data_args.dataset == name
+    assert model_args.config.startswith("configuration/") and args.max_steps > 0
+
+
+def test_tasks_and_columns_read_as_pairs_or_mappings(train):
+    assert train.pairs("tasks", ["joint=1", "text=0.5"]) == {"joint": 1, "text": 0.5}
+    assert train.pairs("tasks", {"joint": 1}) == {"joint": 1}
+    assert train.pairs("columns", None) == {}
+    with pytest.raises(ValueError, match=r"tasks holds \['joint'\]"):
+        train.pairs("tasks", ["joint"])
+
+
+def test_a_config_that_does_not_fit_its_processor_is_refused(train, config_folder, tmp_path):
+    processor = MDMProcessor.from_pretrained(config_folder)
+    size = len(processor.tokenizer)
+
+    def make(**overrides):
+        fields = [f"{name}={value}" for name, value in overrides.items()]
+        return train.make_model(train.ModelArguments(str(config_folder), None, fields), processor)
+
+    with pytest.raises(ValueError, match=f"vocab_size={size + 1}.*{size} words"):
+        make(vocab_size=size + 1)
+    with pytest.raises(ValueError, match=r"\['hidden'\]"):
+        make(hidden=3)
+    model = make(hidden_size=32)
+    assert model.config.hidden_size == 32
+    model.save_pretrained(tmp_path)
+    trained = train.ModelArguments(str(tmp_path))
+    assert train.make_model(trained, processor).config.hidden_size == 32
+    trained.config_overrides = ["hidden_size=16"]
+    with pytest.raises(ValueError, match="cannot change the trained model"):
+        train.make_model(trained, processor)
+
+
+def test_a_new_run_does_not_start_on_top_of_an_old_one(train, tmp_path):
+    args = train.MDMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert train.checkpoint_to_resume(args) is None
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="--resume_from_checkpoint last"):
+        train.checkpoint_to_resume(args)
+    args.resume_from_checkpoint = "last"
+    assert train.checkpoint_to_resume(args) == last_whole_checkpoint(tmp_path) is None

@@ -188,6 +188,7 @@ def test_seeds_and_options():
 
     model, first = run(options={"solver": {"text": "ddim"}})
     assert model.calls[0]["solver"] == {"text": "ddim"}
+    assert model.calls[0]["show_progress"] is False
     assert run()[1] == run(batch_size=7)[1] == first
     assert run(seed=1)[1] != first
 

@@ -140,6 +140,7 @@ def _batches(count: int, sampling: Sampling, name: str) -> Iterator[range]:
 def _options(sampling: Sampling) -> dict[str, Any]:
     return {
         "num_inference_steps": sampling.num_inference_steps,
+        "show_progress": False,  # the bar over samples is enough
         "generator": torch.Generator().manual_seed(sampling.seed),
         **sampling.options,
     }

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution
-from .scans import reorder
+from .scans import merge, reorder, spread
 from .selection import SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
@@ -61,6 +61,7 @@ class SelectiveScan(nn.Module):
         x: Tensor,
         BC: Tensor,
         raw_delta: Tensor,
+        orders: tuple[Tensor, Tensor],
         sequence: JointSequence,
         selected: Tensor | None = None,
         gate: Tensor | None = None,
@@ -69,29 +70,37 @@ class SelectiveScan(nn.Module):
 
         Args:
             x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta: (b, k, l, h).
-            sequence: orders and masks. selected: (b, k, l) bool, the items that each scan reads; None for all.
+            orders: of these scans, and their inverses, (b, k, l). sequence: masks.
+            selected: (b, k, l) bool, the items that each scan reads; None for all.
             gate: (b, k, l), multiplies Delta and the output in training; None drops what is not selected instead.
 
         Returns:
-            (b, k, l, h * p); 0 where an item is not read.
+            (b, k, l, h * p) in scan order; 0 where an item is not read.
         """
-        scans = list(self.scans)
-        order, inverse = sequence.orders[:, scans], sequence.inverses[:, scans]
-        delta = F.softplus(raw_delta.to(self.delta_bias.dtype) + self.delta_bias[:, None]).clamp(*self.delta_limit)
-        active = sequence.scan_active[scans].to(delta.dtype)  # (k, l): the order of this modality is in use
-        weight = active if gate is None else active * gate  # (k, l) or (b, k, l)
-        delta = (delta * weight[..., None]).expand_as(raw_delta)
-
+        order, inverse = orders
+        raw_delta = reorder(raw_delta, order, inverse).to(self.delta_bias.dtype)
+        delta = F.softplus(raw_delta + self.delta_bias[:, None]).clamp(*self.delta_limit)
+        weight = self._weight(sequence, gate)
+        if weight is not None:
+            weight = reorder(weight.expand(order.shape)[..., None], order, inverse)
+            delta = delta * weight
         split = x.shape[-1]
-        x = F.silu(causal_convolution(reorder(x, order, inverse), self.conv_weight[:, :split], self.conv_bias[:, :split]))
-        BC = F.silu(causal_convolution(reorder(BC, order, inverse), self.conv_weight[:, split:], self.conv_bias[:, split:]))
-        delta = reorder(delta, order, inverse)
+        x = spread(x, order, inverse) if x.dim() == 3 else reorder(x, order, inverse)
+        x = F.silu(causal_convolution(x, self.conv_weight[:, :split], self.conv_bias[:, :split]))
+        BC = reorder(BC, order, inverse)
+        BC = F.silu(causal_convolution(BC, self.conv_weight[:, split:], self.conv_bias[:, split:]))
         if selected is None or gate is not None:
             y = self._recurrence(x, BC, delta)
         else:
             y = self._recurrence_of_selected(x, BC, delta, order, selected)
-        y = reorder(y, inverse, order)
-        return y * weight[..., None].to(y.dtype) if gate is not None or not sequence.all_active else y
+        return y if weight is None else y * weight.to(y.dtype)
+
+    def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
+        """What multiplies Delta and the output, (b, k, l) or (k, l): 0 for a modality whose order is not in use."""
+        if sequence.all_active:
+            return gate
+        active = sequence.scan_active[list(self.scans)].to(self.delta_bias.dtype)
+        return active if gate is None else active * gate
 
     def _recurrence_of_selected(self, x: Tensor, BC: Tensor, delta: Tensor, order: Tensor, selected: Tensor) -> Tensor:
         """Hard selection: gather the selected items, scan the shorter sequences, scatter; dropped items give 0."""
@@ -111,9 +120,8 @@ class SelectiveScan(nn.Module):
         log_decay, input_scale = discretize(delta, A, self.discretization)
         x = x.reshape(batch * k, length, self.heads, -1)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
-        scaled = x * input_scale.flatten(0, 1)[..., None].to(x.dtype)
-        backend = resolve_backend(self.backend, x.device)
-        y, _ = ssd(scaled, log_decay.flatten(0, 1), B, C, None, self.chunk_size, backend)
+        discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
+        y, _ = ssd(x, *discrete, B, C, None, self.chunk_size, resolve_backend(self.backend, x.device))
         skip = self.D.to(x.dtype)[:, None, :, None] * x.view(batch, k, length, self.heads, -1)
         return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
 
@@ -157,8 +165,9 @@ class MDMMamba2Mixer(nn.Module):
         z, x, scan_inputs = self.in_proj(hidden_states).split(self.sizes, dim=-1)
         scan_inputs = scan_inputs.unflatten(-1, (len(self.scan.scans), -1)).transpose(1, 2)  # (b, k, l, 2 n + h)
         BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-        y = self.scan(x, BC, raw_delta, sequence, selected, gate).sum(1)  # (b, l, inner)
-        return self.out_proj(self.norm(y, z))
+        orders = sequence.orders_of(self.scan.scans)
+        y = self.scan(x, BC, raw_delta, orders, sequence, selected, gate)  # (b, k, l, inner)
+        return self.out_proj(self.norm(merge(y, *orders), z))
 
 
 class MDMSeparateMixer(nn.Module):
@@ -199,7 +208,9 @@ class MDMSeparateMixer(nn.Module):
             [self._project(self.in_proj, pair, hidden_states, boundary) for pair in self.pairs], dim=1
         )
         z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-        y = self.scan(x, BC, raw_delta, sequence, selected, gate)
+        order, inverse = sequence.orders_of(self.scan.scans)
+        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selected, gate)
+        y = reorder(y, inverse, order)  # (b, k, l, inner) in storage order
         outputs = [
             self._project(self.out_proj, pair, self.norm[i](y[:, i], z[:, i]), boundary)
             for i, pair in enumerate(self.pairs)
@@ -253,7 +264,7 @@ class MDMBlock(GradientCheckpointingLayer):
             normed = modulate(self.feed_forward_norm(hidden_states), parts[3], parts[4])
             return hidden_states + parts[5] * self.feed_forward(normed)
         selected, gate = None, None
-        if self.selection is not None and (self.training or keep < 1):
+        if self.selection is not None and keep < 1:
             selected, gate = self.selection(normed, keep, sequence.given, sequence.valid, sequence.special)
             gate = gate if self.training else None
         return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate)

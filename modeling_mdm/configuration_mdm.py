@@ -19,7 +19,7 @@ CHOICES = {
     "image_schedule": ("linear", "cosine", "tan"),
     "text_schedule": ("linear", "cosine", "tan"),
     "se_candidates": ("exact", "trajectory"),
-    "kernel_backend": ("auto", "reference", "torch"),
+    "kernel_backend": ("auto", "reference", "torch", "torch_factored"),
 }
 
 

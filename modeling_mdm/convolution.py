@@ -17,26 +17,28 @@ class _CausalConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        taps = weight.shape[-1]
-        length = x.shape[2]
-        y = torch.addcmul(bias[:, None], x, weight[:, None, :, taps - 1])  # (b, k, l, c)
-        for shift in range(1, min(taps, length)):
-            y[:, :, shift:].addcmul_(x[:, :, :-shift], weight[:, None, :, taps - 1 - shift])
+        taps, length = weight.shape[-1], x.shape[2]
+        y = torch.empty_like(x)
+        for k in range(x.shape[1]):  # scan by scan, so that what is read again is still in the cache
+            out, source = y[:, k], x[:, k]
+            torch.addcmul(bias[k], source, weight[k, :, -1], out=out)
+            for shift in range(1, min(taps, length)):
+                out[:, shift:].addcmul_(source[:, :-shift], weight[k, :, -1 - shift])
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
-        taps = weight.shape[-1]
-        length = x.shape[2]
-        grad_x = gradient * weight[:, None, :, taps - 1]
-        grad_weight = torch.zeros_like(weight)
-        grad_weight[..., taps - 1] = torch.einsum("bklc,bklc->kc", gradient, x)
-        for shift in range(1, min(taps, length)):
-            later = gradient[:, :, shift:]
-            grad_x[:, :, :-shift].addcmul_(later, weight[:, None, :, taps - 1 - shift])
-            grad_weight[..., taps - 1 - shift] = torch.einsum("bklc,bklc->kc", later, x[:, :, :-shift])
+        taps, length = weight.shape[-1], x.shape[2]
+        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        for k in range(x.shape[1]):
+            later, source, grad = gradient[:, k], x[:, k], grad_x[:, k]
+            torch.mul(later, weight[k, :, -1], out=grad)
+            grad_weight[k, :, -1] = (later * source).sum((0, 1))
+            for shift in range(1, min(taps, length)):
+                grad[:, :-shift].addcmul_(later[:, shift:], weight[k, :, -1 - shift])
+                grad_weight[k, :, -1 - shift] = (later[:, shift:] * source[:, :-shift]).sum((0, 1))
         return grad_x, grad_weight, gradient.sum((0, 2))
 
 

@@ -8,6 +8,7 @@ Axes: b batch, k scans, l positions of the joint sequence.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,38 +78,85 @@ def given_first_order(rank: Tensor, valid: Tensor, given: Tensor, special: Tenso
     return order, order.argsort(dim=-1)
 
 
-class _Reorder(torch.autograd.Function):
-    """Gather rows by a permutation; the gradient is gathered back by its inverse instead of scattered."""
+class _Spread(torch.autograd.Function):
+    """Copy a sequence into every scan's order; the gradient merges the scans again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        ctx.shared = x.dim() == 3
         return _gather_rows(x, order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        gradient = _gather_rows(gradients[0], inverse)
-        return gradient.sum(1) if ctx.shared else gradient, None, None
+        return _sum_rows(gradients[0], inverse), None, None
+
+
+class _Merge(torch.autograd.Function):
+    """Bring every scan back into storage order and sum; the gradient is spread again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return _sum_rows(x, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (order,) = ctx.saved_tensors
+        return _gather_rows(gradients[0], order), None, None
+
+
+class _Reorder(torch.autograd.Function):
+    """Permute every scan's own sequence; the gradient is gathered by the inverse instead of scattered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return _gather_rows(x, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return _gather_rows(gradients[0], inverse), None, None
+
+
+def _row_numbers(order: Tensor, sources: int) -> Tensor:
+    """Number the rows of `sources` stacked sequences that an order (b, k, l) reads: (b, k, l)."""
+    batch, _, length = order.shape
+    return order + torch.arange(sources, device=order.device).view(batch, -1, 1) * length
 
 
 def _gather_rows(x: Tensor, order: Tensor) -> Tensor:
-    batch, scans, length = order.shape
-    sources = batch if x.dim() == 3 else batch * scans
-    base = torch.arange(sources, device=x.device).view(batch, -1, 1) * length
-    rows = x.reshape(sources * length, x.shape[-1]).index_select(0, (order + base).flatten())
-    return rows.view(batch, scans, length, x.shape[-1])
+    """Read rows of (b, l, c) or (b, k, l, c) by an order (b, k, l): (b, k, l, c)."""
+    sources = order.shape[0] * (1 if x.dim() == 3 else order.shape[1])
+    rows = x.reshape(-1, x.shape[-1]).index_select(0, _row_numbers(order, sources).flatten())
+    return rows.view(*order.shape, x.shape[-1])
+
+
+def _sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
+    """Bring (b, k, l, c) back to storage order and sum over the scans, in one pass: (b, l, c)."""
+    batch, scans, length, width = x.shape
+    if scans == 1:
+        return _gather_rows(x, inverse)[:, 0]
+    rows = _row_numbers(inverse, batch * scans).transpose(1, 2).reshape(batch * length, scans)
+    if x.dtype == torch.float64:  # embedding_bag has no fast path there
+        return _gather_rows(x, inverse).sum(1)
+    return F.embedding_bag(rows, x.reshape(-1, width), mode="sum").view(batch, length, width)
+
+
+def spread(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Copy a shared sequence into every scan's order: (b, l, c) and orders (b, k, l) -> (b, k, l, c)."""
+    result: Tensor = _Spread.apply(x, order, inverse)
+    return result
+
+
+def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Sum all scans in storage order, the transpose of `spread`: (b, k, l, c) -> (b, l, c)."""
+    result: Tensor = _Merge.apply(x, order, inverse)
+    return result
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Bring a sequence into scan order; with `order` and `inverse` exchanged, bring it back.
-
-    Args:
-        x: (b, l, channels), shared by all scans, or (b, k, l, channels). order, inverse: (b, k, l).
-
-    Returns:
-        (b, k, l, channels).
-    """
+    """Permute every scan's own sequence: (b, k, l, c) -> (b, k, l, c); back, with the two orders exchanged."""
     result: Tensor = _Reorder.apply(x, order, inverse)
     return result

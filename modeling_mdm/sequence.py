@@ -85,6 +85,12 @@ class JointSequence:
         """Where the patches stand."""
         return slice(self.text_segment + self.image_tokens, self.valid.shape[1])
 
+    def orders_of(self, scans: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Orders and inverses (b, len(scans), l) of some scans."""
+        if scans == tuple(range(self.orders.shape[1])):
+            return self.orders, self.inverses
+        return self.orders[:, list(scans)], self.inverses[:, list(scans)]
+
     def at_positions(self, values: Tensor) -> tuple[Tensor, ...]:
         """Spread values of the three times, (b, 3, parts, hidden), over the positions: parts x (b, l, hidden)."""
         batch, times, parts, width = values.shape

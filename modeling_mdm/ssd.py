@@ -1,9 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""State-space duality: the recurrence of Eq. 10-11 over a sequence, in a slow and in a chunked form.
+"""State-space duality: the recurrence of Eq. 10-11 over a sequence, one definition and two fast forms.
 
 Axes: g sequences (batch x scans), l positions, h heads, p head width, n state width, c chunks, q positions of a chunk.
-Both forms take what is already discretised: `log_decay` = Delta A (Eq. 12) and `x` scaled so that x B^T = B-bar z (Eq. 13).
+All forms take what is already discretised: `log_decay` = Delta A (Eq. 12) and `input_scale`, with B-bar = input_scale B (Eq. 13).
 """
 
 import torch
@@ -30,18 +30,24 @@ def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, T
 
 
 def ssd_reference(
-    x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, initial_state: Tensor | None = None
+    x: Tensor,
+    input_scale: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence position by position: Eq. 10-11 without the skip term.
 
     Args:
-        x: (g, l, h, p). log_decay: (g, l, h). B, C: (g, l, n), shared by all heads.
+        x: (g, l, h, p). input_scale, log_decay: (g, l, h). B, C: (g, l, n), shared by all heads.
         initial_state: (g, h, n, p), zeros where None.
 
     Returns:
         y (g, l, h, p) and the state after the last position (g, h, n, p).
     """
     groups, length, heads, width = x.shape
+    x = x * input_scale[..., None]
     state = x.new_zeros(groups, heads, B.shape[-1], width) if initial_state is None else initial_state
     outputs = []
     for n in range(length):
@@ -53,58 +59,131 @@ def ssd_reference(
 
 def ssd_chunked(
     x: Tensor,
+    input_scale: Tensor,
     log_decay: Tensor,
     B: Tensor,
     C: Tensor,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Run the same recurrence as matrix products over chunks, as `ssd_reference` defines it.
+    """Run the recurrence that `ssd_reference` defines as matrix products over chunks.
 
     Decays are only ever exponentiated as differences that are <= 0, so no decay, however strong, overflows.
     """
     groups, length, heads, width = x.shape
-    chunk = max(1, min(chunk_size, length))
-    padding = -length % chunk
-    if padding:
-        x = F.pad(x, (0, 0, 0, 0, 0, padding))
-        log_decay = F.pad(log_decay, (0, 0, 0, padding))  # decay 1: the final state passes the padding unchanged
-        B, C = F.pad(B, (0, 0, 0, padding)), F.pad(C, (0, 0, 0, padding))
-    chunks = (length + padding) // chunk
-    x = x.reshape(groups, chunks, chunk, heads, width).transpose(2, 3)  # (g, c, h, q, p)
-    B = B.reshape(groups, chunks, chunk, -1)  # (g, c, q, n)
-    C = C.reshape(groups, chunks, chunk, -1)
-    cumulative = log_decay.reshape(groups, chunks, chunk, heads).cumsum(2).transpose(2, 3)  # (g, c, h, q)
+    x, log_decay, B, C = _into_chunks(x * input_scale[..., None].to(x.dtype), log_decay, B, C, chunk_size)
+    chunk = x.shape[2]
+    x = x.transpose(2, 3)  # (g, c, h, q, p)
+    cumulative = log_decay.cumsum(2).transpose(2, 3)  # (g, c, h, q)
 
-    # 1. Within a chunk: Y = (C B^T * decay from j to i) X, one C B^T for all heads.
+    # Within a chunk: Y = (C B^T * decay from j to i) X, one C B^T for all heads.
     future = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
     between = cumulative[..., :, None] - cumulative[..., None, :]  # (g, c, h, q, q)
     decay = between.masked_fill(future, float("-inf")).exp().to(x.dtype)
     scores = C @ B.transpose(-1, -2)  # (g, c, q, q)
     y = (scores[:, :, None] * decay) @ x  # (g, c, h, q, p)
 
-    # 2. What each chunk adds to the state at its end.
+    # What each chunk adds to the state at its end, and what the state at its start gives to every position.
     to_end = (cumulative[..., -1:] - cumulative).exp().to(x.dtype)  # (g, c, h, q)
     added = B.transpose(-1, -2)[:, :, None] @ (x * to_end[..., None])  # (g, c, h, n, p)
+    entering, state = _pass_states(added, cumulative[..., -1], initial_state)
+    if entering is not None:
+        from_state = C[:, :, None] @ entering.to(C.dtype)  # (g, c, h, q, p)
+        y = y + from_state * cumulative.exp()[..., None].to(x.dtype)
+    return y.transpose(2, 3).reshape(groups, -1, heads, width)[:, :length], state
 
-    # 3. Pass the states from chunk to chunk.
-    chunk_decay = cumulative[..., -1].exp()[..., None, None].to(x.dtype)  # (g, c, h, 1, 1)
-    state = added.new_zeros(added[:, 0].shape) if initial_state is None else initial_state
+
+# Half of the range of a chunk's decay may be exponentiated in float32 (exp(88) overflows) with room for products.
+MAX_FACTORED_DECAY = 120.0
+
+
+def ssd_factored(
+    x: Tensor,
+    input_scale: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Run the same recurrence with the decay split into a factor of i and a factor of j: one product for all heads.
+
+    exp(cs_i - cs_j) = exp(cs_i - m) exp(m - cs_j), cs the cumulative decay, m the middle of its range. A chunk whose
+    decay spans more than `MAX_FACTORED_DECAY` would overflow: `ssd_chunked` then takes over.
+    """
+    groups, length, heads, width = x.shape
+    chunked = _into_chunks(x, log_decay, B, C, chunk_size)
+    cumulative = chunked[1].cumsum(2)  # (g, c, q, h)
+    if float(cumulative.detach()[:, :, -1].amin()) < -MAX_FACTORED_DECAY:
+        return ssd_chunked(x, input_scale, log_decay, B, C, initial_state, chunk_size)
+    x, _, B, C = chunked
+    chunks, chunk = x.shape[1:3]
+    middle = cumulative[:, :, -1:] / 2  # (g, c, 1, h)
+    scale = F.pad(input_scale, (0, 0, 0, chunks * chunk - length)).reshape(cumulative.shape)
+    rising = (torch.exp(middle - cumulative) * scale).to(x.dtype)
+    falling = torch.exp(cumulative - middle).to(x.dtype)
+    scaled = (x * rising[..., None]).flatten(-2)  # (g, c, q, h * p)
+    y = (C @ B.transpose(-1, -2)).tril() @ scaled
+
+    total = cumulative[:, :, -1]  # (g, c, h)
+    added = (B.transpose(-1, -2) @ scaled).unflatten(-1, (heads, width))  # (g, c, n, h, p)
+    added = (added * torch.exp(total - middle[:, :, 0])[:, :, None, :, None].to(x.dtype)).transpose(2, 3)
+    entering, state = _pass_states(added, total, initial_state)
+    if entering is not None:
+        at_middle = entering * torch.exp(middle[:, :, 0])[..., None, None].to(entering.dtype)  # (g, c, h, n, p)
+        y = y + C @ at_middle.transpose(2, 3).flatten(-2).to(C.dtype)
+    y = y.unflatten(-1, (heads, width)) * falling[..., None]
+    return y.reshape(groups, -1, heads, width)[:, :length], state
+
+
+def _into_chunks(
+    x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cut (g, l, ...) into (g, c, q, ...). Padding has decay 1 and input 0: the state passes it unchanged."""
+    groups, length = x.shape[:2]
+    chunk = max(1, min(chunk_size, length))
+    padding = -length % chunk
+    if padding:
+        x = F.pad(x, (0, 0, 0, 0, 0, padding))
+        log_decay, B, C = (F.pad(tensor, (0, 0, 0, padding)) for tensor in (log_decay, B, C))
+    chunks = (length + padding) // chunk
+    return (
+        x.reshape(groups, chunks, chunk, *x.shape[2:]),
+        log_decay.reshape(groups, chunks, chunk, -1),
+        B.reshape(groups, chunks, chunk, -1),
+        C.reshape(groups, chunks, chunk, -1),
+    )
+
+
+def _pass_states(
+    added: Tensor, log_decay: Tensor, initial_state: Tensor | None
+) -> tuple[Tensor | None, Tensor]:
+    """Pass the state from chunk to chunk.
+
+    Args:
+        added: what each chunk adds, (g, c, h, n, p). log_decay: over each chunk, (g, c, h).
+
+    Returns:
+        the state at the start of every chunk (g, c, h, n, p), None where it is zero; the state at the end.
+    """
+    chunks = added.shape[1]
+    if initial_state is None and chunks == 1:
+        return None, added[:, 0]
+    decay = log_decay.exp()[..., None, None].to(added.dtype)
+    state = torch.zeros_like(added[:, 0]) if initial_state is None else initial_state
     entering = []
     for index in range(chunks):
         entering.append(state)
-        state = chunk_decay[:, index] * state + added[:, index]
+        state = decay[:, index] * state + added[:, index]
+    return torch.stack(entering, 1), state
 
-    # 4. What the entering state gives to every position.
-    if initial_state is not None or chunks > 1:
-        from_state = C[:, :, None] @ torch.stack(entering, 1).to(C.dtype)  # (g, c, h, q, p)
-        y = y + from_state * cumulative.exp()[..., None].to(x.dtype)
-    y = y.transpose(2, 3).reshape(groups, chunks * chunk, heads, width)
-    return y[:, :length], state
+
+BACKENDS = {"reference": ssd_reference, "torch": ssd_chunked, "torch_factored": ssd_factored}
 
 
 def ssd(
     x: Tensor,
+    input_scale: Tensor,
     log_decay: Tensor,
     B: Tensor,
     C: Tensor,
@@ -112,12 +191,14 @@ def ssd(
     chunk_size: int = 64,
     backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """Run the scan with the named back-end: `"torch"` (chunked) or `"reference"` (sequential)."""
+    """Run the recurrence with a back-end of `BACKENDS`; arguments and result as for `ssd_reference`."""
     if backend == "reference":
-        return ssd_reference(x, log_decay, B, C, initial_state)
-    return ssd_chunked(x, log_decay, B, C, initial_state, chunk_size)
+        return ssd_reference(x, input_scale, log_decay, B, C, initial_state)
+    return BACKENDS[backend](x, input_scale, log_decay, B, C, initial_state, chunk_size)
 
 
 def resolve_backend(requested: str, device: torch.device) -> str:
     """Name the back-end that a tensor on this device runs on; `"auto"` chooses."""
-    return "torch" if requested == "auto" else requested
+    if requested != "auto":
+        return requested
+    return "torch_factored" if device.type == "cpu" and not torch.compiler.is_compiling() else "torch"

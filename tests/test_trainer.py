@@ -122,14 +122,14 @@ def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, step):
     assert resumed.average.num_updates == 16
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_resumed_run_repeats_the_losses_with_workers_and_accumulation(tmp_path):
     arguments = {"gradient_accumulation_steps": 2, "max_steps": 8}
     reference = make_trainer(tmp_path / "whole", **arguments)
     reference.train()
     cut = tmp_path / "cut" / "checkpoint-4"
     shutil.copytree(tmp_path / "whole" / cut.name, cut)
-    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
-    resumed = make_trainer(tmp_path / "cut", **arguments, **workers)
+    resumed = make_trainer(tmp_path / "cut", **arguments, dataloader_num_workers=2)
     resumed.train(str(cut))
     assert losses(resumed) == losses(reference)
 
@@ -143,6 +143,7 @@ def test_seeds_differ_between_epochs_and_items(tmp_path):
     assert len(set(seeds)) == 2 * NUM_ITEMS
     dataset.set_epoch(0)
     assert dataset[5]["seed"] == seeds[5]
+    assert dataset._epoch.is_shared()  # so workers that outlive an epoch learn of the next one
 
 
 def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path):
@@ -163,7 +164,9 @@ def test_evaluation_and_the_saved_model_use_the_average_but_checkpoints_the_weig
     trainer.evaluate()
     average = trainer.average.averages
     assert seen and all(torch.equal(weight, average["weight"]) for weight in seen)
+    (tmp_path / "model.safetensors").write_text("an older model")
     trainer.save_model()
+    assert not (tmp_path / STAGING_FOLDER).exists()
     saved = load_file(tmp_path / "model.safetensors")
     checkpoint = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     beside = load_file(tmp_path / "checkpoint-4" / EMA_FILE)
@@ -251,6 +254,7 @@ def test_only_the_newest_checkpoints_stay_and_the_best_is_found_again(tmp_path):
         assert torch.equal(average, at_best[name])
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_process_killed_while_it_saves_leaves_the_older_checkpoint_and_no_other(
     tmp_path, monkeypatch
 ):
@@ -315,6 +319,32 @@ def test_the_first_save_on_a_full_disk_says_that_there_is_no_earlier_one(tmp_pat
     trainer.add_callback(DiskFillsUp(4, 50))
     with pytest.raises(OSError, match="There is no earlier one"):
         trainer.train()
+
+
+@pytest.mark.usefixtures("disk_is_repaired")
+def test_a_full_disk_leaves_the_older_model_whole(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    (tmp_path / "model.safetensors").write_text("an older model")
+    DiskFillsUp(4, 300).on_step_end(trainer.args, trainer.state, trainer.control)
+    with pytest.raises(OSError, match="nothing was changed"):
+        trainer.save_model()
+    assert (tmp_path / "model.safetensors").read_text() == "an older model"
+    assert not (tmp_path / STAGING_FOLDER).exists()
+
+
+def test_a_finished_run_is_restored_without_another_step(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=4)
+    trainer.train()
+    again = make_trainer(tmp_path, max_steps=4)
+    assert again.train(True).global_step == 4
+    assert losses(again) == losses(trainer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4"]
+    for name, average in trainer.average.averages.items():
+        assert torch.equal(average, again.average.averages[name])
+        assert torch.equal(trainer.model.get_parameter(name), again.model.get_parameter(name))
+    longer = make_trainer(tmp_path, max_steps=5)
+    assert longer.train(True).global_step == 5
 
 
 def test_a_damaged_checkpoint_cannot_be_resumed_by_name(tmp_path):

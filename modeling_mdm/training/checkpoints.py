@@ -38,6 +38,19 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
     shutil.rmtree(staged.parent, ignore_errors=True)
 
 
+def publish_files(staged: Path, final: Path) -> None:
+    """Move every file of a folder that is completely written into another one."""
+    files = sorted(path for path in staged.rglob("*") if path.is_file())
+    for path in files:
+        _flush_to_disk(path)
+    for path in files:
+        target = final / path.relative_to(staged)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    _flush_to_disk(final)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
 def find_fault(checkpoint: str | Path) -> str | None:
     """Say why a checkpoint cannot be gone on from, or return None where it is whole."""
     checkpoint = Path(checkpoint)

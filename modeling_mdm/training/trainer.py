@@ -13,7 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_mdm.training.arguments import MDMTrainingArguments
@@ -31,6 +31,7 @@ from modeling_mdm.training.checkpoints import (
     find_fault,
     last_whole_checkpoint,
     publish_checkpoint,
+    publish_files,
 )
 from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage
 from modeling_mdm.training.tasks import SeededItems
@@ -107,7 +108,20 @@ class MDMTrainer(Trainer):
                 f"{fault}. Use an older one."
             )
         self._resumed_from = resume_from_checkpoint or None
+        if self._resumed_from is not None and self._is_finished(self._resumed_from):
+            return self._restore_finished_run(self._resumed_from)
         return super().train(self._resumed_from, *args, **kwargs)
+
+    def _is_finished(self, checkpoint: str) -> bool:
+        return 0 < self.args.max_steps <= _load_state(checkpoint).global_step
+
+    def _restore_finished_run(self, checkpoint: str) -> TrainOutput:
+        # transformers would take one more step before it noticed.
+        logger.warning(f"{checkpoint} has reached max_steps={self.args.max_steps} already.")
+        self._load_from_checkpoint(checkpoint)
+        self.state = _load_state(checkpoint)
+        self._start_average()
+        return TrainOutput(self.state.global_step, float("nan"), {})
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
@@ -173,11 +187,30 @@ class MDMTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights, the configuration and the processor.
 
-        Inside a checkpoint (`_internal_call`) the weights are those that training goes on from; the
-        average lies beside them.
+        Files that were there before are replaced one by one when all new ones are written. Inside a
+        checkpoint the weights are those that training goes on from; the average lies beside them.
+
+        Raises:
+            OSError: if the disk is full.
         """
-        with nullcontext() if _internal_call else self._averaged_weights():
-            super().save_model(output_dir, _internal_call)
+        if self._staging is not None:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        final = Path(self.args.output_dir if output_dir is None else output_dir)
+        staging = final / STAGING_FOLDER
+        try:
+            with self._averaged_weights():
+                super().save_model(str(staging), _internal_call=True)
+            if self.args.should_save:
+                publish_files(staging, final)
+        except Exception as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise OSError(
+                f"the model could not be written to {final}, where nothing was changed: make room "
+                "on the disk and save it again, or train on from the last checkpoint."
+            ) from error
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
@@ -344,6 +377,10 @@ def joint_sample_sheet(model: Any, processor: Any, args: MDMTrainingArguments) -
         show_progress=False,
     )
     return contact_sheet(processor.post_process(out), columns=max(1, round(args.num_samples**0.5)))
+
+
+def _load_state(checkpoint: str) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
 
 def _with_seeds(dataset: Any, seed: int) -> Any:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.image_processing_mdm import MDMImageProcessor
 from modeling_mdm.image_processing_pil_mdm import MDMImageProcessorPil
 from modeling_mdm.processing_mdm import MDMProcessor
@@ -306,6 +307,16 @@ def test_inpainting_one_of_two_pictures(processor):
     images = [[picture(0), picture(1)]]
     inputs = processor(images=images, image_mask=mask, generate="image", return_tensors="pt")
     check_images(inputs, [[picture(0), None]], [[True, False]])
+
+
+def test_inpainting_beside_an_absent_picture(processor):
+    inputs = processor(
+        images=[picture(), None],
+        image_mask=np.ones((SIDE, SIDE)),
+        generate="image",
+        return_tensors="pt",
+    )
+    check_images(inputs, [None, None], [False, True], absent=[False, True])
 
 
 # Text
@@ -731,6 +742,71 @@ def test_what_pipelines_call(processor):
 def test_decoding(processor):
     assert processor.decode([A, WHAT, END]) == "a what<end>"
     assert processor.batch_decode([[A, END], [A, IS]], skip_special_tokens=True) == ["a", "a is"]
+
+
+# With the model
+
+REPAINT = np.zeros((SIDE, SIDE))
+REPAINT[:4] = 1
+TASKS = [
+    {"text": "a dress", "generate": "image"},
+    {"class_labels": [0, 1], "generate": "image"},
+    {"images": picture(), "text": "a", "generate": "image"},
+    {"images": [[picture(0), picture(1)]], "generate": "image"},
+    {"images": picture(), "image_mask": REPAINT, "generate": "image"},
+    {"images": picture(), "generate": "text"},
+    {"images": picture(), "text": "a what", "generate": "text", "max_new_tokens": 3},
+    {"text": ["a <mask> of", "a", None], "generate": "text", "max_new_tokens": 2},
+    {"generate": "joint"},
+    {"class_labels": 2, "generate": "joint"},
+    {"text": ["a", None], "images": [None, picture()], "generate": "joint"},
+    {"text": "a <mask>", "images": picture(), "image_mask": REPAINT, "generate": "joint"},
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = MDMConfig(
+        vocab_size=len(TOKENIZER),
+        image_size=SIDE,
+        patch_size=4,
+        num_channels=1,
+        num_classes=3,
+        max_text_length=LENGTH,
+        latent_dim=4,
+        hidden_size=32,
+        num_hidden_layers=1,
+        pad_token_id=PAD,
+        mask_token_id=MASK,
+        eos_token_id=END,
+        image_token_id=2,
+    )
+    return MDMForJointGeneration(config).eval()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_from_user_to_user(processor, model, task):
+    """What is written comes back as text and picture; what is known comes back unchanged."""
+    inputs = processor(**task, return_tensors="pt")
+    options = {"num_inference_steps": 1, "show_progress": False, "num_return_sequences": 2}
+    outputs = model.generate(**inputs, **options)
+    samples = processor.post_process(outputs, inputs=inputs)
+    items = max(len(inputs[name]) for name in inputs)
+    assert len(samples) == 2 * items
+    writes_text, writes_image = (task["generate"] in (m, "joint") for m in ("text", "image"))
+    texts = task["text"] if isinstance(task.get("text"), list) else [task.get("text")] * items
+    for row, sample in enumerate(samples):
+        text = texts[row // 2]
+        assert (sample.text is not None) == writes_text
+        assert (sample.image is not None) == writes_image
+        in_place = text is not None and "<mask>" in text
+        assert sample.prompt == (None if in_place or not writes_text else text)
+        if in_place:
+            assert sample.text.startswith("a")
+        if writes_image and "image_mask" in task:
+            known = np.asarray(picture())[REPAINT == 0]
+            np.testing.assert_array_equal(np.asarray(sample.image)[REPAINT == 0], known)
 
 
 # Saving and loading

@@ -99,6 +99,14 @@ def test_special_characters_are_ordinary_text(reloaded, special):
     assert not {0, 1, 2, 3} & set(ids)
 
 
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_special_tokens_never_win(tokenizer, special):
+    """Even where nothing has split the text into words, as in a foreign pre-tokenizer."""
+    pieces = tokenizer.backend_tokenizer.model.tokenize(special)
+    assert "".join(piece.value for piece in pieces) == special
+    assert not {0, 1, 2, 3} & {piece.id for piece in pieces}
+
+
 def test_special_ids(reloaded):
     assert reloaded.convert_ids_to_tokens([0, 1, 2, 3]) == SPECIAL_TOKENS
     assert reloaded.pad_token_id == 0

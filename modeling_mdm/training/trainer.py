@@ -82,8 +82,6 @@ class MDMTrainer(Trainer):
         self._staging: Path | None = None
         self.add_callback(_TrainingEvents(self))
 
-    # ---- training and its logs
-
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
@@ -138,8 +136,6 @@ class MDMTrainer(Trainer):
             logs.update(self._train_parts.pop(self.accelerator.gather))
         super().log(logs, *args, **kwargs)
 
-    # ---- evaluation
-
     def evaluate(
         self,
         eval_dataset: Any = None,
@@ -182,8 +178,6 @@ class MDMTrainer(Trainer):
         finally:
             self._average_is_in = False
 
-    # ---- saving
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the averaged weights, the configuration and the processor.
 
@@ -206,8 +200,8 @@ class MDMTrainer(Trainer):
         except Exception as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise OSError(
-                f"the model could not be written to {final}, where nothing was changed: make room "
-                "on the disk and save it again, or train on from the last checkpoint."
+                f"the model could not be written to {final} ({error}); nothing was changed there. "
+                "Make room on the disk and save it again, or train on from the last checkpoint."
             ) from error
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -236,7 +230,8 @@ class MDMTrainer(Trainer):
                 self._complete_checkpoint(staging / final.name, final)
         except Exception as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise OSError(_not_saved_message(final, last_whole_checkpoint(run_dir))) from error
+            previous = last_whole_checkpoint(run_dir)
+            raise OSError(_not_saved_message(final, error, previous)) from error
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
@@ -257,8 +252,6 @@ class MDMTrainer(Trainer):
         if self.average is not None:
             self.average.save(staged / EMA_FILE)
         publish_checkpoint(staged, final)
-
-    # ---- what the training events below call
 
     def _start_average(self) -> None:
         if self.args.ema_decay == 0:
@@ -352,7 +345,7 @@ class RunningMeans:
 def fixed_random_state(seed: int) -> Iterator[None]:
     """Seed Python, numpy and torch inside a `with` block; their states are as before after it."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
             random.seed(seed)
@@ -391,8 +384,8 @@ def _with_seeds(dataset: Any, seed: int) -> Any:
     return SeededItems(dataset, seed)
 
 
-def _not_saved_message(final: Path, previous: str | None) -> str:
-    message = f"the checkpoint {final} could not be written and was removed. "
+def _not_saved_message(final: Path, error: Exception, previous: str | None) -> str:
+    message = f"the checkpoint {final} could not be written ({error}) and was removed. "
     if previous is None:
         return message + "There is no earlier one: make room on the disk and start again."
     return message + (

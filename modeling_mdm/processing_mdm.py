@@ -37,8 +37,8 @@ class MDMProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
+        image_processor: Any,
+        tokenizer: Any,
         chat_template: str | None = None,
         patch_size: int = 4,
         max_text_length: int = 32,

@@ -856,6 +856,34 @@ def test_loads_where_the_package_is_not_installed(tmp_path):
         assert (tmp_path / "copy" / name).read_text() == (tmp_path / "saved" / name).read_text()
 
 
+WITHOUT_TORCHVISION = """
+import sys
+
+sys.modules["torchvision"] = None
+from transformers import AutoProcessor
+
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(processor.image_processor).__name__ == "MDMImageProcessorPil"
+image = sys.argv[2]
+inputs = processor(images=image, generate="text", return_tensors="pt")
+assert list(inputs["pixel_values"].shape) == [1, 1, 8, 8]
+"""
+
+
+@pytest.mark.slow
+def test_loads_without_torchvision(tmp_path):
+    make_processor().save_pretrained(tmp_path)
+    picture(shape=(20, 30)).save(tmp_path / "a.png")
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCHVISION, tmp_path, tmp_path / "a.png"],
+        env=os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_saved_files(tmp_path):
     make_processor().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "processor_config.json").read_text())

@@ -5,6 +5,8 @@
 from .configuration_mdm import MDMConfig
 from .generation_mdm import MDMGenerateOutput, MDMGenerationConfig
 from .modeling_mdm import MDMForJointGeneration, MDMOutput
+from .processing_mdm import MDMProcessor
+from .samples import MDMSample
 from .version import __version__
 
 __all__ = [
@@ -13,5 +15,7 @@ __all__ = [
     "MDMGenerateOutput",
     "MDMGenerationConfig",
     "MDMOutput",
+    "MDMProcessor",
+    "MDMSample",
     "__version__",
 ]

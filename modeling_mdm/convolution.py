@@ -1,45 +1,62 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The causal depthwise convolution in front of every scan, as shifted multiply-adds.
+"""The causal depthwise convolution in front of every scan.
 
-Axes: b batch, k scans, l positions in scan order, c channels, w taps. On a CPU this is faster than `conv1d`.
+Axes: b batch, k scans, l positions in scan order, c channels, w taps.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 class _CausalConvolution(torch.autograd.Function):
-    """Sum of shifted products; written out so that no shifted copy of the input is kept for the gradient."""
+    """The gradient of the input is the same convolution, run backwards in time with reversed taps.
+
+    Autograd's own gradient of a depthwise convolution takes several times as long on a CPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        taps, length = weight.shape[-1], x.shape[2]
-        y = torch.empty_like(x)
-        for k in range(x.shape[1]):  # scan by scan, so that what is read again is still in the cache
-            out, source = y[:, k], x[:, k]
-            torch.addcmul(bias[k], source, weight[k, :, -1], out=out)
-            for shift in range(1, min(taps, length)):
-                out[:, shift:].addcmul_(source[:, :-shift], weight[k, :, -1 - shift])
-        return y
+        return _convolve(x, weight, bias, first=0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (gradient,) = gradients
         x, weight = ctx.saved_tensors
         taps, length = weight.shape[-1], x.shape[2]
-        grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        for k in range(x.shape[1]):
-            later, source, grad = gradient[:, k], x[:, k], grad_x[:, k]
-            torch.mul(later, weight[k, :, -1], out=grad)
-            grad_weight[k, :, -1] = (later * source).sum((0, 1))
-            for shift in range(1, min(taps, length)):
-                grad[:, :-shift].addcmul_(later[:, shift:], weight[k, :, -1 - shift])
-                grad_weight[k, :, -1 - shift] = (later[:, shift:] * source[:, :-shift]).sum((0, 1))
-        return grad_x, grad_weight, gradient.sum((0, 2))
+        grad_weight = torch.zeros_like(weight)
+        for shift in range(min(taps, length)):
+            product = gradient[:, :, shift:] * x[:, :, : length - shift]
+            grad_weight[..., taps - 1 - shift] = _sum_positions(product)
+        return _convolve(gradient, weight.flip(-1), None, first=taps - 1), grad_weight, _sum_positions(gradient)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
+    """Convolve every scan with its taps; `first` is the output of the padded convolution that position 0 gets."""
+    taps, length = weight.shape[-1], x.shape[2]
+    outputs = []
+    for k in range(x.shape[1]):
+        # Channels last in a 2-D convolution one row high: the layout that x already has, so nothing is copied.
+        row = x[:, k].transpose(1, 2)[:, :, None]  # (b, c, 1, l)
+        padded = F.conv2d(
+            row,
+            weight[k, :, None, None],
+            None if bias is None else bias[k],
+            padding=(0, taps - 1),
+            groups=x.shape[-1],
+        )
+        outputs.append(padded[:, :, 0, first : first + length].transpose(1, 2))
+    return torch.stack(outputs, 1)
+
+
+def _sum_positions(x: Tensor) -> Tensor:
+    """Sum over batch and positions as a matrix product: (b, k, l, c) -> (k, c)."""
+    ones = x.new_ones(1, x.shape[2])
+    return (ones @ x).squeeze(2).sum(0)
 
 
 def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

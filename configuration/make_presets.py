@@ -1,0 +1,52 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Write the ready configurations beside this file, each a config.json that `MDMConfig.from_pretrained` loads.
+
+    python configuration/make_presets.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+from modeling_mdm import MDMConfig
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mdm-digits": {
+        "vocab_size": 298,
+        "max_text_length": 12,
+        "image_size": 8,
+        "patch_size": 2,
+        "num_classes": 10,
+        "latent_dim": 8,
+        "vae_hidden_size": 64,
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "state_size": 16,
+        "head_dim": 32,
+    },
+    "mdm-fashion": {
+        "vocab_size": 305,
+        "max_text_length": 12,
+        "image_size": 28,
+        "patch_size": 7,
+        "num_classes": 10,
+        "latent_dim": 24,
+        "vae_hidden_size": 192,
+        "hidden_size": 192,
+        "num_hidden_layers": 8,
+        "state_size": 32,
+        "se_weight_text": 2.0,
+    },
+}
+
+
+def main() -> None:
+    """Write every preset."""
+    for name, fields in PRESETS.items():
+        folder = Path(__file__).parent / name
+        MDMConfig(**fields).save_pretrained(folder)
+        print(f"{folder / 'config.json'} written")
+
+
+if __name__ == "__main__":
+    main()

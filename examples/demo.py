@@ -80,7 +80,7 @@ class Demo:
             generator=torch.Generator().manual_seed(self.arguments.seed),
             **options,
         )
-        return self.processor.post_process(out)
+        return self.processor.post_process(out, inputs)
 
     def joint(self) -> list[Pair]:
         """Write pictures and their captions together, from nothing."""

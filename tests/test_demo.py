@@ -1,0 +1,91 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The demo, run with a tiny untrained model: three contact sheets, their words, clear errors."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_digits import ROOT, load_script, make_config, make_processor
+
+from modeling_mdm import MDMForJointGeneration
+
+SCRIPT = ROOT / "examples" / "demo.py"
+DIGIT_PROMPTS = ("a zero", "a scan of a one", "this is a two")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Save an untrained model and three pictures."""
+    work = tmp_path_factory.mktemp("demo")
+    torch.manual_seed(0)
+    processor = make_processor()
+    processor.save_pretrained(work / "checkpoint")
+    MDMForJointGeneration(make_config(len(processor.tokenizer))).save_pretrained(
+        work / "checkpoint"
+    )
+    (work / "pictures").mkdir()
+    for number in range(3):
+        picture = torch.randint(0, 256, (8, 8), dtype=torch.uint8).numpy()
+        Image.fromarray(picture).save(work / "pictures" / f"{number}.png")
+    return work
+
+
+def run_demo(folders, output_dir, seed=0):
+    demo = load_script(SCRIPT)
+    demo.PROMPTS = DIGIT_PROMPTS  # the shipped prompts are longer than the tiny model's region
+    demo.main(
+        demo.DemoArguments(
+            checkpoint=str(folders / "checkpoint"),
+            pictures=str(folders / "pictures"),
+            output_dir=str(output_dir),
+            num_samples=4,
+            num_inference_steps=2,
+            seed=seed,
+        )
+    )
+
+
+def test_demo_writes_three_sheets_and_prints_the_words(folders, tmp_path, capsys):
+    run_demo(folders, tmp_path / "a")
+    printed = capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        *("joint.png", "text_to_image.png", "captioning.png")
+    }
+    for name in ("joint", "text_to_image", "captioning"):
+        assert str(tmp_path / "a" / f"{name}.png") in printed
+        with Image.open(tmp_path / "a" / f"{name}.png") as sheet:
+            assert len(sheet.convert("L").getcolors()) > 10
+    numbered = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert len(numbered) == 4 + 2 * len(DIGIT_PROMPTS) + 3
+    assert sum(line.endswith("a scan of a one") for line in numbered) == 2
+
+
+def test_the_seed_decides_the_samples(folders, tmp_path):
+    run_demo(folders, tmp_path / "a", seed=1)
+    run_demo(folders, tmp_path / "b", seed=1)
+    run_demo(folders, tmp_path / "c", seed=2)
+    first, again, other = ((tmp_path / name / "joint.png").read_bytes() for name in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_missing_pictures_are_named(folders, tmp_path):
+    demo = load_script(SCRIPT)
+    arguments = demo.DemoArguments(str(folders / "checkpoint"), str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"--pictures .*: no PNG file there"):
+        demo.main(arguments)
+
+
+def test_missing_checkpoint_ends_the_command_without_a_traceback(folders, tmp_path):
+    options = [f"--checkpoint={tmp_path}", f"--output_dir={tmp_path / 'outputs'}"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith(f"demo.py: --checkpoint {tmp_path}: no model")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "outputs").exists()

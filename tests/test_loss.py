@@ -1,0 +1,270 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of the training loss (Eq. 14-18) against sums over positions written by hand."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling_mdm import MDMConfig, MDMForJointGeneration
+from modeling_mdm.diffusion import NoiseSchedule
+from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text
+from modeling_mdm.loss import Prediction, diffusion_losses, masked_mean, reconstruction_losses
+from modeling_mdm.vae import MDMVAE, kl_divergence
+
+float64 = torch.float64
+BATCH, WORDS, PATCHES, VOCABULARY, LATENT = 3, 5, 4, 11, 6
+
+
+def tiny_config(**changes):
+    values = {
+        "vocab_size": VOCABULARY,
+        "image_size": 4,
+        "patch_size": 2,
+        "max_text_length": WORDS,
+        "latent_dim": LATENT,
+        "vae_hidden_size": 12,
+        "vae_num_layers": 1,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "state_size": 8,
+        "head_dim": 8,
+        "num_trajectory_candidates": 3,
+    }
+    return MDMConfig(**{**values, **changes})
+
+
+def draw_inputs():
+    """Two modalities, every kind of position: given, noisy and padding."""
+    generator = torch.Generator().manual_seed(3)
+    attention_mask = torch.ones(BATCH, WORDS, dtype=torch.long)
+    attention_mask[1, 3:] = 0
+    text_given = torch.rand(BATCH, WORDS, generator=generator) < 0.3
+    image_given = torch.zeros(BATCH, 4, 4, dtype=torch.bool)
+    image_given[0, :2, 2:] = True
+    image_given[2] = True
+    return {
+        "input_ids": torch.randint(VOCABULARY, (BATCH, WORDS), generator=generator),
+        "attention_mask": attention_mask,
+        "text_given": text_given,
+        "pixel_values": torch.rand(BATCH, 1, 4, 4, generator=generator, dtype=float64) * 2 - 1,
+        "image_given": image_given,
+    }
+
+
+@pytest.fixture
+def encoded():
+    """A VAE in float64 with posteriors of every width, and a batch that it has encoded."""
+    torch.manual_seed(1)
+    vae = MDMVAE(tiny_config()).double()
+    torch.nn.init.normal_(vae.posterior.bias, std=0.5)
+    inputs = draw_inputs()
+    text = encode_text(vae, inputs["input_ids"], inputs["attention_mask"], inputs["text_given"])
+    image, grid = encode_images(vae, 2, inputs["pixel_values"], image_given=inputs["image_given"])
+    encoded = EncodedInputs(
+        {"text": text, "image": image}, torch.full((BATCH,), -1, dtype=torch.long), grid
+    )
+    return vae, encoded
+
+
+def latents_like(encoded):
+    return {g: torch.randn_like(part.posterior_mean) for g, part in encoded.modalities.items()}
+
+
+def softmax(values):
+    top = max(values)
+    exps = [math.exp(v - top) for v in values]
+    return [e / sum(exps) for e in exps]
+
+
+@given(
+    length=st.integers(0, 5),
+    mask=st.lists(st.booleans(), min_size=5, max_size=5),
+)
+def test_masked_mean_counts_only_what_the_mask_holds(length, mask):
+    values = torch.randn(1, length, dtype=float64, requires_grad=True)
+    mask = torch.tensor([mask[:length]], dtype=torch.bool)
+    kept = [v for v, m in zip(values[0].tolist(), mask[0].tolist(), strict=True) if m]
+    mean = masked_mean(values, mask)
+    assert mean.item() == pytest.approx(sum(kept) / len(kept) if kept else 0.0)
+    mean.backward()
+    assert values.grad.isfinite().all()
+
+
+def test_masked_mean_ignores_nan_outside_its_mask():
+    values = torch.tensor([[1.0, math.nan, 3.0]])
+    assert masked_mean(values, torch.tensor([[True, False, True]])).item() == 2
+
+
+# --- Eq. 15-17
+
+
+def test_image_reconstruction_is_equation_15(encoded):
+    vae, batch = encoded
+    z_0, noise = latents_like(batch), latents_like(batch)
+    losses = reconstruction_losses(vae, batch, z_0, noise, latent_noise=0.3)
+    decoded = vae.decode(z_0["image"] + 0.3 * noise["image"], "image")
+    pixels = draw_inputs()["pixel_values"]
+    total = 0.0
+    for b in range(BATCH):
+        for row in range(2):
+            for column in range(2):  # the patch at (row, column), its pixels in reading order
+                patch = pixels[b, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
+                total += ((patch - decoded[b, 2 * row + column]) ** 2).sum().item()
+    assert losses["loss_rec_image"].item() == pytest.approx(total / (BATCH * PATCHES), rel=1e-6)
+
+
+def test_text_reconstruction_is_equation_16_over_real_words(encoded):
+    vae, batch = encoded
+    z_0, noise = latents_like(batch), latents_like(batch)
+    losses = reconstruction_losses(vae, batch, z_0, noise, latent_noise=0.3)
+    logits = vae.decode(z_0["text"] + 0.3 * noise["text"], "text")
+    inputs = draw_inputs()
+    each = []
+    for b in range(BATCH):
+        for n in range(WORDS):
+            if inputs["attention_mask"][b, n]:
+                word = inputs["input_ids"][b, n].item()
+                each.append(-math.log(softmax(logits[b, n].tolist())[word]))
+    assert len(each) == BATCH * WORDS - 2
+    assert losses["loss_rec_text"].item() == pytest.approx(sum(each) / len(each), rel=1e-6)
+
+
+def test_kl_is_equation_17_as_torch_distributions_has_it(encoded):
+    vae, batch = encoded
+    losses = reconstruction_losses(vae, batch, latents_like(batch), latents_like(batch), 0.1)
+    expected = 0.0
+    for part in batch.modalities.values():
+        posterior = torch.distributions.Normal(
+            part.posterior_mean, torch.exp(part.posterior_logvar / 2)
+        )
+        prior = torch.distributions.Normal(torch.zeros_like(part.posterior_mean), 1.0)
+        each = torch.distributions.kl_divergence(posterior, prior).sum(-1)
+        assert (
+            kl_divergence(part.posterior_mean, part.posterior_logvar).sub(each).abs().max() < 1e-9
+        )
+        expected += each[part.content.valid].mean().item()
+    assert expected > 0.1
+    assert losses["loss_kl"].item() == pytest.approx(expected, rel=1e-6)
+
+
+# --- Eq. 14
+
+
+def draw_predictions(content, candidates=0):
+    predictions = {}
+    for g, part in content.items():
+        z_0, z_t, estimate = torch.randn(3, *part.latents.shape, dtype=float64)
+        times = torch.tensor([0.2, 0.5, 0.9], dtype=float64)
+        predictions[g] = Prediction(z_0, z_t, estimate, times, NoiseSchedule("cosine"))
+        if candidates:
+            shape = (*z_0.shape[:2], candidates, z_0.shape[2])
+            predictions[g].candidate_noise = torch.randn(shape, dtype=float64)
+    predictions["text"].logits = torch.randn(BATCH, WORDS, VOCABULARY, dtype=float64)
+    predictions["text"].target = draw_inputs()["input_ids"]
+    return predictions
+
+
+def expected_score_entropies(predictions):
+    """Every position's score entropy by hand: a list by item and position."""
+    text, image = predictions["text"], predictions["image"]
+    words = [
+        [
+            -math.log(softmax(text.logits[b, n].tolist())[text.target[b, n].item()])
+            for n in range(WORDS)
+        ]
+        for b in range(BATCH)
+    ]
+    patches = []
+    for b in range(BATCH):
+        t = image.times[b].item()
+        start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+        abar = math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / start
+        weight = min(1 / (1 - abar), 5.0)
+        squares = (image.estimate[b] - image.z_0[b]).square().sum(-1).tolist()
+        patches.append([weight * square / 2 for square in squares])
+    return {"text": words, "image": patches}
+
+
+def test_score_entropy_is_equation_14_over_noisy_positions(encoded):
+    _, batch = encoded
+    predictions = draw_predictions(batch.content)
+    predicted = {g: torch.randn(part.latents.shape[:2]) for g, part in batch.content.items()}
+    config = tiny_config(se_weight_image=0.5, se_weight_text=3.0)
+    losses = diffusion_losses(config, batch.content, predictions, predicted)
+    expected, fit = {}, 0.0
+    for g, values in expected_score_entropies(predictions).items():
+        noisy = batch.content[g].noisy
+        assert 0 < noisy.sum() < noisy.numel()
+        places = [(b, n) for b, n in noisy.nonzero().tolist()]
+        expected[g] = sum(values[b][n] for b, n in places) / len(places)
+        misses = [predicted[g][b, n].item() - math.log(1 + values[b][n]) for b, n in places]
+        fit += sum(miss**2 for miss in misses) / len(places)
+        assert losses[f"loss_se_{g}"].item() == pytest.approx(expected[g], rel=1e-5)
+    total = 0.5 * expected["image"] + 3 * expected["text"]
+    assert losses["loss_se"].item() == pytest.approx(total, rel=1e-5)
+    assert losses["loss_se_prediction"].item() == pytest.approx(fit, rel=1e-5)
+
+
+def test_trajectory_candidates_stand_at_even_former_times(encoded):
+    """K former states at t/(K+1), ..., Kt/(K+1), softmax over them on both sides."""
+    _, batch = encoded
+    content = {"image": batch.content["image"]}
+    image = draw_predictions(batch.content, candidates=3)["image"]
+    predicted = {"image": torch.zeros(BATCH, PATCHES)}
+    losses = diffusion_losses(
+        tiny_config(se_candidates="trajectory"), content, {"image": image}, predicted
+    )
+
+    def abar(t):
+        start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / start
+
+    def log_density(z, clean, a):
+        squares = (z - math.sqrt(a) * clean).square().sum().item()
+        return -squares / (2 * (1 - a)) - len(z) / 2 * math.log(2 * math.pi * (1 - a))
+
+    each = []
+    for b, n in content["image"].noisy.nonzero().tolist():
+        t, log_r, log_s = image.times[b].item(), [], []
+        a_t, z_t, z_0 = abar(t), image.z_t[b, n], image.z_0[b, n]
+        for k in range(3):
+            a_s = abar(t * (k + 1) / 4)
+            kept = a_t / a_s
+            variance = 1 / (1 / (1 - a_s) + kept / (1 - kept))
+            mean = variance * (
+                math.sqrt(a_s) * z_0 / (1 - a_s) + math.sqrt(kept) * z_t / (1 - kept)
+            )
+            y = mean + math.sqrt(variance) * image.candidate_noise[b, n, k]
+            for clean, out in ((z_0, log_r), (image.estimate[b, n], log_s)):
+                out.append(log_density(y, clean, a_s) - log_density(z_t, clean, a_t))
+        s, r = softmax(log_s), softmax(log_r)
+        each.append(sum(q * math.log(q / p) for p, q in zip(s, r, strict=True) if q > 0))
+    expected = sum(each) / len(each)
+    assert losses["loss_se_image"].item() == pytest.approx(expected, rel=1e-4)
+
+
+# --- Eq. 18
+
+
+def test_total_is_equation_18_and_each_modality_may_be_absent():
+    config = tiny_config(kl_weight=0.25, se_weight=3.0)
+    model = MDMForJointGeneration(config).double().eval()
+    inputs = draw_inputs()
+    picture = {name: inputs[name] for name in ("pixel_values", "image_given")}
+    words = {name: inputs[name] for name in ("input_ids", "attention_mask", "text_given")}
+    for given_inputs in (inputs, picture, words):
+        out = model(**given_inputs)
+        parts = SimpleNamespace(**{name: out[name].item() for name in out if "loss" in name})
+        total = parts.loss_rec_image + parts.loss_rec_text + 0.25 * parts.loss_kl
+        total += 3.0 * parts.loss_se
+        # The paper's four terms, and what the score-entropy head, and nothing else, learns from.
+        assert parts.loss == pytest.approx(total + parts.loss_se_prediction, rel=1e-6)
+        assert (parts.loss_rec_image > 0) == ("pixel_values" in given_inputs)
+        assert (parts.loss_rec_text > 0) == ("input_ids" in given_inputs)
+        assert (parts.loss_se_image > 0) == ("pixel_values" in given_inputs)
+        assert (parts.loss_se_text > 0) == ("input_ids" in given_inputs)

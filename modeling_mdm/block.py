@@ -1,9 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The Mamba-2 block of the decoder (Sec. 4.2.1): several scans of one sequence between two projections.
+"""The Mamba-2 block of the decoder (Sec. 4.2.1): several scans between two projections.
 
-Axes: b batch, k scans, l positions, h heads, p head width, n state width. Positions are in storage order except
-inside `SelectiveScan`.
+Axes: b batch, k scans, l positions, h heads, p head width, n state width. Positions are in storage
+order except inside `SelectiveScan`.
 """
 
 import math
@@ -38,7 +38,7 @@ class GatedRMSNorm(nn.Module):
 
 
 class SelectiveScan(nn.Module):
-    """k scans of one sequence: reorder, convolve, select, run the recurrence, bring back the order (Eq. 10-13).
+    """k scans of one sequence: reorder, convolve, select, run the recurrence (Eq. 10-13).
 
     Convolution, A, D and the bias of Delta are each scan's own.
     """
@@ -69,10 +69,12 @@ class SelectiveScan(nn.Module):
         """Scan a sequence in all orders.
 
         Args:
-            x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta: (b, k, l, h).
+            x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
+            raw_delta: (b, k, l, h).
             orders: of these scans, and their inverses, (b, k, l). sequence: masks.
             selected: (b, k, l) bool, the items that each scan reads; None for all.
-            gate: (b, k, l), multiplies Delta and the output in training; None drops what is not selected instead.
+            gate: (b, k, l), multiplies Delta and the output in training; None drops what is not
+                selected instead.
 
         Returns:
             (b, k, l, h * p) in scan order; 0 where an item is not read.
@@ -96,14 +98,16 @@ class SelectiveScan(nn.Module):
         return y if weight is None else y * weight.to(y.dtype)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
-        """What multiplies Delta and the output, (b, k, l) or (k, l): 0 for a modality whose order is not in use."""
+        """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
         if sequence.all_active:
             return gate
         active = sequence.scan_active[list(self.scans)].to(self.delta_bias.dtype)
         return active if gate is None else active * gate
 
-    def _recurrence_of_selected(self, x: Tensor, BC: Tensor, delta: Tensor, order: Tensor, selected: Tensor) -> Tensor:
-        """Hard selection: gather the selected items, scan the shorter sequences, scatter; dropped items give 0."""
+    def _recurrence_of_selected(
+        self, x: Tensor, BC: Tensor, delta: Tensor, order: Tensor, selected: Tensor
+    ) -> Tensor:
+        """Hard selection: gather, scan the shorter sequences, scatter; dropped items give 0."""
         longest = int(selected.sum(-1).max())
         steps, real = compact_order(order, selected, longest)  # (b, k, longest)
 
@@ -121,7 +125,9 @@ class SelectiveScan(nn.Module):
         x = x.reshape(batch * k, length, self.heads, -1)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
-        y, _ = ssd(x, *discrete, B, C, None, self.chunk_size, resolve_backend(self.backend, x.device))
+        y, _ = ssd(
+            x, *discrete, B, C, None, self.chunk_size, resolve_backend(self.backend, x.device)
+        )
         skip = self.D.to(x.dtype)[:, None, :, None] * x.view(batch, k, length, self.heads, -1)
         return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
 
@@ -143,9 +149,10 @@ class SelectiveScan(nn.Module):
 
 
 class MDMMamba2Mixer(nn.Module):
-    """Mamba-2 with k scans that share x, the gate, the norm and both projections: project once, scan k times.
+    """Mamba-2 with k scans that share x, the gate, the norm and both projections.
 
-    With one scan, `"euler"` and equal weights it equals transformers' `Mamba2Mixer`.
+    Project once, scan k times, project once. With one scan, `"euler"` and equal weights it equals
+    transformers' `Mamba2Mixer`.
     """
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
@@ -159,11 +166,17 @@ class MDMMamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden_states: Tensor, sequence: JointSequence, selected: Tensor | None, gate: Tensor | None
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selected: Tensor | None,
+        gate: Tensor | None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
         z, x, scan_inputs = self.in_proj(hidden_states).split(self.sizes, dim=-1)
-        scan_inputs = scan_inputs.unflatten(-1, (len(self.scan.scans), -1)).transpose(1, 2)  # (b, k, l, 2 n + h)
+        scan_inputs = scan_inputs.unflatten(-1, (len(self.scan.scans), -1)).transpose(
+            1, 2
+        )  # (b, k, l, 2 n + h)
         BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
         orders = sequence.orders_of(self.scan.scans)
         y = self.scan(x, BC, raw_delta, orders, sequence, selected, gate)  # (b, k, l, inner)
@@ -171,9 +184,10 @@ class MDMMamba2Mixer(nn.Module):
 
 
 class MDMSeparateMixer(nn.Module):
-    """Mamba-2 in which every order of every modality has projections of its own (MDM's 7 billion parameters).
+    """Mamba-2 in which every order of every modality has projections of its own.
 
-    In a scan, a position uses the projections of its own modality's order.
+    Most of MDM's 7 billion parameters are these. In a scan, a position uses the projections of its
+    own modality's order.
     """
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
@@ -187,25 +201,42 @@ class MDMSeparateMixer(nn.Module):
         }
         width = config.hidden_size
         self.in_proj = nn.ModuleDict(
-            {f"{g}_{order}": nn.Linear(width, sum(self.sizes), bias=False) for g in orders for order in orders[g]}
+            {
+                f"{g}_{order}": nn.Linear(width, sum(self.sizes), bias=False)
+                for g in orders
+                for order in orders[g]
+            }
         )
         self.out_proj = nn.ModuleDict(
-            {f"{g}_{order}": nn.Linear(inner, width, bias=False) for g in orders for order in orders[g]}
+            {
+                f"{g}_{order}": nn.Linear(inner, width, bias=False)
+                for g in orders
+                for order in orders[g]
+            }
         )
         self.scan = SelectiveScan(config, scans)
         self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
 
-    def _project(self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int) -> Tensor:
+    def _project(
+        self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
+    ) -> Tensor:
         text, image = x[:, :boundary], x[:, boundary:]
-        return torch.cat([projections[f"text_{pair[1]}"](text), projections[f"image_{pair[0]}"](image)], dim=1)
+        return torch.cat(
+            [projections[f"text_{pair[1]}"](text), projections[f"image_{pair[0]}"](image)], dim=1
+        )
 
     def forward(
-        self, hidden_states: Tensor, sequence: JointSequence, selected: Tensor | None, gate: Tensor | None
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selected: Tensor | None,
+        gate: Tensor | None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
         boundary = sequence.text_segment
         projected = torch.stack(
-            [self._project(self.in_proj, pair, hidden_states, boundary) for pair in self.pairs], dim=1
+            [self._project(self.in_proj, pair, hidden_states, boundary) for pair in self.pairs],
+            dim=1,
         )
         z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
         order, inverse = sequence.orders_of(self.scan.scans)
@@ -224,16 +255,21 @@ def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class MDMBlock(GradientCheckpointingLayer):
-    """One layer of the decoder: norm, time modulation, mixer, gate, residual; a feed-forward too for attention.
+    """One layer of the decoder: norm, time modulation, mixer, gate, residual.
 
-    `modulation` comes from one network shared by all blocks; each block adds a bias of its own. Gates start at zero.
+    With attention, a feed-forward too. `modulation` comes from one network shared by all blocks;
+    each block adds a bias of its own. Gates start at zero.
     """
 
     def __init__(self, config: MDMConfig, layer_index: int) -> None:
         super().__init__()
         self.is_attention = config.mixer == "attention"
         num_scans = len(config.joint_scans)
-        scans = tuple(range(num_scans)) if config.scan_mode == "parallel" else (layer_index % num_scans,)
+        scans = (
+            tuple(range(num_scans))
+            if config.scan_mode == "parallel"
+            else (layer_index % num_scans,)
+        )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.selection = None
         if self.is_attention:
@@ -245,7 +281,9 @@ class MDMBlock(GradientCheckpointingLayer):
             self.mixer = mixer(config, scans)
             if config.use_selection:
                 self.selection = SelectionHead(config.hidden_size, len(scans))
-        self.modulation_bias = nn.Parameter(torch.zeros(modulation_parts(config), config.hidden_size))
+        self.modulation_bias = nn.Parameter(
+            torch.zeros(modulation_parts(config), config.hidden_size)
+        )
 
     def forward(
         self, hidden_states: Tensor, modulation: Tensor, sequence: JointSequence, keep: float = 1.0
@@ -253,8 +291,9 @@ class MDMBlock(GradientCheckpointingLayer):
         """Refine features.
 
         Args:
-            hidden_states: (b, l, hidden). modulation: (b, 3, parts, hidden), one row for each of the times given,
-                text and image. sequence: orders and masks. keep: share of items that each scan reads.
+            hidden_states: (b, l, hidden).
+            modulation: (b, 3, parts, hidden), one row for each of the times given, text and image.
+            sequence: orders and masks. keep: share of items that each scan reads.
         """
         parts = sequence.at_positions(modulation + self.modulation_bias)  # parts x (b, l, hidden)
         normed = modulate(self.norm(hidden_states), parts[0], parts[1])
@@ -265,11 +304,13 @@ class MDMBlock(GradientCheckpointingLayer):
             return hidden_states + parts[5] * self.feed_forward(normed)
         selected, gate = None, None
         if self.selection is not None and keep < 1:
-            selected, gate = self.selection(normed, keep, sequence.given, sequence.valid, sequence.special)
+            selected, gate = self.selection(
+                normed, keep, sequence.given, sequence.valid, sequence.special
+            )
             gate = gate if self.training else None
         return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate)
 
 
 def modulation_parts(config: MDMConfig) -> int:
-    """Vectors that time modulates a block with: shift, scale and gate for each of its residual branches."""
+    """Vectors that time modulates a block with: shift, scale and gate of each residual branch."""
     return 6 if config.mixer == "attention" else 3

@@ -32,15 +32,19 @@ class _CausalConvolution(torch.autograd.Function):
         for shift in range(min(taps, length)):
             product = gradient[:, :, shift:] * x[:, :, : length - shift]
             grad_weight[..., taps - 1 - shift] = _sum_positions(product)
-        return _convolve(gradient, weight.flip(-1), None, first=taps - 1), grad_weight, _sum_positions(gradient)
+        return (
+            _convolve(gradient, weight.flip(-1), None, first=taps - 1),
+            grad_weight,
+            _sum_positions(gradient),
+        )
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
-    """Convolve every scan with its taps; `first` is the output of the padded convolution that position 0 gets."""
+    """Convolve every scan, padded at both ends, with its taps; position 0 gets output `first`."""
     taps, length = weight.shape[-1], x.shape[2]
     outputs = []
     for k in range(x.shape[1]):
-        # Channels last in a 2-D convolution one row high: the layout that x already has, so nothing is copied.
+        # Channels last in a 2-D convolution one row high: x has that layout, nothing is copied.
         row = x[:, k].transpose(1, 2)[:, :, None]  # (b, c, 1, l)
         padded = F.conv2d(
             row,
@@ -60,7 +64,7 @@ def _sum_positions(x: Tensor) -> Tensor:
 
 
 def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve every channel of every scan causally with its own taps; positions before the first are zero.
+    """Convolve every channel of every scan causally with its own taps; before the first is zero.
 
     Args:
         x: (b, k, l, c) in scan order. weight: (k, c, w), the last tap is the present. bias: (k, c).

@@ -19,7 +19,10 @@ MODALITIES = ("text", "image")
 
 
 def sinusoids(values: Tensor, size: int, longest: float) -> Tensor:
-    """Sines and cosines of a coordinate at geometric wavelengths from 2 pi to 2 pi `longest`: (...) -> (..., size)."""
+    """Sines and cosines of a coordinate (...): (..., size).
+
+    Wavelengths are geometric, from 2 pi to 2 pi `longest`.
+    """
     half = size // 2
     exponents = torch.arange(half, device=values.device, dtype=values.dtype) / max(half - 1, 1)
     angles = values[..., None] * torch.exp(-math.log(longest) * exponents)
@@ -43,7 +46,7 @@ class PlaceEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Embeds the three times of an item: that of what is given (0), of noisy words and of noisy patches."""
+    """Embeds an item's three times: of what is given (0), of noisy words and of noisy patches."""
 
     features = 256
 
@@ -60,7 +63,7 @@ class TimeEmbedding(nn.Module):
 
 
 class MDMDecoder(nn.Module):
-    """Reads given and noisy positions of both modalities together and gives features of every word and patch."""
+    """Reads given and noisy positions of both modalities, gives features of all of them."""
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()
@@ -73,22 +76,32 @@ class MDMDecoder(nn.Module):
         )
         self.class_embedding = nn.Embedding(max(1, config.num_classes), width)
         self.null_tokens = nn.Parameter(torch.zeros(config.num_null_tokens, width))
-        self.start_tokens = nn.ParameterDict({g: nn.Parameter(torch.zeros(width)) for g in MODALITIES})
+        self.start_tokens = nn.ParameterDict(
+            {g: nn.Parameter(torch.zeros(width)) for g in MODALITIES}
+        )
         self.time_embedding = TimeEmbedding(width)
         self.time_token = nn.ModuleDict({g: nn.Linear(width, width) for g in MODALITIES})
         self.modulation = nn.Linear(width, modulation_parts(config) * width)
-        self.layers = nn.ModuleList(MDMBlock(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            MDMBlock(config, index) for index in range(config.num_hidden_layers)
+        )
         self.norm = nn.RMSNorm(width, eps=config.layer_norm_epsilon)
         self.norm_modulation = nn.Linear(width, 2 * width)
 
     def lay_out(
-        self, content: dict[str, ModalityContent], has_class: Tensor, has_null: Tensor, grid: tuple[int, int, int]
+        self,
+        content: dict[str, ModalityContent],
+        has_class: Tensor,
+        has_null: Tensor,
+        grid: tuple[int, int, int],
     ) -> JointSequence:
-        """Lay out and order the joint sequence; null tokens take no place where no item of the batch has them."""
+        """Lay out and order the joint sequence; null tokens take no place if no item has them."""
         config = self.config
         num_null = config.num_null_tokens if bool(has_null.any()) else 0
         used = {"text": tuple(config.text_scans), "image": tuple(config.image_scans)}
-        return build_sequence(content, has_class, has_null, num_null, grid, config.joint_scans, used)
+        return build_sequence(
+            content, has_class, has_null, num_null, grid, config.joint_scans, used
+        )
 
     def _embed(
         self,
@@ -110,7 +123,7 @@ class MDMDecoder(nn.Module):
             written = part.noisy[..., None]
             latents = torch.where(written, z_t[g], part.latents)
             if self.config.self_conditioning:
-                # What is given carries no estimate, so that its features never depend on what is noisy.
+                # What is given carries no estimate: its features never depend on what is noisy.
                 last = torch.zeros_like(latents) if estimates is None else estimates[g] * written
                 latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
             embedded = self.latent_proj[g](latents) + self.place_embedding[g](part.place, part.turn)
@@ -132,9 +145,11 @@ class MDMDecoder(nn.Module):
         """Give features of every position of every modality.
 
         Args:
-            sequence: from `lay_out`, for this content. content: by modality; latents count where given.
+            sequence: from `lay_out`, for this content.
+            content: by modality; latents count where given.
             z_t: noisy latents (b, n, d) by modality, count where noisy. times: (b,) by modality.
-            class_labels: (b,), -1 where there is none. estimates: last clean estimates (b, n, d), or None.
+            class_labels: (b,), -1 where there is none.
+            estimates: last clean estimates (b, n, d) by modality, or None.
             keep: share of items that each scan reads.
 
         Returns:
@@ -142,15 +157,21 @@ class MDMDecoder(nn.Module):
         """
         batch = class_labels.shape[0]
         zero = next(iter(times.values())).new_zeros(batch)
-        clock = self.time_embedding(torch.stack([zero, *(times.get(g, zero) for g in MODALITIES)], dim=1))
+        clock = self.time_embedding(
+            torch.stack([zero, *(times.get(g, zero) for g in MODALITIES)], dim=1)
+        )
         num_null = sequence.text_tokens - 1 - (2 if "text" in content else 0)
         hidden_states = self._embed(z_t, estimates, content, class_labels, clock, num_null)
         activated = F.silu(clock)
-        modulation = self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
+        modulation = (
+            self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
+        )
         for layer in self.layers:
             hidden_states = layer(hidden_states, modulation, sequence, keep)
         final = self.norm_modulation(activated).unflatten(-1, (2, -1)).to(clock.dtype)
         features = modulate(self.norm(hidden_states), *sequence.at_positions(final))
         return {
-            g: features[:, where] for g, where in (("text", sequence.words), ("image", sequence.patches)) if g in content
+            g: features[:, where]
+            for g, where in (("text", sequence.words), ("image", sequence.patches))
+            if g in content
         }

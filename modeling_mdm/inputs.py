@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From the model's inputs to encoded content, position by position, with the checks that name what is wrong.
+"""From the model's inputs to encoded content, with the checks that name what is wrong.
 
 Axes: b batch, t words, m pictures an item, n positions of one modality, d latent_dim.
 """
@@ -29,7 +29,10 @@ class EncodedModality:
 
 @dataclass
 class EncodedInputs:
-    """A batch after encoding. class_labels: (b,), -1 = none. grid: (pictures, rows, columns), zeros without images."""
+    """A batch after encoding.
+
+    class_labels: (b,), -1 = none. grid: (pictures, rows, columns), zeros without images.
+    """
 
     modalities: dict[str, EncodedModality]
     class_labels: Tensor
@@ -49,7 +52,8 @@ class EncodedInputs:
         """Draw standardised z_0 of every position (b, n, d), by modality."""
         return {
             g: vae.statistics[g].standardize(
-                part.posterior_mean + torch.exp(0.5 * part.posterior_logvar) * noise[g].to(part.posterior_mean.dtype)
+                part.posterior_mean
+                + torch.exp(0.5 * part.posterior_logvar) * noise[g].to(part.posterior_mean.dtype)
             )
             for g, part in self.modalities.items()
         }
@@ -68,21 +72,32 @@ def encode_text(
         ValueError: shapes that differ from `input_ids`, or ids outside the vocabulary.
     """
     if input_ids.dim() != 2:
-        raise ValueError(f"`input_ids` has shape {tuple(input_ids.shape)}: pass (batch, text_length).")
-    for name, value in (("attention_mask", attention_mask), ("text_given", text_given), ("turn_ids", turn_ids)):
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}: pass (batch, text_length)."
+        )
+    for name, value in (
+        ("attention_mask", attention_mask),
+        ("text_given", text_given),
+        ("turn_ids", turn_ids),
+    ):
         if value is not None and value.shape != input_ids.shape:
             raise ValueError(
-                f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, {tuple(input_ids.shape)}."
+                f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, "
+                f"{tuple(input_ids.shape)}."
             )
     vocabulary = vae.embed_tokens.num_embeddings
     if _may_read_values(input_ids) and input_ids.numel():
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocabulary:
             raise ValueError(
-                f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of {vocabulary} words: "
-                "use the processor that belongs to this model."
+                f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of "
+                f"{vocabulary} words: use the processor that belongs to this model."
             )
-    valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    valid = (
+        torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is None
+        else attention_mask.bool()
+    )
     given = torch.zeros_like(valid) if text_given is None else text_given.bool()
     turn = torch.zeros_like(input_ids) if turn_ids is None else turn_ids.long()
     mean, logvar = vae.encode(input_ids, "text")
@@ -99,7 +114,9 @@ def encode_images(
     image_given: Tensor | None = None,
     image_turn_ids: Tensor | None = None,
 ) -> tuple[EncodedModality, tuple[int, int, int]]:
-    """Encode pictures; arguments as in `MDMForJointGeneration.forward`. A patch is given if all of its pixels are.
+    """Encode pictures; arguments as in `MDMForJointGeneration.forward`.
+
+    A patch is given if all of its pixels are.
 
     Returns:
         the encoded patches of all pictures of an item in a row, and (pictures, rows, columns).
@@ -109,7 +126,9 @@ def encode_images(
     """
     if pixel_values.dim() == 4:
         pixel_values = pixel_values[:, None]
-        pixel_attention_mask = None if pixel_attention_mask is None else pixel_attention_mask[:, None]
+        pixel_attention_mask = (
+            None if pixel_attention_mask is None else pixel_attention_mask[:, None]
+        )
         image_given = None if image_given is None else image_given[:, None]
     _check_pictures(vae, patch_size, pixel_values, pixel_attention_mask, image_given)
     batch, pictures, _, height, width = pixel_values.shape
@@ -118,17 +137,22 @@ def encode_images(
     def all_pixels(mask: Tensor | None, default: bool) -> Tensor:
         """Reduce a mask of pixels (b, m, height, width) to patches (b, n): all of its pixels."""
         if mask is None:
-            return torch.full((batch, pictures * rows * columns), default, device=pixel_values.device)
+            return torch.full(
+                (batch, pictures * rows * columns), default, device=pixel_values.device
+            )
         return patchify(mask.bool().flatten(0, 1)[:, None], patch_size).all(-1).view(batch, -1)
 
-    patches = patchify(pixel_values.flatten(0, 1), patch_size).reshape(batch, pictures * rows * columns, -1)
+    patches = patchify(pixel_values.flatten(0, 1), patch_size).reshape(
+        batch, pictures * rows * columns, -1
+    )
     patches = patches.to(vae.patch_embedding.weight.dtype)
     mean, logvar = vae.encode(patches, "image")
     if image_turn_ids is None:
         image_turn_ids = torch.zeros(batch, pictures, dtype=torch.long, device=pixel_values.device)
     if image_turn_ids.shape != (batch, pictures):
         raise ValueError(
-            f"`image_turn_ids` has shape {tuple(image_turn_ids.shape)}: pass one turn for each picture, ({batch}, {pictures})."
+            f"`image_turn_ids` has shape {tuple(image_turn_ids.shape)}: pass one turn for each "
+            f"picture, ({batch}, {pictures})."
         )
     row = torch.arange(rows, device=pixel_values.device)[:, None].expand(rows, columns)
     column = torch.arange(columns, device=pixel_values.device)[None].expand(rows, columns)
@@ -143,7 +167,9 @@ def encode_images(
     return EncodedModality(content, patches, mean, logvar), (pictures, rows, columns)
 
 
-def encode_classes(class_labels: Tensor | None, num_classes: int, batch: int, device: torch.device) -> Tensor:
+def encode_classes(
+    class_labels: Tensor | None, num_classes: int, batch: int, device: torch.device
+) -> Tensor:
     """Check class labels (b,); all -1 where None.
 
     Raises:
@@ -152,13 +178,16 @@ def encode_classes(class_labels: Tensor | None, num_classes: int, batch: int, de
     if class_labels is None:
         return torch.full((batch,), -1, dtype=torch.long, device=device)
     if class_labels.shape != (batch,):
-        raise ValueError(f"`class_labels` has shape {tuple(class_labels.shape)}: pass one label an item, ({batch},).")
+        raise ValueError(
+            f"`class_labels` has shape {tuple(class_labels.shape)}: pass one label an item, "
+            f"({batch},)."
+        )
     if _may_read_values(class_labels) and batch:
         low, high = int(class_labels.min()), int(class_labels.max())
         if low < -1 or high >= num_classes:
             raise ValueError(
-                f"`class_labels` holds {low if low < -1 else high}: this model knows {num_classes} classes, "
-                f"use 0 to {num_classes - 1}, or -1 for none."
+                f"`class_labels` holds {low if low < -1 else high}: this model knows "
+                f"{num_classes} classes, use 0 to {num_classes - 1}, or -1 for none."
             )
     return class_labels.long()
 
@@ -177,33 +206,41 @@ def _check_pictures(
         )
     channels = vae.patch_embedding.in_features // patch_size**2
     if pixel_values.shape[2] != channels:
-        raise ValueError(f"`pixel_values` has {pixel_values.shape[2]} channels: this model reads {channels}.")
+        raise ValueError(
+            f"`pixel_values` has {pixel_values.shape[2]} channels: this model reads {channels}."
+        )
     height, width = pixel_values.shape[-2:]
     if not height or not width or height % patch_size or width % patch_size:
         raise ValueError(
-            f"`pixel_values` is {height} x {width} pixels: both sides must be multiples of `patch_size` = {patch_size}."
+            f"`pixel_values` is {height} x {width} pixels: both sides must be multiples of "
+            f"`patch_size` = {patch_size}."
         )
     expected = (*pixel_values.shape[:2], height, width)
-    for name, mask in (("image_given", image_given), ("pixel_attention_mask", pixel_attention_mask)):
+    for name, mask in (
+        ("image_given", image_given),
+        ("pixel_attention_mask", pixel_attention_mask),
+    ):
         if mask is not None and mask.shape != expected:
             raise ValueError(
-                f"`{name}` has shape {tuple(mask.shape)}: it is by pixel, without channels, {expected}."
+                f"`{name}` has shape {tuple(mask.shape)}: it is by pixel, without channels, "
+                f"{expected}."
             )
     if _may_read_values(pixel_values) and pixel_values.numel():
         low, high = float(pixel_values.min()), float(pixel_values.max())
         if not (low >= -1.001 and high <= 1.001):  # false for NaN too
             raise ValueError(
-                f"`pixel_values` spans {low} to {high}: pixels must be numbers in [-1, 1], as the image processor gives them."
+                f"`pixel_values` spans {low} to {high}: pixels must be numbers in [-1, 1], as the "
+                "image processor gives them."
             )
 
 
 def _may_read_values(tensor: Tensor) -> bool:
-    """Reading values of a tensor on an accelerator would wait for it, and in a compiled graph break it."""
+    """Whether values may be read: on an accelerator that waits, in a compiled graph it breaks."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _index_in_turn(valid: Tensor, turn: Tensor) -> Tensor:
-    """Count real words from the start of their turn, so that alignment padding moves nothing: (b, t) long."""
+    """Count real words from the start of their turn (b, t): alignment padding moves nothing."""
     before = valid.long().cumsum(-1) - valid.long()
     starts = torch.ones_like(valid)
     starts[:, 1:] = turn[:, 1:] != turn[:, :-1]

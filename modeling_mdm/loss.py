@@ -1,7 +1,8 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the training loss: Eq. 14-18. Means over positions of sums over latent_dim, pixels or words.
+"""The parts of the training loss: Eq. 14-18.
 
+Means over positions of sums over latent_dim, pixels or words.
 Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
 """
 
@@ -28,7 +29,8 @@ from .vae import MDMVAE, kl_divergence
 class Prediction:
     """What a training step knows of one modality when the loss is taken.
 
-    z_0, z_t, estimate: (b, n, d). alpha_bar_t: (b, 1, 1). candidate_noise: (b, n, K, d), for `"trajectory"` only.
+    z_0, z_t, estimate: (b, n, d). times: (b,).
+    candidate_noise: (b, n, K, d), for `"trajectory"` only.
     logits: (b, n, v) and target: (b, n), for words only.
     """
 
@@ -43,14 +45,15 @@ class Prediction:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values (b, n) where mask (b, n) is true; 0, with a gradient of 0, where it is nowhere true."""
+    """Mean of values (b, n) where mask (b, n) is true; 0, and its gradient, if it never is."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
 def position_score_entropy(config: MDMConfig, prediction: Prediction) -> Tensor:
     """Score entropy of every position: Eq. 4 over the modality's candidates, (b, n).
 
-    Exact: the vocabulary for words, former states in closed form for patches. `"trajectory"`: K sampled former states.
+    Exact: the vocabulary for words, former states in closed form for patches.
+    `"trajectory"`: K sampled former states.
     """
     if config.se_candidates == "trajectory":
         return _trajectory(prediction)
@@ -66,7 +69,9 @@ def _trajectory(prediction: Prediction) -> Tensor:
     noise, schedule = prediction.candidate_noise, prediction.schedule
     count = noise.shape[2]
     shares = torch.arange(1, count + 1, device=noise.device, dtype=noise.dtype) / (count + 1)
-    alpha_bar_s = schedule.alpha_bar(prediction.times[:, None] * shares)[:, None, :, None]  # (b, 1, K, 1)
+    alpha_bar_s = schedule.alpha_bar(prediction.times[:, None] * shares)[
+        :, None, :, None
+    ]  # (b, 1, K, 1)
     alpha_bar_t = schedule.alpha_bar(prediction.times)[:, None, None]
     return trajectory_score_entropy(
         prediction.estimate, prediction.z_0, prediction.z_t, alpha_bar_t, alpha_bar_s, noise
@@ -82,7 +87,8 @@ def diffusion_losses(
     """L_se (Eq. 14) of both modalities, weighted, and the fit of the predicted score entropy.
 
     Args:
-        content, predictions: by modality. predicted_score_entropy: log(1 + se) of every position (b, n), by modality.
+        content, predictions: by modality.
+        predicted_score_entropy: log(1 + se) of every position (b, n), by modality.
 
     Returns:
         `loss_se`, `loss_se_image`, `loss_se_text`, `loss_se_prediction`, 0-dim.
@@ -96,18 +102,26 @@ def diffusion_losses(
         error = (predicted_score_entropy[g] - torch.log1p(entropy.detach())).square()
         losses["loss_se_prediction"] = losses["loss_se_prediction"] + masked_mean(error, noisy)
     losses["loss_se"] = (
-        config.se_weight_image * losses["loss_se_image"] + config.se_weight_text * losses["loss_se_text"]
+        config.se_weight_image * losses["loss_se_image"]
+        + config.se_weight_text * losses["loss_se_text"]
     )
     return losses
 
 
 def reconstruction_losses(
-    vae: MDMVAE, encoded: EncodedInputs, z_0: dict[str, Tensor], noise: dict[str, Tensor], latent_noise: float
+    vae: MDMVAE,
+    encoded: EncodedInputs,
+    z_0: dict[str, Tensor],
+    noise: dict[str, Tensor],
+    latent_noise: float,
 ) -> dict[str, Tensor]:
-    """Reconstruction (Eq. 15, 16) from noised latents, and the KL of the posterior (Eq. 17), over all real positions.
+    """Reconstruction (Eq. 15, 16) from noised latents and the posterior's KL (Eq. 17).
+
+    Means over all real positions, given or noisy.
 
     Args:
-        z_0: standardised posterior samples (b, n, d) by modality. noise: standard normal, the same shapes.
+        z_0: standardised posterior samples (b, n, d) by modality.
+        noise: standard normal, the same shapes.
         latent_noise: standard deviation of the noise that the decoder sees.
 
     Returns:

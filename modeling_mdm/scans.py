@@ -1,6 +1,8 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Scan orders: in which order every scan reads the joint sequence (Sec. 3.2, Fig. 2f-g), the given part first.
+"""Scan orders: in which order every scan reads the joint sequence (Sec. 3.2, Fig. 2f-g).
+
+The given part always comes first.
 
 Axes: b batch, k scans, l positions of the joint sequence.
 """
@@ -31,14 +33,19 @@ def image_rank(height: int, width: int, order: int, device: torch.device | None 
 
 
 def joint_rank(
-    num_words: int, grid: tuple[int, int, int], pair: tuple[int, int], device: torch.device | None = None
+    num_words: int,
+    grid: tuple[int, int, int],
+    pair: tuple[int, int],
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ranks of all words and all patches in one joint scan.
 
-    A forward scan reads words before patches, a reverse scan patches before words, so each modality reads the other.
+    A forward scan reads words before patches, a reverse scan patches before words, so each
+    modality reads the other.
 
     Args:
-        num_words: words of the text segment. grid: (pictures, rows, columns). pair: (image order, text order).
+        num_words: words of the text segment. grid: (pictures, rows, columns).
+        pair: (image order, text order).
 
     Returns:
         (num_words,) and (pictures * rows * columns,), distinct integers.
@@ -54,24 +61,29 @@ def joint_rank(
     return words + patches.numel(), patches
 
 
-def given_first_order(rank: Tensor, valid: Tensor, given: Tensor, special: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort every scan by (is padding, is noisy, is ordinary, turn, rank): the given part first, older turns first.
+def given_first_order(
+    rank: Tensor, valid: Tensor, given: Tensor, special: Tensor, turn: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sort every scan by (is padding, is noisy, is ordinary, turn, rank).
 
-    What is given is therefore never read after what is noisy, in any direction, and padding is read last.
+    What is given is therefore never read after what is noisy, in any direction, older turns are
+    read before newer ones, and padding is read last.
 
     Args:
         rank: (k, l) long, distinct and non-negative in every scan.
-        valid, given, special: (b, l) bool; special tokens lead their part in the same order in every scan.
+        valid, given, special: (b, l) bool; special tokens lead their part in the same order in
+            every scan.
         turn: (b, l) long, non-negative.
 
     Returns:
-        order (b, k, l): the position read at every step; inverse (b, k, l): the step at which a position is read.
+        order (b, k, l): the position read at every step; inverse (b, k, l): the step at which a
+        position is read.
     """
     length = rank.shape[-1]
     storage = torch.arange(length, device=rank.device)
     part = 2 * (~valid).long() + (valid & ~given).long()  # 0 given, 1 noisy, 2 padding
     turn = torch.where(special, 0, turn)
-    leading = (part * 2 + (~special).long()) * (int(2**20)) + turn  # (b, l)
+    leading = (part * 2 + (~special).long()) * (1 << 20) + turn  # (b, l)
     within = torch.where(special[:, None], storage, rank[None])  # (b, k, l)
     key = leading[:, None] * (2 * length + 2) + within
     order = key.argsort(dim=-1, stable=True)
@@ -107,7 +119,7 @@ class _Merge(torch.autograd.Function):
 
 
 class _Reorder(torch.autograd.Function):
-    """Permute every scan's own sequence; the gradient is gathered by the inverse instead of scattered."""
+    """Permute every scan's own sequence; the gradient is gathered by the inverse, not scattered."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -145,7 +157,7 @@ def _sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
 
 
 def spread(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Copy a shared sequence into every scan's order: (b, l, c) and orders (b, k, l) -> (b, k, l, c)."""
+    """Copy a shared sequence (b, l, c) into every scan's order (b, k, l): (b, k, l, c)."""
     result: Tensor = _Spread.apply(x, order, inverse)
     return result
 
@@ -157,6 +169,6 @@ def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Permute every scan's own sequence: (b, k, l, c) -> (b, k, l, c); back, with the two orders exchanged."""
+    """Permute every scan's own sequence (b, k, l, c); back, with the two orders exchanged."""
     result: Tensor = _Reorder.apply(x, order, inverse)
     return result

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection (Sec. 3.2, Theorem 3): which items every scan reads, acting through Delta.
 
-Delta_n <- g_n Delta_n. At g = 0 the discrete system has A-bar = 1 and B-bar = 0: the state passes the item by.
+Delta_n <- g_n Delta_n. At g = 0 the discrete system has A-bar = 1 and B-bar = 0: the state passes
+the item by.
+
 Axes: b batch, k scans, l positions.
 """
 
@@ -10,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 
-def select_items(importance: Tensor, keep: float, given: Tensor, valid: Tensor, special: Tensor) -> Tensor:
+def select_items(
+    importance: Tensor, keep: float, given: Tensor, valid: Tensor, special: Tensor
+) -> Tensor:
     """Keep the ceil(keep * count) most important items of every scan: S' of Sec. 3.2.
 
-    Counted separately in an item's given and noisy parts, so that what is given never depends on what is noisy.
-    Special tokens are always kept and not counted; padding is never kept.
+    Counted separately in an item's given and noisy parts, so that what is given never depends on
+    what is noisy. Special tokens are always kept and not counted; padding is never kept.
 
     Args:
         importance: (b, k, l). keep: share in (0, 1]. given, valid, special: (b, l) bool.
@@ -34,14 +38,15 @@ def select_items(importance: Tensor, keep: float, given: Tensor, valid: Tensor, 
 
 
 def compact_order(order: Tensor, selected: Tensor, lengths: int) -> tuple[Tensor, Tensor]:
-    """Drop the items that are not selected from a scan order: the shorter sequences that hard selection scans.
+    """Drop the items that are not selected from a scan order, for hard selection.
 
     Args:
-        order: (b, k, l) from `given_first_order`. selected: (b, k, l) bool by position. lengths: longest selection.
+        order: (b, k, l) from `given_first_order`. selected: (b, k, l) bool by position.
+        lengths: longest selection.
 
     Returns:
-        positions (b, k, lengths): the selected positions in scan order, then fillers; and a mask of the same
-        shape that is False at fillers.
+        steps (b, k, lengths): the steps at which a scan reads what is selected, then fillers; and
+        a mask of the same shape that is False at fillers.
     """
     in_order = selected.gather(-1, order)  # (b, k, l) by step
     steps = (~in_order).long().argsort(dim=-1, stable=True)[..., :lengths]
@@ -64,8 +69,8 @@ class SelectionHead(nn.Module):
             hidden_states: (b, l, hidden). keep, given, valid, special: as in `select_items`.
 
         Returns:
-            selected (b, k, l) bool, and gate (b, k, l): its value is 0 or 1, its gradient that of the importance
-            (straight-through).
+            selected (b, k, l) bool, and gate (b, k, l): its value is 0 or 1, its gradient that of
+            the importance (straight-through).
         """
         importance = torch.sigmoid(self.score(hidden_states).float()).transpose(1, 2)  # (b, k, l)
         selected = select_items(importance.detach(), keep, given, valid, special)
@@ -75,7 +80,8 @@ class SelectionHead(nn.Module):
 class ScoreEntropyHead(nn.Module):
     """Predicts every item's own score entropy: Theorem 3's "se = 0" made usable at inference.
 
-    Predicts log(1 + se), which spans a range that a linear layer can follow; it trains on detached features.
+    Predicts log(1 + se), which spans a range that a linear layer can follow; it trains on detached
+    features.
     """
 
     def __init__(self, hidden_size: int) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The joint sequence: special tokens, words and patches of an item, which of them are given, and their scan orders.
+"""The joint sequence: special tokens, words and patches of an item, what is given, scan orders.
 
-Storage order: [class, null ..., start of text, time of text, words ... | start of image, time of image, patches ...].
+Storage order: [class, null ..., start of text, time of text, words ... |
+start of image, time of image, patches ...].
 Axes: b batch, l positions of the joint sequence, k scans.
 """
 
@@ -20,8 +21,9 @@ TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
 class ModalityContent:
     """One modality of a batch, position by position.
 
-    latents (b, n, latent_dim): standardised posterior means (of use where given). given, valid: (b, n) bool.
-    turn: (b, n) long. place: (b, n) word index or (b, n, 2) row and column, long.
+    latents (b, n, latent_dim): standardised posterior means (of use where given).
+    given, valid: (b, n) bool. turn: (b, n) long.
+    place: (b, n) word index or (b, n, 2) row and column, long.
     """
 
     latents: Tensor
@@ -37,21 +39,29 @@ class ModalityContent:
 
     def without(self, dropped: Tensor) -> "ModalityContent":
         """The same content with some positions turned into padding."""
-        return ModalityContent(self.latents, self.given, self.valid & ~dropped, self.turn, self.place)
+        return ModalityContent(
+            self.latents, self.given, self.valid & ~dropped, self.turn, self.place
+        )
 
     def repeat(self, times: int) -> "ModalityContent":
         """The batch stacked `times` times."""
         return ModalityContent(
-            *(getattr(self, f.name).repeat(times, *[1] * (getattr(self, f.name).dim() - 1)) for f in fields(self))
+            *(
+                getattr(self, f.name).repeat(times, *[1] * (getattr(self, f.name).dim() - 1))
+                for f in fields(self)
+            )
         )
 
     def prompt(self) -> Tensor:
-        """Given positions that only condition: (b, n) bool. Known parts of a region being written are not among them.
+        """Given positions that only condition: (b, n) bool.
 
-        A given position belongs to the region if its turn is that of the modality's noisy positions.
+        Known parts of a region being written are not among them: a given position belongs to the
+        region if its turn is that of the modality's noisy positions.
         """
         noisy = self.noisy
-        written_turn = torch.where(noisy, self.turn, torch.iinfo(torch.long).max).amin(-1, keepdim=True)
+        written_turn = torch.where(noisy, self.turn, torch.iinfo(torch.long).max).amin(
+            -1, keepdim=True
+        )
         return self.valid & self.given & (~noisy.any(-1, keepdim=True) | (self.turn < written_turn))
 
 
@@ -59,7 +69,8 @@ class ModalityContent:
 class JointSequence:
     """What the decoder must know of the joint sequence beside the features themselves.
 
-    valid, given, special: (b, l) bool. time_index: (b, l), which of the three times (given, text, image) applies.
+    valid, given, special: (b, l) bool.
+    time_index: (b, l), which of the three times (given, text, image) applies.
     orders, inverses: (b, k, l). scan_active: (k, l), False where a modality's order is not in use.
     """
 
@@ -92,7 +103,7 @@ class JointSequence:
         return self.orders[:, list(scans)], self.inverses[:, list(scans)]
 
     def at_positions(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Spread values of the three times, (b, 3, parts, hidden), over the positions: parts x (b, l, hidden)."""
+        """Spread values of the three times, (b, 3, parts, hidden): parts x (b, l, hidden)."""
         batch, times, parts, width = values.shape
         rows = self.time_index + torch.arange(batch, device=values.device)[:, None] * times
         spread = values.reshape(batch * times, parts * width).index_select(0, rows.flatten())
@@ -112,7 +123,7 @@ def drop_prompt(
 
 
 def _special_tokens(content: ModalityContent) -> tuple[Tensor, Tensor]:
-    """Validity of a modality's start token (it has any position) and time token (it has any to be written): (b, 1)."""
+    """Validity of a modality's start token (any position) and time token (any noisy): (b, 1)."""
     return content.valid.any(-1, keepdim=True), content.noisy.any(-1, keepdim=True)
 
 
@@ -128,8 +139,9 @@ def build_sequence(
     """Lay out the joint sequence of a batch and order it for every scan.
 
     Args:
-        content: by modality, `"text"` and / or `"image"`. has_class, has_null: (b,) bool, whether the class token and
-            the null tokens stand in an item. num_null: null tokens in the layout.
+        content: by modality, `"text"` and / or `"image"`.
+        has_class, has_null: (b,) bool, whether the class token and the null tokens stand in an
+            item. num_null: null tokens in the layout.
         grid: (pictures, rows, columns). pairs: joint scans. used: the orders in use, by modality.
     """
     batch, device = has_class.shape[0], has_class.device
@@ -165,13 +177,17 @@ def build_sequence(
     for pair in pairs:
         words, patches = joint_rank(num_words, grid, pair, device)
         ranks.append(
-            torch.cat([words.new_zeros(tokens["text"]), words, words.new_zeros(tokens["image"]), patches])
+            torch.cat(
+                [words.new_zeros(tokens["text"]), words, words.new_zeros(tokens["image"]), patches]
+            )
         )
         reads = torch.ones(valid_all.shape[1], dtype=torch.bool, device=device)
         reads[tokens["text"] : segment] = pair[1] in used["text"]
         reads[segment + tokens["image"] :] = pair[0] in used["image"]
         active.append(reads)
-    orders, inverses = given_first_order(torch.stack(ranks), valid_all, given_all, special_all, torch.cat(turn, 1))
+    orders, inverses = given_first_order(
+        torch.stack(ranks), valid_all, given_all, special_all, torch.cat(turn, 1)
+    )
     return JointSequence(
         valid_all,
         given_all,

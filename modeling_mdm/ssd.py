@@ -1,10 +1,13 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""State-space duality: the recurrence of Eq. 10-11 over a sequence, one definition and two fast forms.
+"""State-space duality: the recurrence of Eq. 10-11, one definition and two fast forms.
 
-Axes: g sequences (batch x scans), l positions, h heads, p head width, n state width, c chunks, q positions of a chunk.
-All forms take what is already discretised: `log_decay` = Delta A (Eq. 12) and `input_scale`, with B-bar = input_scale B (Eq. 13).
+Axes: g sequences (batch x scans), l positions, h heads, p head width, n state width, c chunks,
+q positions of a chunk. All forms take what is already discretised: `log_decay` = Delta A (Eq. 12)
+and `input_scale`, with B-bar = input_scale B (Eq. 13).
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +20,17 @@ def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, T
     Args:
         delta: (..., h), non-negative.
         A: negative, broadcastable to delta.
-        discretization: `"zoh"`, Eq. 13: B-bar = (exp(Delta A) - 1) / A B, or `"euler"`: B-bar = Delta B (stock Mamba-2).
+        discretization: `"zoh"`, Eq. 13: B-bar = (exp(Delta A) - 1) / A B, or `"euler"`:
+            B-bar = Delta B (stock Mamba-2).
 
     Returns:
-        log_decay = Delta A and input_scale, both shaped like delta. At Delta = 0 the decay is 1 and the input scale 0.
+        log_decay = Delta A and input_scale, both shaped like delta. At Delta = 0 the decay is 1
+        and the input scale 0.
     """
     log_decay = delta * A
     if discretization == "euler":
         return log_decay, delta
-    # A is bounded away from zero (it is -exp(A_log)), so expm1(Delta A) / A needs no limit at Delta = 0.
+    # A = -exp(A_log) is bounded away from zero: expm1(Delta A) / A needs no limit at Delta = 0.
     return log_decay, torch.expm1(log_decay) / A
 
 
@@ -48,7 +53,9 @@ def ssd_reference(
     """
     groups, length, heads, width = x.shape
     x = x * input_scale[..., None]
-    state = x.new_zeros(groups, heads, B.shape[-1], width) if initial_state is None else initial_state
+    state = (
+        x.new_zeros(groups, heads, B.shape[-1], width) if initial_state is None else initial_state
+    )
     outputs = []
     for n in range(length):
         update = B[:, n, None, :, None] * x[:, n, :, None, :]  # (g, h, n, p)
@@ -68,10 +75,13 @@ def ssd_chunked(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence that `ssd_reference` defines as matrix products over chunks.
 
-    Decays are only ever exponentiated as differences that are <= 0, so no decay, however strong, overflows.
+    Decays are only ever exponentiated as differences that are <= 0, so no decay, however strong,
+    overflows.
     """
     groups, length, heads, width = x.shape
-    x, log_decay, B, C = _into_chunks(x * input_scale[..., None].to(x.dtype), log_decay, B, C, chunk_size)
+    x, log_decay, B, C = _into_chunks(
+        x * input_scale[..., None].to(x.dtype), log_decay, B, C, chunk_size
+    )
     chunk = x.shape[2]
     x = x.transpose(2, 3)  # (g, c, h, q, p)
     cumulative = log_decay.cumsum(2).transpose(2, 3)  # (g, c, h, q)
@@ -83,7 +93,8 @@ def ssd_chunked(
     scores = C @ B.transpose(-1, -2)  # (g, c, q, q)
     y = (scores[:, :, None] * decay) @ x  # (g, c, h, q, p)
 
-    # What each chunk adds to the state at its end, and what the state at its start gives to every position.
+    # What each chunk adds to the state at its end, and what the state at its start gives to
+    # every position.
     to_end = (cumulative[..., -1:] - cumulative).exp().to(x.dtype)  # (g, c, h, q)
     added = B.transpose(-1, -2)[:, :, None] @ (x * to_end[..., None])  # (g, c, h, n, p)
     entering, state = _pass_states(added, cumulative[..., -1], initial_state)
@@ -93,7 +104,8 @@ def ssd_chunked(
     return y.transpose(2, 3).reshape(groups, -1, heads, width)[:, :length], state
 
 
-# Half of the range of a chunk's decay may be exponentiated in float32 (exp(88) overflows) with room for products.
+# Half of the range of a chunk's decay may be exponentiated in float32 (exp(88) overflows) with room
+# for products.
 MAX_FACTORED_DECAY = 120.0
 
 
@@ -106,9 +118,10 @@ def ssd_factored(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """Run the same recurrence with the decay split into a factor of i and a factor of j: one product for all heads.
+    """Run the same recurrence with one product for all heads.
 
-    exp(cs_i - cs_j) = exp(cs_i - m) exp(m - cs_j), cs the cumulative decay, m the middle of its range. A chunk whose
+    The decay is split into a factor of i and a factor of j: exp(cs_i - cs_j) =
+    exp(cs_i - m) exp(m - cs_j), cs the cumulative decay, m the middle of its range. A chunk whose
     decay spans more than `MAX_FACTORED_DECAY` would overflow: `ssd_chunked` then takes over.
     """
     groups, length, heads, width = x.shape
@@ -126,20 +139,25 @@ def ssd_factored(
     y = (C @ B.transpose(-1, -2)).tril() @ scaled
 
     total = cumulative[:, :, -1]  # (g, c, h)
-    added = (B.transpose(-1, -2) @ scaled).unflatten(-1, (heads, width))  # (g, c, n, h, p)
-    added = (added * torch.exp(total - middle[:, :, 0])[:, :, None, :, None].to(x.dtype)).transpose(2, 3)
+    added = B.transpose(-1, -2) @ scaled  # (g, c, n, h * p)
+    added = added.reshape(*added.shape[:-1], heads, width)  # (g, c, n, h, p)
+    added = (added * torch.exp(total - middle[:, :, 0])[:, :, None, :, None].to(x.dtype)).transpose(
+        2, 3
+    )
     entering, state = _pass_states(added, total, initial_state)
     if entering is not None:
-        at_middle = entering * torch.exp(middle[:, :, 0])[..., None, None].to(entering.dtype)  # (g, c, h, n, p)
+        at_middle = entering * torch.exp(middle[:, :, 0])[..., None, None].to(
+            entering.dtype
+        )  # (g, c, h, n, p)
         y = y + C @ at_middle.transpose(2, 3).flatten(-2).to(C.dtype)
-    y = y.unflatten(-1, (heads, width)) * falling[..., None]
+    y = y.reshape(*y.shape[:-1], heads, width) * falling[..., None]
     return y.reshape(groups, -1, heads, width)[:, :length], state
 
 
 def _into_chunks(
     x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cut (g, l, ...) into (g, c, q, ...). Padding has decay 1 and input 0: the state passes it unchanged."""
+    """Cut (g, l, ...) into (g, c, q, ...); padding has decay 1, input 0: it changes no state."""
     groups, length = x.shape[:2]
     chunk = max(1, min(chunk_size, length))
     padding = -length % chunk
@@ -164,7 +182,8 @@ def _pass_states(
         added: what each chunk adds, (g, c, h, n, p). log_decay: over each chunk, (g, c, h).
 
     Returns:
-        the state at the start of every chunk (g, c, h, n, p), None where it is zero; the state at the end.
+        the state at the start of every chunk (g, c, h, n, p), None where it is zero; the state at
+        the end.
     """
     chunks = added.shape[1]
     if initial_state is None and chunks == 1:
@@ -178,7 +197,11 @@ def _pass_states(
     return torch.stack(entering, 1), state
 
 
-BACKENDS = {"reference": ssd_reference, "torch": ssd_chunked, "torch_factored": ssd_factored}
+BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "reference": ssd_reference,
+    "torch": ssd_chunked,
+    "torch_factored": ssd_factored,
+}
 
 
 def ssd(
@@ -191,7 +214,7 @@ def ssd(
     chunk_size: int = 64,
     backend: str = "torch",
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence with a back-end of `BACKENDS`; arguments and result as for `ssd_reference`."""
+    """Run the recurrence with a back-end of `BACKENDS`; the rest is as for `ssd_reference`."""
     if backend == "reference":
         return ssd_reference(x, input_scale, log_decay, B, C, initial_state)
     return BACKENDS[backend](x, input_scale, log_decay, B, C, initial_state, chunk_size)
@@ -201,4 +224,6 @@ def resolve_backend(requested: str, device: torch.device) -> str:
     """Name the back-end that a tensor on this device runs on; `"auto"` chooses."""
     if requested != "auto":
         return requested
-    return "torch_factored" if device.type == "cpu" and not torch.compiler.is_compiling() else "torch"
+    return (
+        "torch_factored" if device.type == "cpu" and not torch.compiler.is_compiling() else "torch"
+    )

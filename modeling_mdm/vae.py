@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The unified VAE (Sec. 4.1, 4.2.2): one encoder and one decoder for patches and words, each position alone.
+"""The unified VAE (Sec. 4.1, 4.2.2): one encoder and one decoder for patches and words.
 
 No position sees another here: a mixing encoder would leak noisy content into given latents.
 Axes: b batch, n positions, d latent_dim.
@@ -14,7 +14,7 @@ from .configuration_mdm import MDMConfig
 
 
 def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
-    """Cut pictures into patches: (b, channels, height, width) -> (b, rows * columns, patch_size^2 * channels)."""
+    """Cut pictures (b, channels, height, width): (b, rows * columns, patch_size^2 * channels)."""
     batch, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     patches = pixel_values.reshape(batch, channels, rows, patch_size, columns, patch_size)
@@ -25,7 +25,9 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     """Put patches together again, the inverse of `patchify`, for a grid of (rows, columns)."""
     batch, (rows, columns) = patches.shape[0], grid
     pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
-    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch_size, columns * patch_size)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
+        batch, -1, rows * patch_size, columns * patch_size
+    )
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -48,9 +50,10 @@ class ResidualMLP(nn.Module):
 
 
 class LatentStatistics(nn.Module):
-    """Running mean and variance of one modality's latents, by dimension, with which they are standardised.
+    """Running mean and variance of one modality's latents, by dimension, to standardise them.
 
-    A schedule then means the same throughout training. The first updates are plain averages, later ones exponential.
+    A schedule then means the same throughout training. The first updates are plain averages, later
+    ones exponential.
     """
 
     def __init__(self, latent_dim: int, momentum: float) -> None:
@@ -79,7 +82,7 @@ class LatentStatistics(nn.Module):
 
 
 class MDMVAE(nn.Module):
-    """Encodes words and patches into latents of one width and decodes them, with shared trunks and two ends each."""
+    """Encodes words and patches into latents of one width and decodes them, with shared trunks."""
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()
@@ -87,14 +90,21 @@ class MDMVAE(nn.Module):
         patch_values = config.patch_size**2 * config.num_channels
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.patch_embedding = nn.Linear(patch_values, size)
-        self.encoder = nn.Sequential(*(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers)))
+        self.encoder = nn.Sequential(
+            *(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers))
+        )
         self.posterior = nn.Linear(size, 2 * config.latent_dim)
         self.latent_embedding = nn.Linear(config.latent_dim, size)
-        self.decoder = nn.Sequential(*(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers)))
+        self.decoder = nn.Sequential(
+            *(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers))
+        )
         self.patch_head = nn.Linear(size, patch_values)
         self.word_head = nn.Linear(size, config.vocab_size)
         self.statistics = nn.ModuleDict(
-            {g: LatentStatistics(config.latent_dim, config.latent_momentum) for g in ("image", "text")}
+            {
+                g: LatentStatistics(config.latent_dim, config.latent_momentum)
+                for g in ("image", "text")
+            }
         )
 
     def encode(self, content: Tensor, modality: str) -> tuple[Tensor, Tensor]:
@@ -106,18 +116,23 @@ class MDMVAE(nn.Module):
         Returns:
             posterior_mean and posterior_logvar, (..., n, d), not standardised.
         """
-        embedded = self.embed_tokens(content) if modality == "text" else self.patch_embedding(content)
+        embedded = (
+            self.embed_tokens(content) if modality == "text" else self.patch_embedding(content)
+        )
         mean, logvar = self.posterior(self.encoder(embedded)).float().chunk(2, dim=-1)
         return mean.to(embedded.dtype), logvar.clamp(-20, 10).to(embedded.dtype)
 
     def decode(self, latents: Tensor, modality: str) -> Tensor:
-        """Decode standardised latents (..., n, d) to word logits (..., n, vocab) or patches (..., n, values)."""
+        """Decode standardised latents (..., n, d) to word logits or patches (..., n, values)."""
         features = self.decoder(self.latent_embedding(latents))
         return self.word_head(features) if modality == "text" else self.patch_head(features)
 
     def word_latents(self) -> Tensor:
         """y_v of every word v: standardised posterior means, (vocab, d)."""
-        mean, _ = self.encode(torch.arange(self.embed_tokens.num_embeddings, device=self.embed_tokens.weight.device), "text")
+        mean, _ = self.encode(
+            torch.arange(self.embed_tokens.num_embeddings, device=self.embed_tokens.weight.device),
+            "text",
+        )
         return self.statistics["text"].standardize(mean)
 
     def forward(self, content: Tensor, modality: str) -> Tensor:

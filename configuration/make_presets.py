@@ -33,9 +33,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "latent_dim": 24,
         "vae_hidden_size": 192,
         "hidden_size": 192,
-        "num_hidden_layers": 8,
+        "num_hidden_layers": 12,
         "state_size": 32,
-        "se_weight_text": 2.0,
+        "scan_mode": "cyclic",
+        "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
+        "se_weight_text": 4.0,
     },
 }
 

@@ -95,7 +95,9 @@ class SelectiveScan(nn.Module):
             y = self._recurrence(x, BC, delta)
         else:
             y = self._recurrence_of_selected(x, BC, delta, order, selected)
-        return y if weight is None else y * weight.to(y.dtype)
+        # The gate learns through Delta alone: behind the norm that follows, the output of an item that no scan reads
+        # has no useful gradient (the norm would scale any share of it up to full size).
+        return y if weight is None else y * weight.detach().to(y.dtype)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""

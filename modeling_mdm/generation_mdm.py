@@ -46,14 +46,19 @@ DEFAULTS: dict[str, Any] = {
 
 class MDMGenerationConfig(GenerationConfig):
     """
-    Defaults of `generate()`. A value for both modalities or a dictionary `{"image": ..., "text": ...}` is allowed
-    for the first four.
+    Defaults of `generate()`.
+
+    A value for both modalities or a dictionary `{"image": ..., "text": ...}` is allowed for the
+    first four.
 
     Args:
         num_inference_steps (`int` or `dict`): sampler steps. Default 30.
-        guidance_scale (`float` or `dict`): classifier-free guidance, 1 is off. Default 2 for images, 1 for text.
-        joint_guidance_scale (`float` or `dict`): guidance of each modality by the other while both are written.
-        solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or `"ddpm"` (for text).
+        guidance_scale (`float` or `dict`): classifier-free guidance, 1 is off. Default 2 for
+            images, 1 for text.
+        joint_guidance_scale (`float` or `dict`): guidance of each modality by the other while both
+            are written.
+        solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or
+            `"ddpm"` (default for text).
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
         num_return_sequences (`int`): samples of each item.
         show_progress (`bool`): show a progress bar.
@@ -67,7 +72,7 @@ class MDMGenerationConfig(GenerationConfig):
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "MDMGenerationConfig":
-        """Take the special words from a model's configuration; the rest are this class's defaults."""
+        """Take the special words from a model's configuration; the rest are defaults."""
         values = model_config if isinstance(model_config, dict) else model_config.to_dict()
         return cls(pad_token_id=values.get("pad_token_id"), eos_token_id=values.get("eos_token_id"))
 
@@ -78,14 +83,17 @@ class MDMGenerateOutput(ModelOutput):
     Output of `generate()`.
 
     Args:
-        sequences: words (b, t) of the whole text region, given ones included; None if no text was written.
-        images: (b, channels, height, width) in [-1, 1], known pixels unchanged; None if no image was written.
-        confidence: by modality, (b, positions) in [0, 1]: 1 where given, 0 at padding. For a word the probability
-            that the model gives it; for a patch exp(-predicted score entropy / latent_dim).
+        sequences: words (b, t) of the whole text region, given ones included; None if no text was
+            written.
+        images: (b, channels, height, width) in [-1, 1], known pixels unchanged; None if no image
+            was written.
+        confidence: by modality, (b, positions) in [0, 1]: 1 where given, 0 at padding. For a word
+            the probability that the model gives it; for a patch exp(-predicted score entropy /
+            latent_dim).
         num_evaluations: how often the network was evaluated (branches of guidance count once).
         kernel_backend: name of the scan kernel that ran.
-        trajectory: on request, the decoded clean estimate of every step: `"image"` (b, steps, channels, height, width),
-            `"text"` (b, steps, t).
+        trajectory: on request, the decoded clean estimate of every step: `"image"`
+            (b, steps, channels, height, width), `"text"` (b, steps, t).
     """
 
     sequences: Tensor | None = None
@@ -97,7 +105,10 @@ class MDMGenerateOutput(ModelOutput):
 
 
 class MDMGenerationMixin:
-    """Gives a model `generate()`, which runs the diffusion loop. (transformers looks for this name's ending.)"""
+    """Gives a model `generate()`, which runs the diffusion loop.
+
+    (transformers looks for this name's ending.)
+    """
 
     @torch.no_grad()
     def generate(
@@ -116,11 +127,16 @@ class MDMGenerationMixin:
         Write every position that is not given.
 
         Args:
-            input_ids: words (b, t); with the other inputs of [`MDMForJointGeneration.forward`] as keywords.
-            generation_config: defaults; fields of [`MDMGenerationConfig`] passed as keywords come first.
-            generation_mode: where the inputs leave nothing to write, open a region: `"text"` (default), `"image"` or
-                `"joint"`. max_new_tokens: its words (default `config.max_text_length`). image_size: its pixels.
-            generator: one that seeds a stream for each item, or one for each item. Same seed, same result.
+            input_ids: words (b, t); with the other inputs of [`MDMForJointGeneration.forward`] as
+                keywords.
+            generation_config: defaults; fields of [`MDMGenerationConfig`] passed as keywords come
+                first.
+            generation_mode: where the inputs leave nothing to write, open a region: `"text"`
+                (default), `"image"` or `"joint"`.
+            max_new_tokens: words of that region; `config.max_text_length` if None.
+            image_size: its pixels, a side or (height, width); `config.image_size` if None.
+            generator: one that seeds a stream for each item, or one for each item. Same seed, same
+                result.
             callback_on_step_end: sees a [`StepInfo`] after every step; True ends the run there.
             output_trajectory: also return the clean estimate of every step.
 
@@ -128,8 +144,8 @@ class MDMGenerationMixin:
             [`MDMGenerateOutput`].
 
         Raises:
-            ValueError: steps < 1, unknown solver or mode, guidance on a model without null tokens, unknown
-                keywords, or inputs that `forward` would reject.
+            ValueError: steps < 1, unknown solver or mode, guidance on a model without null tokens,
+                unknown keywords, or inputs that `forward` would reject.
         """
         inputs = {name: kwargs.pop(name, None) for name in MODEL_INPUTS if name != "input_ids"}
         inputs = {"input_ids": input_ids, **inputs}
@@ -137,24 +153,34 @@ class MDMGenerationMixin:
         inputs = self._open_region(inputs, generation_mode, max_new_tokens, image_size)
         copies = settings["num_return_sequences"]
         inputs = {
-            name: value.repeat_interleave(copies, dim=0) for name, value in inputs.items() if value is not None
+            name: value.repeat_interleave(copies, dim=0)
+            for name, value in inputs.items()
+            if value is not None
         }
         encoded = self.encode_inputs(**inputs)
         noisy = written(encoded.content)
         if not noisy:
             raise ValueError(
-                "Nothing to generate: every position is given. Leave `<mask>` words or an `image_mask`, "
-                "or pass inputs without `text_given` / `image_given` regions to be opened by `generation_mode`."
+                "Nothing to generate: every position is given. Leave `<mask>` words or an "
+                "`image_mask`, or pass inputs without `text_given` / `image_given` regions to be "
+                "opened by `generation_mode`."
             )
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {g: streams.draw(g) for g in noisy}
         denoiser = GuidedDenoiser(
-            self, encoded, settings["guidance_scale"], settings["joint_guidance_scale"], noise, settings["keep"]
+            self,
+            encoded,
+            settings["guidance_scale"],
+            settings["joint_guidance_scale"],
+            noise,
+            settings["keep"],
         )
         trajectory: dict[str, list[Tensor]] = {g: [] for g in noisy}
         steps = {g: settings["num_inference_steps"][g] for g in noisy}
-        with logging.tqdm(total=max(steps.values()), disable=not settings["show_progress"]) as progress:
+        with logging.tqdm(
+            total=max(steps.values()), disable=not settings["show_progress"]
+        ) as progress:
 
             def on_step(info: StepInfo) -> bool:
                 progress.update()
@@ -171,10 +197,14 @@ class MDMGenerationMixin:
             confidence=self._confidence(denoiser, encoded, noisy, final),
             num_evaluations=denoiser.evaluations,
             kernel_backend=self._kernel_backend(),
-            trajectory=self._decode_trajectory(trajectory, encoded, inputs) if output_trajectory else None,
+            trajectory=self._decode_trajectory(trajectory, encoded, inputs)
+            if output_trajectory
+            else None,
         )
 
-    def _settings(self, generation_config: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _settings(
+        self, generation_config: GenerationConfig, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
         """Merge keywords, generation config and defaults; one value a modality; check them."""
         settings = {}
         for name, default in DEFAULTS.items():
@@ -182,14 +212,32 @@ class MDMGenerationMixin:
             value = getattr(generation_config, name, None) if value is None else value
             settings[name] = default if value is None else value
         # Pipelines pass these along; a diffusion region has no use for them.
-        ignored = {"pad_token_id", "eos_token_id", "bos_token_id", "do_sample", "return_dict_in_generate", "use_cache"}
-        unknown = sorted(name for name, value in kwargs.items() if name not in ignored and value is not None)
+        ignored = {
+            "pad_token_id",
+            "eos_token_id",
+            "bos_token_id",
+            "do_sample",
+            "return_dict_in_generate",
+            "use_cache",
+        }
+        unknown = sorted(
+            name for name, value in kwargs.items() if name not in ignored and value is not None
+        )
         if unknown:
-            raise ValueError(f"`generate` got unknown keywords {unknown}: see MDMGenerationConfig for what it takes.")
+            raise ValueError(
+                f"`generate` got unknown keywords {unknown}: see MDMGenerationConfig for what it "
+                "takes."
+            )
         for name in ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"):
             value, fallback = settings[name], DEFAULTS[name]
-            by_default = fallback if isinstance(fallback, dict) else {"image": fallback, "text": fallback}
-            settings[name] = {**by_default, **value} if isinstance(value, dict) else {"image": value, "text": value}
+            by_default = (
+                fallback if isinstance(fallback, dict) else {"image": fallback, "text": fallback}
+            )
+            settings[name] = (
+                {**by_default, **value}
+                if isinstance(value, dict)
+                else {"image": value, "text": value}
+            )
         self._check_settings(settings)
         return settings
 
@@ -197,20 +245,26 @@ class MDMGenerationMixin:
         for g in ("image", "text"):
             steps, solver = settings["num_inference_steps"][g], settings["solver"][g]
             if not isinstance(steps, int) or steps < 1:
-                raise ValueError(f"`num_inference_steps` is {steps} for {g}: use an integer of at least 1, such as 30.")
+                raise ValueError(
+                    f"`num_inference_steps` is {steps} for {g}: use an integer of at least 1, such "
+                    "as 30."
+                )
             if solver not in SOLVERS:
-                raise ValueError(f"`solver` is {solver!r} for {g}: choose one of {', '.join(SOLVERS)}.")
+                raise ValueError(
+                    f"`solver` is {solver!r} for {g}: choose one of {', '.join(SOLVERS)}."
+                )
             if settings["guidance_scale"][g] != 1 and not self.config.num_null_tokens:
                 raise ValueError(
-                    f"`guidance_scale` is {settings['guidance_scale'][g]} for {g}, but this model was trained without "
-                    "a null prompt (`num_null_tokens` = 0): use 1."
+                    f"`guidance_scale` is {settings['guidance_scale'][g]} for {g}, but this model "
+                    "was trained without a null prompt (`num_null_tokens` = 0): use 1."
                 )
         for name, low in (("num_return_sequences", 1), ("keep", 0)):
             if settings[name] < low or settings[name] <= 0:
                 raise ValueError(f"`{name}` is {settings[name]}: it must be positive.")
         if settings["keep"] > 1 or (settings["keep"] < 1 and not self._can_select()):
             raise ValueError(
-                f"`keep` is {settings['keep']}: use a share in (0, 1], and 1 for a model trained without selection."
+                f"`keep` is {settings['keep']}: use a share in (0, 1], and 1 for a model trained "
+                "without selection."
             )
 
     def _can_select(self) -> bool:
@@ -223,12 +277,17 @@ class MDMGenerationMixin:
         max_new_tokens: int | None,
         image_size: int | tuple[int, int] | None,
     ) -> dict[str, Tensor | None]:
-        """Append a region to be written where the inputs have none, as the processor's `generate=` does."""
+        """Append a region to be written where the inputs have none."""
         if mode is not None and mode not in GENERATION_MODES:
-            raise ValueError(f"`generation_mode` is {mode!r}: choose one of {', '.join(GENERATION_MODES)}.")
+            raise ValueError(
+                f"`generation_mode` is {mode!r}: choose one of {', '.join(GENERATION_MODES)}."
+            )
         text, pixels, labels = inputs["input_ids"], inputs["pixel_values"], inputs["class_labels"]
-        has_region = (text is not None and not _all_given(inputs["text_given"], inputs["attention_mask"])) or (
-            pixels is not None and not _all_given(inputs["image_given"], inputs["pixel_attention_mask"])
+        has_region = (
+            text is not None and not _all_given(inputs["text_given"], inputs["attention_mask"])
+        ) or (
+            pixels is not None
+            and not _all_given(inputs["image_given"], inputs["pixel_attention_mask"])
         )
         if has_region:
             return inputs
@@ -239,7 +298,9 @@ class MDMGenerationMixin:
         if mode in ("text", "joint"):
             length = self.config.max_text_length if max_new_tokens is None else max_new_tokens
             if length < 1:
-                raise ValueError(f"`max_new_tokens` is {length}: nothing to generate, use at least 1.")
+                raise ValueError(
+                    f"`max_new_tokens` is {length}: nothing to generate, use at least 1."
+                )
             turn = int(prompted) if mode == "joint" else int(text is not None)
             _append_text(inputs, batch, length, turn, self.config.mask_token_id, self.device)
         if mode in ("image", "joint"):
@@ -259,9 +320,11 @@ class MDMGenerationMixin:
         words = torch.where(part.content.noisy, logits.argmax(-1), part.target)
         return torch.where(part.content.valid, words, pad)
 
-    def write_images(self, latents: Tensor, encoded: EncodedInputs, inputs: dict[str, Tensor]) -> Tensor:
+    def write_images(
+        self, latents: Tensor, encoded: EncodedInputs, inputs: dict[str, Tensor]
+    ) -> Tensor:
         """Decode clean latents (b, n, d) to the last picture of every item; known pixels stay."""
-        pictures, rows, columns = encoded.grid
+        _, rows, columns = encoded.grid
         patches = self.vae.decode(latents.to(self.dtype), "image")[:, -rows * columns :]
         images = unpatchify(patches, self.config.patch_size, (rows, columns)).clamp(-1, 1)
         known, pixels = inputs.get("image_given"), inputs["pixel_values"]
@@ -272,7 +335,11 @@ class MDMGenerationMixin:
         return torch.where(known[:, None].bool(), pixels.to(images.dtype), images)
 
     def _confidence(
-        self, denoiser: GuidedDenoiser, encoded: EncodedInputs, noisy: dict[str, Tensor], final: dict[str, Tensor]
+        self,
+        denoiser: GuidedDenoiser,
+        encoded: EncodedInputs,
+        noisy: dict[str, Tensor],
+        final: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         result = {}
         for g, mask in noisy.items():
@@ -280,7 +347,9 @@ class MDMGenerationMixin:
                 words = self.write_text(final["text"], encoded)
                 value = denoiser.logits.softmax(-1).gather(-1, words[..., None])[..., 0]
             else:
-                entropy = torch.expm1(self.score_entropy_head(denoiser.features[g][: denoiser.batch])).clamp(min=0)
+                entropy = torch.expm1(
+                    self.score_entropy_head(denoiser.features[g][: denoiser.batch])
+                ).clamp(min=0)
                 value = torch.exp(-entropy / self.config.latent_dim)
             result[g] = torch.where(mask, value.float(), encoded.content[g].valid.float())
         return result
@@ -290,9 +359,13 @@ class MDMGenerationMixin:
     ) -> dict[str, Tensor]:
         decoded = {}
         if "text" in trajectory:
-            decoded["text"] = torch.stack([self.write_text(z, encoded) for z in trajectory["text"]], 1)
+            decoded["text"] = torch.stack(
+                [self.write_text(z, encoded) for z in trajectory["text"]], 1
+            )
         if "image" in trajectory:
-            decoded["image"] = torch.stack([self.write_images(z, encoded, inputs) for z in trajectory["image"]], 1)
+            decoded["image"] = torch.stack(
+                [self.write_images(z, encoded, inputs) for z in trajectory["image"]], 1
+            )
         return decoded
 
     def _kernel_backend(self) -> str:
@@ -309,7 +382,12 @@ def _all_given(given: Tensor | None, attention_mask: Tensor | None) -> bool:
 
 
 def _append_text(
-    inputs: dict[str, Tensor | None], batch: int, length: int, turn: int, mask_token_id: int, device: torch.device
+    inputs: dict[str, Tensor | None],
+    batch: int,
+    length: int,
+    turn: int,
+    mask_token_id: int,
+    device: torch.device,
 ) -> None:
     """Append `length` words to be written to every row."""
     region = {
@@ -328,14 +406,20 @@ def _append_text(
 
 
 def _append_picture(
-    inputs: dict[str, Tensor | None], shape: tuple[int, ...], turn: int, device: torch.device, dtype: torch.dtype
+    inputs: dict[str, Tensor | None],
+    shape: tuple[int, ...],
+    turn: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Append a picture to be written, (batch, 1, channels, height, width), to every item."""
     batch, _, _, height, width = shape
     region = {
         "pixel_values": torch.zeros(shape, device=device, dtype=dtype),
         "image_given": torch.zeros(batch, 1, height, width, dtype=torch.bool, device=device),
-        "pixel_attention_mask": torch.ones(batch, 1, height, width, dtype=torch.long, device=device),
+        "pixel_attention_mask": torch.ones(
+            batch, 1, height, width, dtype=torch.long, device=device
+        ),
         "image_turn_ids": torch.full((batch, 1), turn, device=device),
     }
     pixels = inputs["pixel_values"]

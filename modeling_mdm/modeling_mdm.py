@@ -34,7 +34,8 @@ class MDMOutput(ModelOutput):
     Args:
         loss: Eq. 18 and the (detached) fit of the score-entropy head; 0-dim.
         loss_se, loss_rec_image, loss_rec_text, loss_kl: its parts, before their weights.
-        loss_se_image, loss_se_text: L_se of each modality. loss_se_prediction: fit of the score-entropy head.
+        loss_se_image, loss_se_text: L_se of each modality.
+        loss_se_prediction: fit of the score-entropy head.
         logits: pair logits of every word (b, t, vocab).
         clean_estimates: by modality, standardised latents (b, n, latent_dim).
         score_entropy: predicted score entropy of every position (b, n), by modality.
@@ -68,7 +69,7 @@ class MDMPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear):
-            # Scaled to the fan-in: widths here run from 16 to 2048, which no single standard deviation fits.
+            # Scaled to the fan-in: widths run from 16 to 2048, which no one deviation fits.
             init.kaiming_uniform_(module.weight, a=5**0.5)
         if isinstance(module, SelectiveScan):
             for name, value in module.initialize(self.config).items():
@@ -95,7 +96,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
     """
     Multi-Modal Diffusion Mamba: reads and writes images and text through one diffusion process.
 
-    Every position is given, noisy (to be written) or padding; which ones are given decides the task.
+    Every position is given, noisy (to be written) or padding; which are given decides the task.
     """
 
     output_modalities = ("image", "text")
@@ -133,16 +134,28 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         modalities: dict[str, EncodedModality] = {}
         grid = (0, 0, 0)
         if input_ids is not None:
-            modalities["text"] = encode_text(self.vae, input_ids, attention_mask, text_given, turn_ids)
+            modalities["text"] = encode_text(
+                self.vae, input_ids, attention_mask, text_given, turn_ids
+            )
         if pixel_values is not None:
             modalities["image"], grid = encode_images(
-                self.vae, self.config.patch_size, pixel_values, pixel_attention_mask, image_given, image_turn_ids
+                self.vae,
+                self.config.patch_size,
+                pixel_values,
+                pixel_attention_mask,
+                image_given,
+                image_turn_ids,
             )
         if not modalities:
-            raise ValueError("Neither `input_ids` nor `pixel_values` was given: pass text, images or both.")
+            raise ValueError(
+                "Neither `input_ids` nor `pixel_values` was given: pass text, images or both."
+            )
         sizes = {g: part.target.shape[0] for g, part in modalities.items()}
         if len(set(sizes.values())) > 1:
-            raise ValueError(f"`input_ids` holds {sizes['text']} items, `pixel_values` {sizes['image']}: pass as many of both.")
+            raise ValueError(
+                f"`input_ids` holds {sizes['text']} items, `pixel_values` {sizes['image']}: "
+                "pass as many of both."
+            )
         first = next(iter(modalities.values())).target
         labels = encode_classes(class_labels, self.config.num_classes, first.shape[0], first.device)
         return EncodedInputs(modalities, labels, grid)
@@ -165,16 +178,19 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
             word_latents: y_v (v, d), used by the exact ratio of Eq. 5 only.
 
         Returns:
-            image estimate under `"image"` (b, n, d) where there are patches; word logits (b, t, v) or None; features.
+            image estimate under `"image"` (b, n, d) where there are patches; word logits (b, t, v)
+            or None; features.
         """
         features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep)
         clean, logits = {}, None
         if "image" in features:
             log_snr = self.schedules["image"].log_snr(times["image"])[:, None, None]
             output = self.image_head(features["image"]).to(z_t["image"].dtype)
-            # The best linear estimate of a unit-variance latent plus what the network adds (v-prediction).
+            # The best linear estimate of a unit-variance latent, and what the network adds to it
+            # (v-prediction).
             clean["image"] = (
-                torch.sigmoid(log_snr).sqrt() * z_t["image"] + torch.sigmoid(-log_snr).sqrt() * output
+                torch.sigmoid(log_snr).sqrt() * z_t["image"]
+                + torch.sigmoid(-log_snr).sqrt() * output
             )
         if "text" in features:
             logits = self.text_head(features["text"]).to(z_t["text"].dtype)
@@ -182,10 +198,14 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 alpha_bar_t = self.schedules["text"].alpha_bar(times["text"])[:, None, None]
                 time = self.decoder.time_embedding(times["text"][:, None].expand(-1, 3))[:, 1:2]
                 gain = self.ratio_gain(time)
-                logits = logits + gain * vocabulary_log_ratio(z_t["text"], word_latents, alpha_bar_t)
+                logits = logits + gain * vocabulary_log_ratio(
+                    z_t["text"], word_latents, alpha_bar_t
+                )
         return clean, logits, features
 
-    def clean_estimates(self, clean: dict[str, Tensor], logits: Tensor | None, word_latents: Tensor | None) -> dict[str, Tensor]:
+    def clean_estimates(
+        self, clean: dict[str, Tensor], logits: Tensor | None, word_latents: Tensor | None
+    ) -> dict[str, Tensor]:
         """Complete the clean estimates: for words the mean of y_v under s_theta (Eq. 7)."""
         if logits is None:
             return clean
@@ -216,22 +236,33 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
 
         Args:
-            input_ids: (b, t) long. attention_mask: (b, t), 0 = alignment padding. text_given: (b, t) bool, True =
-                known; None = all to be written. turn_ids: (b, t) long.
-            pixel_values: (b, channels, height, width) in [-1, 1], or (b, m, ...) for m pictures an item.
-                pixel_attention_mask: (b, [m,] height, width), 0 = no picture there. image_given: the same shape,
-                bool, by pixel; None = all to be written. image_turn_ids: (b, m) long.
-            class_labels: (b,) long, -1 = none. drop_prompt: (b,) bool, replace the prompt by the null tokens.
-            times: (b,) in [0, 1] by modality. noise, posterior_noise, decoder_noise: (b, n, latent_dim) by modality.
+            input_ids: (b, t) long.
+            attention_mask: (b, t), 0 = alignment padding.
+            text_given: (b, t) bool, True = known; None = all to be written.
+            turn_ids: (b, t) long.
+            pixel_values: (b, channels, height, width) in [-1, 1], or (b, m, ...) for m pictures an
+                item.
+            pixel_attention_mask: (b, [m,] height, width), 0 = no picture there.
+            image_given: the same shape, bool, by pixel; None = all to be written.
+            image_turn_ids: (b, m) long.
+            class_labels: (b,) long, -1 = none.
+            drop_prompt: (b,) bool, replace the prompt by the null tokens.
+            times: (b,) in [0, 1] by modality.
+            noise, posterior_noise, decoder_noise: (b, n, latent_dim) by modality.
             candidate_noise: (b, n, K, latent_dim) by modality, for `se_candidates="trajectory"`.
-            keep: share of items that each scan reads. self_condition: feed a first estimate back.
-                All of these are drawn where None: in training as `MDMConfig` says, else uniform times, no dropping.
+            keep: share of items that each scan reads.
+            self_condition: feed a first estimate back.
+            return_loss: False leaves every loss None.
+
+        What is random, from `drop_prompt` to `self_condition`, is drawn where None: in training as
+        `MDMConfig` says, else with uniform times, nothing dropped and nothing fed back.
 
         Returns:
             [`MDMOutput`].
 
         Raises:
-            ValueError: neither text nor image, or shapes that do not fit; names the argument and the fix.
+            ValueError: neither text nor image, or shapes that do not fit; names the argument and
+                the fix.
         """
         encoded = self.encode_inputs(
             input_ids,
@@ -244,14 +275,20 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
             image_turn_ids,
             class_labels,
         )
-        draws = self.draw_randomness(encoded, drop_prompt, times, noise, posterior_noise, decoder_noise, candidate_noise)
+        draws = self.draw_randomness(
+            encoded, drop_prompt, times, noise, posterior_noise, decoder_noise, candidate_noise
+        )
         keep = self._draw_keep() if keep is None else keep
         z_0 = encoded.sample_posterior(draws.posterior_noise, self.vae)
         scale = self.config.latent_gradient_scale
         diffused = {g: scale_gradient(latents, scale) for g, latents in z_0.items()}
         content, has_class = self._training_content(encoded, draws.drop_prompt)
         z_t = {
-            g: add_noise(diffused[g], draws.noise[g], self.schedules[g].alpha_bar(draws.times[g])[:, None, None])
+            g: add_noise(
+                diffused[g],
+                draws.noise[g],
+                self.schedules[g].alpha_bar(draws.times[g])[:, None, None],
+            )
             for g in diffused
         }
         labels = torch.where(has_class, encoded.class_labels, -1)
@@ -281,12 +318,20 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         if return_loss:
             predictions = {
                 g: Prediction(
-                    diffused[g], z_t[g], estimates[g], draws.times[g], self.schedules[g], draws.candidate_noise.get(g)
+                    diffused[g],
+                    z_t[g],
+                    estimates[g],
+                    draws.times[g],
+                    self.schedules[g],
+                    draws.candidate_noise.get(g),
                 )
                 for g in content
             }
             if "text" in predictions and logits is not None:
-                predictions["text"].logits, predictions["text"].target = logits, encoded.modalities["text"].target
+                predictions["text"].logits, predictions["text"].target = (
+                    logits,
+                    encoded.modalities["text"].target,
+                )
             losses = diffusion_losses(self.config, content, predictions, predicted)
             losses |= reconstruction_losses(
                 self.vae, encoded, z_0, draws.decoder_noise, self.config.latent_noise
@@ -307,7 +352,9 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
     ) -> tuple[dict[str, ModalityContent], Tensor]:
         scale = self.config.latent_gradient_scale
         content = {
-            g: ModalityContent(scale_gradient(part.latents, scale), part.given, part.valid, part.turn, part.place)
+            g: ModalityContent(
+                scale_gradient(part.latents, scale), part.given, part.valid, part.turn, part.place
+            )
             for g, part in encoded.content.items()
         }
         return drop_prompt(content, encoded.has_class, dropped)
@@ -343,7 +390,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
             return {g: passed.get(g, torch.randn_like(like)) for g, like in shapes.items()}
 
         if dropped is None:
-            rate = self.config.null_prompt_probability if self.training and self.config.num_null_tokens else 0.0
+            rate = (
+                self.config.null_prompt_probability
+                if self.training and self.config.num_null_tokens
+                else 0.0
+            )
             dropped = torch.rand(batch, device=device) < rate
         if times is None:
             times = self._draw_times(encoded, batch, device)
@@ -353,15 +404,27 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 drawn = like[:, :, None].expand(-1, -1, self.config.num_trajectory_candidates, -1)
                 candidates.setdefault(g, torch.randn_like(drawn))
         return Randomness(
-            dropped, times, gaussians(noise), gaussians(posterior_noise), gaussians(decoder_noise), candidates
+            dropped,
+            times,
+            gaussians(noise),
+            gaussians(posterior_noise),
+            gaussians(decoder_noise),
+            candidates,
         )
 
-    def _draw_times(self, encoded: EncodedInputs, batch: int, device: torch.device) -> dict[str, Tensor]:
-        """Uniform times; where both modalities are noisy, sometimes t = 1 for one of them (joint guidance)."""
+    def _draw_times(
+        self, encoded: EncodedInputs, batch: int, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Uniform times; where both modalities are noisy, sometimes t = 1 for one of them.
+
+        That is what joint guidance asks of the network.
+        """
         times = {g: torch.rand(batch, device=device) for g in encoded.content}
         if len(times) == 2 and self.training:
             both = encoded.content["image"].noisy.any(-1) & encoded.content["text"].noisy.any(-1)
-            hidden = both & (torch.rand(batch, device=device) < self.config.null_modality_probability)
+            hidden = both & (
+                torch.rand(batch, device=device) < self.config.null_modality_probability
+            )
             image_side = torch.rand(batch, device=device) < 0.5
             times["image"] = torch.where(hidden & image_side, 1.0, times["image"])
             times["text"] = torch.where(hidden & ~image_side, 1.0, times["text"])

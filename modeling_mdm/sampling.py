@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The denoising loop: one solver for each modality, one network evaluation for both (Eq. 9, Fig. 2b).
+"""The denoising loop: one solver for each modality, one evaluation for both (Eq. 9, Fig. 2b).
 
 Axes: b batch, r branches of guidance, n positions of one modality, d latent_dim, v vocabulary.
 """
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 class NoiseStreams:
     """Gaussian noise from one stream for each item and modality, over the positions to be written.
 
-    An item's noise depends neither on the batch around it nor on padding, nor on the other modality's solver.
+    An item's noise depends neither on the batch around it nor on padding, nor on the other
+    modality's solver.
 
     Args:
         noisy: positions to be written (b, n) by modality.
         latent_dim: width of the noise. dtype: of the noise; it is drawn in float32.
-        generator: None, one generator that seeds a stream for each item, or a list of one for each item.
+        generator: None, one generator that seeds a stream for each item, or a list of one for each
+            item.
 
     Raises:
         ValueError: a list of generators of another length than the batch.
@@ -45,7 +47,8 @@ class NoiseStreams:
         if isinstance(generator, Sequence):
             if len(generator) != batch:
                 raise ValueError(
-                    f"`generator` is a list of {len(generator)} for {batch} items: pass one for each item, or a single one."
+                    f"`generator` is a list of {len(generator)} for {batch} items: pass one for "
+                    "each item, or a single one."
                 )
             seeds = [self._seeds(1, one)[0] for one in generator]
         else:
@@ -62,13 +65,17 @@ class NoiseStreams:
     @staticmethod
     def _seeds(count: int, generator: torch.Generator | None) -> list[list[int]]:
         device = "cpu" if generator is None else generator.device
-        drawn: list[list[int]] = torch.randint(2**62, (count, 2), generator=generator, device=device).tolist()
+        drawn: list[list[int]] = torch.randint(
+            2**62, (count, 2), generator=generator, device=device
+        ).tolist()
         return drawn
 
     def draw(self, modality: str) -> Tensor:
         """Fresh noise (b, n, d); 0 where nothing is to be written."""
         noise = torch.zeros(self.shapes[modality])
-        for row, positions, stream in zip(noise, self.positions[modality], self.streams[modality], strict=True):
+        for row, positions, stream in zip(
+            noise, self.positions[modality], self.streams[modality], strict=True
+        ):
             row[positions.cpu()] = torch.randn(len(positions), row.shape[-1], generator=stream)
         return noise.to(self.devices[modality], self.dtype)
 
@@ -78,7 +85,8 @@ class StepInfo:
     """What a callback sees after every sampler step.
 
     step: from 0. num_steps: of the run. times: the time of each modality before the step.
-    clean_estimates: standardised latents (b, n, d) by modality; `decode` of the model's VAE turns them into content.
+    clean_estimates: standardised latents (b, n, d) by modality; `decode` of the model's VAE turns
+        them into content.
     """
 
     step: int
@@ -90,12 +98,14 @@ class StepInfo:
 class GuidedDenoiser:
     """Clean estimates of both modalities from one network evaluation, guidance included.
 
-    Branches of guidance stand in one batch: the conditional one; one with the prompt replaced by the null tokens
-    (classifier-free guidance); and for joint guidance one for each modality, with the other at t = 1.
+    Branches of guidance stand in one batch: the conditional one; one with the prompt replaced by
+    the null tokens (classifier-free guidance); and for joint guidance one for each modality, with
+    the other at t = 1.
 
     Args:
         model: an `MDMForJointGeneration`. encoded: its encoded inputs.
-        guidance, joint_guidance: scales by modality, 1 = off. noise: initial noise by modality, for joint guidance.
+        guidance, joint_guidance: scales by modality, 1 = off.
+        noise: initial noise by modality; what joint guidance shows at t = 1.
         keep: share of items that each scan reads.
     """
 
@@ -112,14 +122,19 @@ class GuidedDenoiser:
         self.guidance, self.joint_guidance = guidance, joint_guidance
         content, has_class = encoded.content, encoded.has_class
         batch = has_class.shape[0]
-        prompted = has_class | torch.stack([part.prompt().any(-1) for part in content.values()]).any(0)
+        prompted = has_class | torch.stack(
+            [part.prompt().any(-1) for part in content.values()]
+        ).any(0)
         self.branches = ["conditional"]
         if any(guidance[g] != 1 for g in noise) and bool(prompted.any()):
             self.branches.append("unconditional")
         if len(noise) == 2:
             self.branches += [g for g in ("image", "text") if joint_guidance[g] != 1]
         dropped = torch.cat(
-            [prompted if branch == "unconditional" else torch.zeros_like(prompted) for branch in self.branches]
+            [
+                prompted if branch == "unconditional" else torch.zeros_like(prompted)
+                for branch in self.branches
+            ]
         )
         times = len(self.branches)
         repeated = {g: part.repeat(times) for g, part in content.items()}
@@ -133,7 +148,9 @@ class GuidedDenoiser:
         self.features: dict[str, Tensor] = {}
         self.logits: Tensor | None = None
 
-    def _branch_inputs(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _branch_inputs(
+        self, z: dict[str, Tensor], t: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States and times of all branches: (r * b, n, d) and (r * b,) by modality."""
         states, times = {}, {}
         for g in self.content:
@@ -158,7 +175,14 @@ class GuidedDenoiser:
         """Give clean estimates (b, n, d) of the modalities in z, at the 0-dimensional times t."""
         states, times = self._branch_inputs(z, t)
         clean, logits, self.features = self.model.denoise(
-            self.sequence, self.content, states, times, self.class_labels, self.word_latents, self.estimates, self.keep
+            self.sequence,
+            self.content,
+            states,
+            times,
+            self.class_labels,
+            self.word_latents,
+            self.estimates,
+            self.keep,
         )
         self.evaluations += 1
         # Each branch is fed its own last estimate, as in training.
@@ -183,8 +207,8 @@ def run_solvers(
 ) -> dict[str, Tensor]:
     """Drive one solver for each modality in lockstep, with one evaluation of the network for both.
 
-    A modality with fewer steps waits: it keeps its state and time. While one corrects a step (the second evaluation
-    of Heun), the other shows its state from before the step.
+    A modality with fewer steps waits: it keeps its state and time. While one corrects a step (the
+    second evaluation of Heun), the other shows its state from before the step.
 
     Args:
         solvers: freshly made generators by modality. num_steps: their steps by modality.
@@ -228,7 +252,7 @@ def make_solvers(
     num_steps: dict[str, int],
     streams: NoiseStreams,
 ) -> dict[str, Generator[Evaluation, Tensor, Tensor]]:
-    """Make the solver of every modality that is written, starting from its initial noise (b, n, d)."""
+    """Make the solver of every modality that is written, from its initial noise (b, n, d)."""
 
     def source(g: str) -> Callable[[], Tensor]:
         return lambda: streams.draw(g)

@@ -17,7 +17,8 @@ from .version import __version__
 AutoConfig.register("mdm", MDMConfig)
 AutoModel.register(MDMConfig, MDMForJointGeneration)
 AutoImageProcessor.register(
-    MDMConfig, image_processor_classes={"torchvision": MDMImageProcessor, "pil": MDMImageProcessorPil}
+    MDMConfig,
+    image_processor_classes={"torchvision": MDMImageProcessor, "pil": MDMImageProcessorPil},
 )
 AutoProcessor.register(MDMConfig, MDMProcessor)
 

@@ -95,8 +95,8 @@ class SelectiveScan(nn.Module):
             y = self._recurrence(x, BC, delta)
         else:
             y = self._recurrence_of_selected(x, BC, delta, order, selected)
-        # The gate learns through Delta alone: behind the norm that follows, the output of an item that no scan reads
-        # has no useful gradient (the norm would scale any share of it up to full size).
+        # The gate learns through Delta alone: the norm behind this scales any share of an output
+        # that no other scan adds to up to full size, so its gradient here would explode.
         return y if weight is None else y * weight.detach().to(y.dtype)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:

@@ -8,7 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
 # A joint scan pairs an image order with a text order (paper, Fig. 2f-g): 1-1, 2-2, 3-1, 4-2.
-# Image: 1 rows forward, 2 rows reverse, 3 columns forward, 4 columns reverse. Text: 1 forward, 2 reverse.
+# Image: 1 rows forward, 2 rows reverse, 3 columns forward, 4 columns reverse. Text: 1 forward, 2
+# reverse.
 JOINT_SCANS = ((1, 1), (2, 2), (3, 1), (4, 2))
 
 CHOICES = {
@@ -31,42 +32,56 @@ class MDMConfig(PreTrainedConfig):
     Content:
         vocab_size (`int`): number of words of the tokenizer.
         max_text_length (`int`): words of a text region that is written without a given length.
-        image_size (`int`): default side of a picture in pixels; any multiple of `patch_size` works at call time.
+        image_size (`int`): default side of a picture in pixels; any multiple of `patch_size` works
+            at call time.
         patch_size, num_channels (`int`): side of a patch in pixels; 1 for grey, 3 for colour.
         num_classes (`int`): number of class labels, 0 for none.
-        vq_config (`dict`, *optional*): configuration of a transformers VQ-VAE whose codes replace pixels.
+        vq_config (`dict`, *optional*): configuration of a transformers VQ-VAE whose codes replace
+            pixels.
 
     Unified VAE (Sec. 4.1):
-        latent_dim, vae_hidden_size, vae_num_layers (`int`): widths and depth of the per-position encoder and decoder.
-        latent_noise (`float`): standard deviation of the noise on (standardised) latents that the decoder is trained on.
+        latent_dim, vae_hidden_size, vae_num_layers (`int`): widths and depth of the per-position
+            encoder and decoder.
+        latent_noise (`float`): standard deviation of the noise on (standardised) latents that the
+            decoder is trained on.
         latent_momentum (`float`): momentum of the running latent statistics.
 
     Decoder (Sec. 4.2.1):
-        hidden_size, num_hidden_layers, state_size, head_dim, expand, conv_kernel, chunk_size: as in Mamba-2.
+        hidden_size, num_hidden_layers, state_size, head_dim, expand, conv_kernel, chunk_size: as in
+            Mamba-2.
         mixer (`str`): `"mamba2"`, or `"attention"` for the Transformer of Table 3.
-        num_attention_heads, intermediate_size (`int`, *optional*): of the Transformer (default: width / 64, 8 / 3 width).
+        num_attention_heads, intermediate_size (`int`, *optional*): of the Transformer (default:
+            width / 64, 8 / 3 width).
         discretization (`str`): `"zoh"` (Eq. 13) or `"euler"` (stock Mamba-2).
-        scan_mode (`str`): `"parallel"`, all scans in every block, or `"cyclic"`, one scan a block in turn.
-        scan_projections (`str`): `"shared"` by all scans, or `"separate"` for every order of every modality.
+        scan_mode (`str`): `"parallel"`, all scans in every block, or `"cyclic"`, one scan a block
+            in turn.
+        scan_projections (`str`): `"shared"` by all scans, or `"separate"` for every order of every
+            modality.
         image_scans, text_scans (`list[int]`): the orders in use (Table 3), out of 1-4 and 1-2.
         use_selection (`bool`): learn which items each scan reads (Theorem 3).
-        selection_keep (`list[float]`): shares of items kept in training, one drawn a batch; repeat a value to weight it.
+        selection_keep (`list[float]`): shares of items kept in training, one drawn a batch; repeat
+            a value to weight it.
         delta_min, delta_max, delta_floor, delta_limit: initial range and bounds of Delta.
 
     Diffusion (Sec. 3.1):
         image_schedule, text_schedule (`str`): `"linear"`, `"cosine"` or `"tan"`.
         tan_scale (`float`): s of the `tan` schedule.
         self_conditioning (`bool`): feed the last clean estimate back.
-        num_null_tokens (`int`): learned tokens that stand for an absent prompt, 0 for a model without guidance.
-        null_prompt_probability, null_modality_probability (`float`): how often training drops the prompt, or
-            draws t = 1 for the other modality.
-        se_candidates (`str`): `"exact"` (vocabulary and closed form) or `"trajectory"` (Eq. 4's sampled former states).
+        num_null_tokens (`int`): learned tokens that stand for an absent prompt, 0 for a model
+            without guidance.
+        null_prompt_probability, null_modality_probability (`float`): how often training drops the
+            prompt, or draws t = 1 for the other modality.
+        se_candidates (`str`): `"exact"` (vocabulary and closed form) or `"trajectory"` (Eq. 4's
+            sampled former states).
         num_trajectory_candidates (`int`): K of the latter.
-        exact_ratio_gain (`bool`): add Eq. 5's log ratio to the word logits with a learned gain per time.
+        exact_ratio_gain (`bool`): add Eq. 5's log ratio to the word logits with a learned gain per
+            time.
 
     Loss (Eq. 18):
-        se_weight (`float`): lambda. se_weight_image, se_weight_text (`float`): balance of the two modalities inside L_se.
-        kl_weight (`float`): beta. denoising_weight_max (`float`): cap of the weight over time, min(1 / (1 - abar), cap).
+        se_weight (`float`): lambda. se_weight_image, se_weight_text (`float`): balance of the two
+            modalities inside L_se.
+        kl_weight (`float`): beta. denoising_weight_max (`float`): cap of the weight over time,
+            min(1 / (1 - abar), cap).
         latent_gradient_scale (`float`): share of the gradient of L_se that reaches the encoder.
     """
 
@@ -144,10 +159,15 @@ class MDMConfig(PreTrainedConfig):
 
     @property
     def joint_scans(self) -> tuple[tuple[int, int], ...]:
-        """The (image order, text order) pairs in use: one for every image order, then what text still lacks."""
+        """The (image order, text order) pairs in use.
+
+        One for every image order, then one for every text order that no pair has yet.
+        """
         pairs = [pair for pair in JOINT_SCANS if pair[0] in self.image_scans]
         read = {text_order for _, text_order in pairs}
-        pairs += [pair for pair in JOINT_SCANS[:2] if pair[1] in self.text_scans and pair[1] not in read]
+        pairs += [
+            pair for pair in JOINT_SCANS[:2] if pair[1] in self.text_scans and pair[1] not in read
+        ]
         return tuple(sorted(pairs))
 
     @property
@@ -161,13 +181,17 @@ class MDMConfig(PreTrainedConfig):
         return self.inner_size // self.head_dim
 
     def validate_architecture(self) -> None:
-        """Raise ValueError for fields that contradict each other; runs at construction and on loading."""
+        """Raise ValueError for fields that contradict each other, at construction and loading."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}: choose one of {', '.join(allowed)}."
+                )
         self._require_divisible("image_size", self.image_size, "patch_size", self.patch_size)
         if self.mixer == "mamba2":
-            self._require_divisible("hidden_size * expand", self.inner_size, "head_dim", self.head_dim)
+            self._require_divisible(
+                "hidden_size * expand", self.inner_size, "head_dim", self.head_dim
+            )
         else:
             self._require_divisible(
                 "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads
@@ -177,13 +201,21 @@ class MDMConfig(PreTrainedConfig):
             unknown = [order for order in orders if order not in allowed_orders]
             if unknown or not orders or len(set(orders)) != len(orders):
                 raise ValueError(
-                    f"`{name}` is {list(orders)}: list distinct orders out of {list(allowed_orders)}, at least one."
+                    f"`{name}` is {list(orders)}: list distinct orders out of "
+                    f"{list(allowed_orders)}, at least one."
                 )
         if not self.selection_keep or any(not 0 < keep <= 1 for keep in self.selection_keep):
-            raise ValueError(f"`selection_keep` is {list(self.selection_keep)}: shares in (0, 1], at least one.")
+            raise ValueError(
+                f"`selection_keep` is {list(self.selection_keep)}: shares in (0, 1], at least one."
+            )
         for name in ("null_prompt_probability", "null_modality_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: a probability in [0, 1).")
+        if self.vq_config is not None and self.num_channels != 3:
+            raise ValueError(
+                f"`num_channels` is {self.num_channels}, but the VQ-VAE of `vq_config` reads "
+                "colour: use 3."
+            )
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {self.num_channels}: use 1 (grey) or 3 (colour).")
 
@@ -191,7 +223,8 @@ class MDMConfig(PreTrainedConfig):
     def _require_divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
         if divisor < 1 or value % divisor:
             raise ValueError(
-                f"`{name}` is {value}, which is not divisible by `{divisor_name}` = {divisor}: change one of them."
+                f"`{name}` is {value}, which is not divisible by `{divisor_name}` = {divisor}: "
+                "change one of them."
             )
 
 

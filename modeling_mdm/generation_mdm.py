@@ -326,7 +326,12 @@ class MDMGenerationMixin:
         """Decode clean latents (b, n, d) to the last picture of every item; known pixels stay."""
         _, rows, columns = encoded.grid
         patches = self.vae.decode(latents.to(self.dtype), "image")[:, -rows * columns :]
-        images = unpatchify(patches, self.config.patch_size, (rows, columns)).clamp(-1, 1)
+        if self.vq is None:
+            images = unpatchify(patches, self.config.patch_size, (rows, columns))
+        else:
+            codes = torch.cdist(patches, self.vq.codebook.to(patches.dtype)).argmin(-1)
+            images = self.vq.decode(codes, (rows, columns))
+        images = images.to(latents.dtype).clamp(-1, 1)
         known, pixels = inputs.get("image_given"), inputs["pixel_values"]
         if known is None:
             return images
@@ -345,7 +350,7 @@ class MDMGenerationMixin:
         for g, mask in noisy.items():
             if g == "text":
                 words = self.write_text(final["text"], encoded)
-                value = denoiser.logits.softmax(-1).gather(-1, words[..., None])[..., 0]
+                value = denoiser.logits[g].softmax(-1).gather(-1, words[..., None])[..., 0]
             else:
                 entropy = torch.expm1(
                     self.score_entropy_head(denoiser.features[g][: denoiser.batch])

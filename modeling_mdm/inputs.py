@@ -12,19 +12,23 @@ from torch import Tensor
 
 from .sequence import ModalityContent
 from .vae import MDMVAE, patchify
+from .vq import VQFrontEnd
 
 
 @dataclass
 class EncodedModality:
     """One modality of a batch: content, what the VAE must reconstruct, and its posterior.
 
-    target: word ids (b, t) or patches (b, n, values). posterior_mean, posterior_logvar: (b, n, d).
+    target: word ids (b, t), or patches or code vectors (b, n, values).
+    posterior_mean, posterior_logvar: (b, n, d). symbols: ids (b, n) of words or codes, None for
+        pixels.
     """
 
     content: ModalityContent
     target: Tensor
     posterior_mean: Tensor
     posterior_logvar: Tensor
+    symbols: Tensor | None = None
 
 
 @dataclass
@@ -103,7 +107,7 @@ def encode_text(
     mean, logvar = vae.encode(input_ids, "text")
     latents = vae.statistics["text"].standardize(mean)
     content = ModalityContent(latents, given, valid, turn, _index_in_turn(valid, turn))
-    return EncodedModality(content, input_ids, mean, logvar)
+    return EncodedModality(content, input_ids, mean, logvar, input_ids)
 
 
 def encode_images(
@@ -113,10 +117,11 @@ def encode_images(
     pixel_attention_mask: Tensor | None = None,
     image_given: Tensor | None = None,
     image_turn_ids: Tensor | None = None,
+    front_end: VQFrontEnd | None = None,
 ) -> tuple[EncodedModality, tuple[int, int, int]]:
     """Encode pictures; arguments as in `MDMForJointGeneration.forward`.
 
-    A patch is given if all of its pixels are.
+    A patch is given if all of its pixels are. With a VQ-VAE in front, patches are its code vectors.
 
     Returns:
         the encoded patches of all pictures of an item in a row, and (pictures, rows, columns).
@@ -130,7 +135,8 @@ def encode_images(
             None if pixel_attention_mask is None else pixel_attention_mask[:, None]
         )
         image_given = None if image_given is None else image_given[:, None]
-    _check_pictures(vae, patch_size, pixel_values, pixel_attention_mask, image_given)
+    channels = 3 if front_end else vae.patch_embedding.in_features // patch_size**2
+    _check_pictures(channels, patch_size, pixel_values, pixel_attention_mask, image_given)
     batch, pictures, _, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
 
@@ -142,9 +148,12 @@ def encode_images(
             )
         return patchify(mask.bool().flatten(0, 1)[:, None], patch_size).all(-1).view(batch, -1)
 
-    patches = patchify(pixel_values.flatten(0, 1), patch_size).reshape(
-        batch, pictures * rows * columns, -1
-    )
+    flat, symbols = pixel_values.flatten(0, 1), None
+    if front_end is None:
+        patches = patchify(flat, patch_size).reshape(batch, pictures * rows * columns, -1)
+    else:
+        symbols = front_end(flat).view(batch, -1)
+        patches = front_end.codebook[symbols]
     patches = patches.to(vae.patch_embedding.weight.dtype)
     mean, logvar = vae.encode(patches, "image")
     if image_turn_ids is None:
@@ -164,7 +173,7 @@ def encode_images(
         image_turn_ids.long().repeat_interleave(rows * columns, dim=1),
         place.reshape(batch, -1, 2),
     )
-    return EncodedModality(content, patches, mean, logvar), (pictures, rows, columns)
+    return EncodedModality(content, patches, mean, logvar, symbols), (pictures, rows, columns)
 
 
 def encode_classes(
@@ -193,7 +202,7 @@ def encode_classes(
 
 
 def _check_pictures(
-    vae: MDMVAE,
+    channels: int,
     patch_size: int,
     pixel_values: Tensor,
     pixel_attention_mask: Tensor | None,
@@ -204,7 +213,6 @@ def _check_pictures(
             f"`pixel_values` has {pixel_values.dim()} axes: pass (batch, channels, height, width), "
             "or (batch, pictures, channels, height, width)."
         )
-    channels = vae.patch_embedding.in_features // patch_size**2
     if pixel_values.shape[2] != channels:
         raise ValueError(
             f"`pixel_values` has {pixel_values.shape[2]} channels: this model reads {channels}."

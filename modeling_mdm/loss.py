@@ -31,7 +31,7 @@ class Prediction:
 
     z_0, z_t, estimate: (b, n, d). times: (b,).
     candidate_noise: (b, n, K, d), for `"trajectory"` only.
-    logits: (b, n, v) and target: (b, n), for words only.
+    logits: (b, n, v) and target: (b, n), for words and codes only.
     """
 
     z_0: Tensor
@@ -52,7 +52,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def position_score_entropy(config: MDMConfig, prediction: Prediction) -> Tensor:
     """Score entropy of every position: Eq. 4 over the modality's candidates, (b, n).
 
-    Exact: the vocabulary for words, former states in closed form for patches.
+    Exact: the vocabulary for words, the codebook for codes, former states in closed form for
+        pixels.
     `"trajectory"`: K sampled former states.
     """
     if config.se_candidates == "trajectory":
@@ -75,6 +76,17 @@ def _trajectory(prediction: Prediction) -> Tensor:
     alpha_bar_t = schedule.alpha_bar(prediction.times)[:, None, None]
     return trajectory_score_entropy(
         prediction.estimate, prediction.z_0, prediction.z_t, alpha_bar_t, alpha_bar_s, noise
+    )
+
+
+def total_loss(config: MDMConfig, losses: dict[str, Tensor]) -> Tensor:
+    """Eq. 18, and the fit of the score-entropy head, which trains on detached features alone."""
+    return (
+        losses["loss_rec_image"]
+        + losses["loss_rec_text"]
+        + config.kl_weight * losses["loss_kl"]
+        + config.se_weight * losses["loss_se"]
+        + losses["loss_se_prediction"]
     )
 
 

@@ -5,6 +5,7 @@
 Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v vocabulary.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +20,12 @@ from .decoder import MDMDecoder, TimeEmbedding
 from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
-from .loss import Prediction, diffusion_losses, reconstruction_losses
+from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
 from .score_entropy import vocabulary_log_ratio
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
 from .vae import MDMVAE
+from .vq import VQFrontEnd
 
 
 @dataclass
@@ -109,9 +111,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
             "image": NoiseSchedule(config.image_schedule, config.tan_scale),
             "text": NoiseSchedule(config.text_schedule, config.tan_scale),
         }
-        self.vae = MDMVAE(config)
+        self.vq = VQFrontEnd(config.vq_config, config.patch_size) if config.vq_config else None
+        self.vae = MDMVAE(config, self.vq.codebook.shape[1] if self.vq else None)
         self.decoder = MDMDecoder(config)
-        self.image_head = nn.Linear(config.hidden_size, config.latent_dim)
+        image_outputs = self.vq.codebook.shape[0] if self.vq else config.latent_dim
+        self.image_head = nn.Linear(config.hidden_size, image_outputs)
         self.text_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.score_entropy_head = ScoreEntropyHead(config.hidden_size)
         if config.exact_ratio_gain:
@@ -145,6 +149,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 pixel_attention_mask,
                 image_given,
                 image_turn_ids,
+                self.vq,
             )
         if not modalities:
             raise ValueError(
@@ -160,6 +165,15 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         labels = encode_classes(class_labels, self.config.num_classes, first.shape[0], first.device)
         return EncodedInputs(modalities, labels, grid)
 
+    def candidate_latents(self, modalities: Iterable[str]) -> dict[str, Tensor]:
+        """Give y_v (v, d) of the candidates of what is discrete: words, codes of a VQ-VAE."""
+        candidates = {}
+        if "text" in modalities:
+            candidates["text"] = self.vae.word_latents()
+        if "image" in modalities and self.vq is not None:
+            candidates["image"] = self.vae.code_latents(self.vq.codebook)
+        return candidates
+
     def denoise(
         self,
         sequence: JointSequence,
@@ -167,49 +181,41 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         z_t: dict[str, Tensor],
         times: dict[str, Tensor],
         class_labels: Tensor,
-        word_latents: Tensor | None,
+        candidates: dict[str, Tensor],
         estimates: dict[str, Tensor] | None = None,
         keep: float = 1.0,
-    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
-        """Evaluate the network once: clean image latents, word logits and features.
+    ) -> "Denoised":
+        """Evaluate the network once.
 
         Args:
             sequence, content, z_t, times, class_labels, estimates, keep: as for [`MDMDecoder`].
-            word_latents: y_v (v, d), used by the exact ratio of Eq. 5 only.
-
-        Returns:
-            image estimate under `"image"` (b, n, d) where there are patches; word logits (b, t, v)
-            or None; features.
+            candidates: from `candidate_latents`.
         """
         features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep)
-        clean, logits = {}, None
-        if "image" in features:
-            log_snr = self.schedules["image"].log_snr(times["image"])[:, None, None]
-            output = self.image_head(features["image"]).to(z_t["image"].dtype)
-            # The best linear estimate of a unit-variance latent, and what the network adds to it
-            # (v-prediction).
-            clean["image"] = (
-                torch.sigmoid(log_snr).sqrt() * z_t["image"]
-                + torch.sigmoid(-log_snr).sqrt() * output
-            )
-        if "text" in features:
-            logits = self.text_head(features["text"]).to(z_t["text"].dtype)
-            if self.config.exact_ratio_gain:
-                alpha_bar_t = self.schedules["text"].alpha_bar(times["text"])[:, None, None]
-                time = self.decoder.time_embedding(times["text"][:, None].expand(-1, 3))[:, 1:2]
-                gain = self.ratio_gain(time)
-                logits = logits + gain * vocabulary_log_ratio(
-                    z_t["text"], word_latents, alpha_bar_t
-                )
-        return clean, logits, features
+        clean, logits = {}, {}
+        for g, head in (("text", self.text_head), ("image", self.image_head)):
+            if g not in features:
+                continue
+            output = head(features[g]).to(z_t[g].dtype)
+            log_snr = self.schedules[g].log_snr(times[g])[:, None, None]
+            if g in candidates:
+                logits[g] = output
+                if self.config.exact_ratio_gain:
+                    time = self.decoder.time_embedding(times[g][:, None].expand(-1, 3))[:, 1:2]
+                    ratio = vocabulary_log_ratio(z_t[g], candidates[g], torch.sigmoid(log_snr))
+                    logits[g] = output + self.ratio_gain(time) * ratio
+                clean[g] = self.expected_latent(logits[g], candidates[g])
+            else:
+                # The best linear estimate of a unit-variance latent, and what the network adds to
+                # it (v-prediction).
+                signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+                clean[g] = signal * z_t[g] + noise * output
+        return Denoised(clean, logits, features)
 
-    def clean_estimates(
-        self, clean: dict[str, Tensor], logits: Tensor | None, word_latents: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Complete the clean estimates: for words the mean of y_v under s_theta (Eq. 7)."""
-        if logits is None:
-            return clean
-        return {**clean, "text": logits.softmax(-1) @ word_latents.to(logits.dtype)}
+    @staticmethod
+    def expected_latent(logits: Tensor, candidates: Tensor) -> Tensor:
+        """Mean of the candidates' latents (v, d) under s_theta (Eq. 7): (b, n, v) -> (b, n, d)."""
+        return logits.softmax(-1) @ candidates.to(logits.dtype)
 
     def forward(
         self,
@@ -293,58 +299,46 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         }
         labels = torch.where(has_class, encoded.class_labels, -1)
         sequence = self.decoder.lay_out(content, has_class, draws.drop_prompt, encoded.grid)
-        word_latents = scale_gradient(self.vae.word_latents(), scale) if "text" in content else None
-
+        candidates = {
+            g: scale_gradient(latents, scale)
+            for g, latents in self.candidate_latents(content).items()
+        }
+        step = (sequence, content, z_t, draws.times, labels, candidates)
         estimates = None
         if self.config.self_conditioning and self._flip(self_condition):
             with torch.no_grad():
-                clean, logits, _ = self.denoise(
-                    sequence, content, z_t, draws.times, labels, word_latents, None, keep
-                )
-                estimates = self.clean_estimates(clean, logits, word_latents)
-        clean, logits, features = self.denoise(
-            sequence, content, z_t, draws.times, labels, word_latents, estimates, keep
-        )
-        estimates = self.clean_estimates(clean, logits, word_latents)
-        predicted = {g: self.score_entropy_head(features[g]) for g in features}
-        output = MDMOutput(
-            logits=logits,
-            clean_estimates=estimates,
-            score_entropy={g: torch.expm1(value).clamp(min=0) for g, value in predicted.items()},
-        )
+                estimates = self.denoise(*step, None, keep).clean
+        denoised = self.denoise(*step, estimates, keep)
+        predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
             for g, part in encoded.modalities.items():
                 self.vae.statistics[g].update(part.posterior_mean.detach(), part.content.valid)
+        output = MDMOutput(
+            logits=denoised.logits.get("text"),
+            clean_estimates=denoised.clean,
+            score_entropy={g: torch.expm1(value).clamp(min=0) for g, value in predicted.items()},
+        )
         if return_loss:
             predictions = {
                 g: Prediction(
                     diffused[g],
                     z_t[g],
-                    estimates[g],
+                    denoised.clean[g],
                     draws.times[g],
                     self.schedules[g],
                     draws.candidate_noise.get(g),
+                    denoised.logits.get(g),
+                    encoded.modalities[g].symbols,
                 )
                 for g in content
             }
-            if "text" in predictions and logits is not None:
-                predictions["text"].logits, predictions["text"].target = (
-                    logits,
-                    encoded.modalities["text"].target,
-                )
             losses = diffusion_losses(self.config, content, predictions, predicted)
             losses |= reconstruction_losses(
                 self.vae, encoded, z_0, draws.decoder_noise, self.config.latent_noise
             )
             for name, value in losses.items():
                 output[name] = value
-            output["loss"] = (
-                losses["loss_rec_image"]
-                + losses["loss_rec_text"]
-                + self.config.kl_weight * losses["loss_kl"]
-                + self.config.se_weight * losses["loss_se"]
-                + losses["loss_se_prediction"]
-            )
+            output["loss"] = total_loss(self.config, losses)
         return output
 
     def _training_content(
@@ -429,6 +423,19 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
             times["image"] = torch.where(hidden & image_side, 1.0, times["image"])
             times["text"] = torch.where(hidden & ~image_side, 1.0, times["text"])
         return times
+
+
+@dataclass
+class Denoised:
+    """What one evaluation of the network gives, by modality.
+
+    clean: estimates of z_0 (b, n, d). logits: of every word or code (b, n, v), discrete modalities
+    only. features: (b, n, hidden).
+    """
+
+    clean: dict[str, Tensor]
+    logits: dict[str, Tensor]
+    features: dict[str, Tensor]
 
 
 @dataclass

@@ -141,12 +141,12 @@ class GuidedDenoiser:
         self.content, has_class = drop_prompt(repeated, has_class.repeat(times), dropped)
         self.class_labels = torch.where(has_class, encoded.class_labels.repeat(times), -1)
         self.sequence = model.decoder.lay_out(self.content, has_class, dropped, encoded.grid)
-        self.word_latents = model.vae.word_latents() if "text" in content else None
+        self.candidates = model.candidate_latents(content)
         self.fixed = {g: part.latents for g, part in content.items() if g not in noise}
         self.batch, self.evaluations = batch, 0
         self.estimates: dict[str, Tensor] | None = None
         self.features: dict[str, Tensor] = {}
-        self.logits: Tensor | None = None
+        self.logits: dict[str, Tensor] = {}
 
     def _branch_inputs(
         self, z: dict[str, Tensor], t: dict[str, Tensor]
@@ -174,28 +174,28 @@ class GuidedDenoiser:
     def __call__(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give clean estimates (b, n, d) of the modalities in z, at the 0-dimensional times t."""
         states, times = self._branch_inputs(z, t)
-        clean, logits, self.features = self.model.denoise(
+        denoised = self.model.denoise(
             self.sequence,
             self.content,
             states,
             times,
             self.class_labels,
-            self.word_latents,
+            self.candidates,
             self.estimates,
             self.keep,
         )
         self.evaluations += 1
         # Each branch is fed its own last estimate, as in training.
-        self.estimates = self.model.clean_estimates(clean, logits, self.word_latents)
+        self.estimates, self.features = denoised.clean, denoised.features
         result = {}
         for g in z:
-            output = logits if g == "text" else clean[g]
+            # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
+            output = denoised.logits.get(g, denoised.clean[g])
             guided = self._guide(g, dict(zip(self.branches, output.split(self.batch), strict=True)))
-            if g == "text":
-                self.logits = guided
-                result[g] = self.model.clean_estimates({}, guided, self.word_latents)["text"]
-            else:
-                result[g] = guided
+            if g in denoised.logits:
+                self.logits[g] = guided
+                guided = self.model.expected_latent(guided, self.candidates[g])
+            result[g] = guided
         return result
 
 

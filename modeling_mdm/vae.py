@@ -84,10 +84,11 @@ class LatentStatistics(nn.Module):
 class MDMVAE(nn.Module):
     """Encodes words and patches into latents of one width and decodes them, with shared trunks."""
 
-    def __init__(self, config: MDMConfig) -> None:
+    def __init__(self, config: MDMConfig, patch_values: int | None = None) -> None:
         super().__init__()
         size, epsilon = config.vae_hidden_size, config.layer_norm_epsilon
-        patch_values = config.patch_size**2 * config.num_channels
+        if patch_values is None:
+            patch_values = config.patch_size**2 * config.num_channels
         self.embed_tokens = nn.Embedding(config.vocab_size, size)
         self.patch_embedding = nn.Linear(patch_values, size)
         self.encoder = nn.Sequential(
@@ -126,6 +127,11 @@ class MDMVAE(nn.Module):
         """Decode standardised latents (..., n, d) to word logits or patches (..., n, values)."""
         features = self.decoder(self.latent_embedding(latents))
         return self.word_head(features) if modality == "text" else self.patch_head(features)
+
+    def code_latents(self, codebook: Tensor) -> Tensor:
+        """y_v of every code of a VQ-VAE (v, e): standardised posterior means, (v, d)."""
+        mean, _ = self.encode(codebook, "image")
+        return self.statistics["image"].standardize(mean)
 
     def word_latents(self) -> Tensor:
         """y_v of every word v: standardised posterior means, (vocab, d)."""

@@ -11,8 +11,8 @@ Install with `pip install -e ".[train]"`. Then, from the repository's folder::
     python examples/train.py examples/configs/fashion_mnist.yaml --data_dir /path/to/idx/files
 
     # your own pictures: a folder with metadata.jsonl, Parquet files, or an id on the Hub
-    python examples/train.py --config configuration/mdm-fashion --dataset path/to/folder \
-        --output_dir runs/mine --max_steps 20000 --per_device_train_batch_size 128
+    python examples/train.py --config configuration/mdm-fashion \\
+        --processor processing/mdm-fashion --dataset path/to/folder --output_dir runs/mine
 
     # several processes
     accelerate launch --multi_gpu --num_processes 2 examples/train.py examples/configs/digits.yaml

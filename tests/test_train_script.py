@@ -18,6 +18,7 @@ from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
 
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.ema import EMA_FILE
 
@@ -63,30 +64,40 @@ def logged_losses(folder):
     return {h["step"]: {k: h[k] for k in h if "loss" in k} for h in history if "loss" in h}
 
 
-def start(*arguments, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(*arguments), env=ENVIRONMENT, **pipes, **options)
+@pytest.fixture
+def start(tmp_path):
+    """Start the script with its output in a file; whatever still runs at the end is killed."""
+    running = []
+
+    def start_one(name, *arguments):
+        # Not a pipe: a pipe that nobody reads stops the process when it is full.
+        with open(tmp_path / f"{name}.log", "w") as log:
+            running.append(
+                subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=log, stderr=log)
+            )
+        return running[-1]
+
+    yield start_one
+    for process in running:
+        process.kill()
+        process.wait()
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 0, output
-    return output
-
-
-def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path):
+def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path, start):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    undisturbed = start(yaml_file, "--output_dir", whole)
-    killed = start(yaml_file, "--output_dir", cut)
-    while not (cut / "checkpoint-20").exists() and killed.poll() is None:
+    undisturbed = start("whole", yaml_file, "--output_dir", whole)
+    killed = start("killed", yaml_file, "--output_dir", cut)
+    deadline = time.monotonic() + 60
+    while not (cut / "checkpoint-20").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
-    output, _ = killed.communicate()
-    assert killed.returncode == -signal.SIGKILL, output
+    assert killed.wait() == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
     assert not (cut / "model.safetensors").exists()  # it was not finished
+    assert last_whole_checkpoint(cut) is not None, (tmp_path / "killed.log").read_text()
 
-    finish(undisturbed)
-    finish(start(yaml_file, "--output_dir", cut, "--resume_from_checkpoint", "last"))
+    assert undisturbed.wait(60) == 0, (tmp_path / "whole.log").read_text()
+    resumed = start("resumed", yaml_file, "--output_dir", cut, "--resume_from_checkpoint", "last")
+    assert resumed.wait(60) == 0, (tmp_path / "resumed.log").read_text()
     expected, found = logged_losses(whole), logged_losses(cut)
     assert len(expected) == 60 and found == expected
     for name in ("model.safetensors", f"checkpoint-60/{EMA_FILE}"):
@@ -170,10 +181,16 @@ def test_help_names_every_argument(train, capsys):
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
-def test_the_shipped_files_parse(train, name):
-    model_args, data_args, args = train.parse([str(ROOT / "examples" / "configs" / f"{name}.yaml")])
-    assert (ROOT / data_args.captions).is_file() and data_args.dataset == name
-    assert model_args.config.startswith("configuration/") and args.max_steps > 0
+def test_the_shipped_files_name_parts_that_fit_together(train, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    model_args, data_args, args = train.parse([f"examples/configs/{name}.yaml"])
+    assert args.max_steps > 0 and data_args.dataset == name
+    processor = MDMProcessor.from_pretrained(model_args.processor)
+    model = train.make_model(model_args, processor)
+    table = CaptionTable.from_json(data_args.captions)
+    assert model.config.num_classes == table.num_classes
+    assert model.config.max_text_length == processor.max_text_length
+    processor(text=table.all_captions(), padding="max_length", return_tensors="pt")  # none too long
 
 
 def test_tasks_and_columns_read_as_pairs_or_mappings(train):

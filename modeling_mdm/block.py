@@ -124,13 +124,13 @@ class SelectiveScan(nn.Module):
         batch, k, length, inner = x.shape
         A = -torch.exp(self.A_log.to(delta.dtype))[:, None]  # (k, 1, h)
         log_decay, input_scale = discretize(delta, A, self.discretization)
-        x = x.reshape(batch * k, length, self.heads, -1)
+        x = x.reshape(batch * k, length, self.heads, inner // self.heads)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
         y, _ = ssd(
             x, *discrete, B, C, None, self.chunk_size, resolve_backend(self.backend, x.device)
         )
-        skip = self.D.to(x.dtype)[:, None, :, None] * x.view(batch, k, length, self.heads, -1)
+        skip = self.D.to(x.dtype)[:, None, :, None] * x.unflatten(0, (batch, k))
         return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
 
     @torch.no_grad()

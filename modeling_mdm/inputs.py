@@ -129,14 +129,14 @@ def encode_images(
     Raises:
         ValueError: shapes that do not fit, NaN, or pixels outside [-1, 1].
     """
+    channels = 3 if front_end else vae.patch_embedding.in_features // patch_size**2
+    _check_pictures(channels, patch_size, pixel_values, pixel_attention_mask, image_given)
     if pixel_values.dim() == 4:
         pixel_values = pixel_values[:, None]
         pixel_attention_mask = (
             None if pixel_attention_mask is None else pixel_attention_mask[:, None]
         )
         image_given = None if image_given is None else image_given[:, None]
-    channels = 3 if front_end else vae.patch_embedding.in_features // patch_size**2
-    _check_pictures(channels, patch_size, pixel_values, pixel_attention_mask, image_given)
     batch, pictures, _, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
 
@@ -194,9 +194,10 @@ def encode_classes(
     if _may_read_values(class_labels) and batch:
         low, high = int(class_labels.min()), int(class_labels.max())
         if low < -1 or high >= num_classes:
+            fix = f"{num_classes} classes, use 0 to {num_classes - 1}, or -1 for none."
             raise ValueError(
                 f"`class_labels` holds {low if low < -1 else high}: this model knows "
-                f"{num_classes} classes, use 0 to {num_classes - 1}, or -1 for none."
+                + (fix if num_classes else "no classes, leave them out or use -1.")
             )
     return class_labels.long()
 
@@ -208,14 +209,14 @@ def _check_pictures(
     pixel_attention_mask: Tensor | None,
     image_given: Tensor | None,
 ) -> None:
-    if pixel_values.dim() != 5:
+    if pixel_values.dim() not in (4, 5):
         raise ValueError(
             f"`pixel_values` has {pixel_values.dim()} axes: pass (batch, channels, height, width), "
             "or (batch, pictures, channels, height, width)."
         )
-    if pixel_values.shape[2] != channels:
+    if pixel_values.shape[-3] != channels:
         raise ValueError(
-            f"`pixel_values` has {pixel_values.shape[2]} channels: this model reads {channels}."
+            f"`pixel_values` has {pixel_values.shape[-3]} channels: this model reads {channels}."
         )
     height, width = pixel_values.shape[-2:]
     if not height or not width or height % patch_size or width % patch_size:
@@ -223,7 +224,7 @@ def _check_pictures(
             f"`pixel_values` is {height} x {width} pixels: both sides must be multiples of "
             f"`patch_size` = {patch_size}."
         )
-    expected = (*pixel_values.shape[:2], height, width)
+    expected = (*pixel_values.shape[:-3], height, width)
     for name, mask in (
         ("image_given", image_given),
         ("pixel_attention_mask", pixel_attention_mask),
@@ -250,6 +251,9 @@ def _may_read_values(tensor: Tensor) -> bool:
 def _index_in_turn(valid: Tensor, turn: Tensor) -> Tensor:
     """Count real words from the start of their turn (b, t): alignment padding moves nothing."""
     before = valid.long().cumsum(-1) - valid.long()
+    # Padding counts to the turn of the real word before it, whatever turn it is said to be of.
+    places = torch.arange(turn.shape[1], device=turn.device)
+    turn = turn.gather(1, torch.where(valid, places, 0).cummax(-1).values)
     starts = torch.ones_like(valid)
     starts[:, 1:] = turn[:, 1:] != turn[:, :-1]
     return before - torch.where(starts, before, 0).cummax(-1).values

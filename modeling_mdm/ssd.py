@@ -160,16 +160,16 @@ def _into_chunks(
     """Cut (g, l, ...) into (g, c, q, ...); padding has decay 1, input 0: it changes no state."""
     groups, length = x.shape[:2]
     chunk = max(1, min(chunk_size, length))
-    padding = -length % chunk
+    padding = -length % chunk if length else 1  # of an empty sequence, one chunk that does nothing
     if padding:
         x = F.pad(x, (0, 0, 0, 0, 0, padding))
         log_decay, B, C = (F.pad(tensor, (0, 0, 0, padding)) for tensor in (log_decay, B, C))
     chunks = (length + padding) // chunk
     return (
         x.reshape(groups, chunks, chunk, *x.shape[2:]),
-        log_decay.reshape(groups, chunks, chunk, -1),
-        B.reshape(groups, chunks, chunk, -1),
-        C.reshape(groups, chunks, chunk, -1),
+        log_decay.reshape(groups, chunks, chunk, log_decay.shape[-1]),
+        B.reshape(groups, chunks, chunk, B.shape[-1]),
+        C.reshape(groups, chunks, chunk, C.shape[-1]),
     )
 
 

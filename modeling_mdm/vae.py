@@ -18,15 +18,17 @@ def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
     batch, channels, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     patches = pixel_values.reshape(batch, channels, rows, patch_size, columns, patch_size)
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+    values = patch_size**2 * channels
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, values)
 
 
 def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
     """Put patches together again, the inverse of `patchify`, for a grid of (rows, columns)."""
     batch, (rows, columns) = patches.shape[0], grid
-    pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, -1)
+    channels = patches.shape[-1] // patch_size**2
+    pixels = patches.reshape(batch, rows, columns, patch_size, patch_size, channels)
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(
-        batch, -1, rows * patch_size, columns * patch_size
+        batch, channels, rows * patch_size, columns * patch_size
     )
 
 

@@ -1,0 +1,222 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The unified VAE (Sec. 4.1, Eq. 15-17): patches, posteriors, each position alone, statistics."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from modeling_mdm import MDMConfig
+from modeling_mdm.vae import MDMVAE, LatentStatistics, kl_divergence, patchify, unpatchify
+
+float64 = torch.float64
+
+
+def make_vae(**changes):
+    values = {"vocab_size": 11, "patch_size": 2, "image_size": 4, "latent_dim": 6}
+    values |= {"vae_hidden_size": 16, "vae_num_layers": 2}
+    return MDMVAE(MDMConfig(**{**values, **changes}))
+
+
+# --- Patches
+
+
+@examples(
+    batch=st.integers(0, 3),
+    channels=st.sampled_from([1, 3]),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    size=st.integers(1, 4),
+)
+def test_pictures_are_cut_into_patches_row_by_row_and_put_together_again(
+    batch, channels, rows, columns, size
+):
+    pixels = torch.randn(batch, channels, rows * size, columns * size)
+    patches = patchify(pixels, size)
+    assert patches.shape == (batch, rows * columns, size * size * channels)
+    for b in range(batch):
+        for row in range(rows):
+            for column in range(columns):
+                window = pixels[
+                    b, :, row * size : (row + 1) * size, column * size : (column + 1) * size
+                ]
+                patch = patches[b, row * columns + column]
+                # Every pixel of the window, and nothing else, in one order for all patches.
+                assert torch.equal(patch.view(size, size, channels).permute(2, 0, 1), window)
+    assert torch.equal(unpatchify(patches, size, (rows, columns)), pixels)
+
+
+def test_patches_of_any_dtype_and_layout_make_the_round_trip():
+    pixels = torch.arange(2 * 3 * 4 * 6).view(2, 3, 4, 6)
+    assert torch.equal(unpatchify(patchify(pixels, 2), 2, (2, 3)), pixels)
+    last = pixels.float().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unpatchify(patchify(last, 2), 2, (2, 3)), last)
+
+
+# --- Eq. 17
+
+
+def test_kl_equals_torch_distributions():
+    mean, logvar = torch.randn(2, 5, 7, dtype=float64), 3 * torch.randn(2, 5, 7, dtype=float64)
+    posterior = torch.distributions.Normal(mean, torch.exp(logvar / 2))
+    prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
+    exact = torch.distributions.kl_divergence(posterior, prior).sum(-1)
+    torch.testing.assert_close(kl_divergence(mean, logvar), exact, rtol=1e-12, atol=1e-12)
+    zero = torch.zeros(1, 4, dtype=float64)
+    assert kl_divergence(zero, zero).item() == 0
+
+
+def test_posteriors_stay_within_what_float32_can_hold():
+    vae = make_vae()
+    with torch.no_grad():
+        vae.posterior.bias.fill_(1e4)
+        vae.posterior.bias[6::2] = -1e4
+    mean, logvar = vae.encode(torch.tensor([[1, 2]]), "text")
+    assert kl_divergence(mean * 0, logvar).isfinite().all()
+    assert torch.exp(0.5 * logvar).isfinite().all() and (torch.exp(0.5 * logvar) > 0).all()
+
+
+# --- Each position alone
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_no_position_sees_another(modality):
+    """Change one position: all others are bitwise equal, in posteriors, latents and decodings."""
+    vae = make_vae()
+    if modality == "text":
+        content = torch.arange(10).view(2, 5)
+        changed = content.clone()
+        changed[0, 3] = 10
+    else:
+        content = torch.randn(2, 5, 4)
+        changed = content.clone()
+        changed[0, 3] += 1
+    others = torch.ones(2, 5, dtype=torch.bool)
+    others[0, 3] = False
+    pairs = list(zip(vae.encode(content, modality), vae.encode(changed, modality), strict=True))
+    pairs.append((vae(content, modality), vae(changed, modality)))
+    latents = torch.randn(2, 5, 6)
+    moved = latents.clone()
+    moved[0, 3] += 1
+    pairs.append((vae.decode(latents, modality), vae.decode(moved, modality)))
+    for before, after in pairs:
+        assert torch.equal(before[others], after[others])
+        assert not torch.equal(before[0, 3], after[0, 3])
+
+
+def test_trunks_are_shared_and_ends_are_not():
+    vae = make_vae()
+    latents = torch.randn(1, 3, 6)
+    features = vae.decoder(vae.latent_embedding(latents))
+    torch.testing.assert_close(vae.decode(latents, "text"), vae.word_head(features))
+    torch.testing.assert_close(vae.decode(latents, "image"), vae.patch_head(features))
+    mean, logvar = vae.posterior(vae.encoder(vae.embed_tokens(torch.tensor([4])))).chunk(2, -1)
+    torch.testing.assert_close(vae.encode(torch.tensor([4]), "text"), (mean, logvar))
+    patch = torch.randn(1, 4)
+    mean, logvar = vae.posterior(vae.encoder(vae.patch_embedding(patch))).chunk(2, -1)
+    torch.testing.assert_close(vae.encode(patch, "image"), (mean, logvar))
+
+
+def test_word_latents_are_the_standardised_posterior_means_of_every_word():
+    vae = make_vae()
+    vae.statistics["text"].mean.normal_()
+    vae.statistics["text"].variance.uniform_(0.5, 2)
+    words = vae.word_latents()
+    assert words.shape == (11, 6)
+    for v in range(11):
+        mean, _ = vae.encode(torch.tensor([v]), "text")
+        expected = (mean - vae.statistics["text"].mean) / vae.statistics["text"].variance.sqrt()
+        torch.testing.assert_close(words[v], expected[0], rtol=1e-5, atol=1e-5)
+
+
+# --- Running statistics
+
+
+@examples(updates=st.integers(1, 12), seed=st.integers(0, 10**6))
+@settings(max_examples=20)
+def test_statistics_are_plain_averages_at_first_and_exponential_later(updates, seed):
+    """Rates 1, 1/2, 1/3 ... until the momentum; padding, however wild, is not counted."""
+    momentum = 0.2
+    generator = torch.Generator().manual_seed(seed)
+    statistics = LatentStatistics(3, momentum).double()
+    mean, variance = torch.zeros(3, dtype=float64), torch.ones(3, dtype=float64)
+    for update in range(updates):
+        latents = torch.randn(2, 5, 3, dtype=float64, generator=generator) * 3 + 1
+        valid = torch.rand(2, 5, generator=generator) < 0.8
+        valid[0, :2] = True
+        real = torch.stack([latents[b, n] for b, n in valid.nonzero().tolist()])
+        latents[~valid] = 1e6
+        statistics.update(latents, valid)
+        rate = max(1 / (update + 1), momentum)
+        mean = (1 - rate) * mean + rate * real.mean(0)
+        variance = (1 - rate) * variance + rate * real.var(0, correction=0)
+    torch.testing.assert_close(statistics.mean, mean)
+    torch.testing.assert_close(statistics.variance, variance)
+    assert statistics.updates.item() == updates
+
+
+def test_standardised_latents_have_mean_0_and_variance_1():
+    statistics = LatentStatistics(4, 0.01).double()
+    latents = torch.randn(8, 50, 4, dtype=float64) * torch.tensor([0.1, 1, 5, 30]) - 7
+    valid = torch.rand(8, 50) < 0.7
+    statistics.update(latents, valid)
+    standard = statistics.standardize(latents)[valid]
+    assert standard.mean(0).abs().max() < 1e-6
+    assert (standard.var(0, correction=0) - 1).abs().max() < 1e-3
+    before = [buffer.clone() for buffer in statistics.buffers()]
+    statistics.standardize(latents)
+    for buffer, old in zip(statistics.buffers(), before, strict=True):
+        assert torch.equal(buffer, old)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_batch_that_says_nothing_of_the_variance_changes_no_statistics(count):
+    statistics = LatentStatistics(2, 0.01)
+    valid = torch.zeros(2, 3, dtype=torch.bool)
+    valid[0, :count] = True
+    statistics.update(torch.full((2, 3, 2), 9.0), valid)
+    assert statistics.mean.tolist() == [0, 0] and statistics.variance.tolist() == [1, 1]
+    statistics.update(torch.tensor([[[1.0, 2.0], [3.0, 6.0]]]), torch.ones(1, 2).bool())
+    assert statistics.mean.tolist() == [2, 4] and statistics.variance.tolist() == [1, 4]
+
+
+def test_latents_that_never_vary_are_not_divided_by_zero():
+    statistics = LatentStatistics(2, 0.01)
+    statistics.update(torch.ones(1, 5, 2), torch.ones(1, 5).bool())
+    assert statistics.standardize(torch.ones(1, 5, 2)).tolist() == [[[0.0, 0.0]] * 5]
+
+
+# --- Learning
+
+
+def test_overfits_a_batch_of_patches_and_words_to_near_zero_reconstruction():
+    vae = make_vae(vae_hidden_size=48, latent_dim=8)
+    words, patches = torch.arange(11)[None], torch.rand(1, 12, 4) * 2 - 1
+    optimizer = torch.optim.Adam(vae.parameters(), lr=5e-3)
+    errors = []
+    for _ in range(150):
+        losses = []
+        for modality, content in (("text", words), ("image", patches)):
+            mean, logvar = vae.encode(content, modality)
+            latents = vae.statistics[modality].standardize(
+                mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+            )
+            decoded = vae.decode(latents, modality)
+            if modality == "text":
+                losses.append(F.cross_entropy(decoded[0], words[0]))
+            else:
+                losses.append((decoded - patches).square().sum(-1).mean())
+            vae.statistics[modality].update(mean.detach(), torch.ones(content.shape[:2]).bool())
+            losses.append(1e-5 * kl_divergence(mean, logvar).mean())
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        errors.append((losses[0].item(), losses[2].item()))
+    assert errors[0][0] > 1.5 and errors[0][1] > 0.5
+    assert max(error[0] for error in errors[-5:]) < 0.02  # nats a word, of ln 11 = 2.4
+    assert max(error[1] for error in errors[-5:]) < 0.05  # of 4 pixels with variance 1/3
+    reconstructed = vae.decode(vae(words, "text"), "text").argmax(-1)
+    assert torch.equal(reconstructed, words)

@@ -15,8 +15,16 @@ from transformers.generation.configuration_utils import GenerationConfig
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
-from .inputs import EncodedInputs
-from .sampling import GuidedDenoiser, NoiseStreams, StepInfo, make_solvers, run_solvers, written
+from .inputs import EncodedInputs, encode_text
+from .sampling import (
+    GuidedDenoiser,
+    NoiseStreams,
+    StepInfo,
+    joint_windows,
+    make_solvers,
+    run_solvers,
+    written,
+)
 from .solvers import SOLVERS
 from .ssd import resolve_backend
 from .vae import unpatchify
@@ -37,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "num_inference_steps": 30,
     "guidance_scale": {"image": 2.0, "text": 1.0},
     "joint_guidance_scale": 1.0,
+    "joint_overlap": 1.0,
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "num_return_sequences": 1,
@@ -57,6 +66,10 @@ class MDMGenerationConfig(GenerationConfig):
             images, 1 for text.
         joint_guidance_scale (`float` or `dict`): guidance of each modality by the other while both
             are written.
+        joint_overlap (`float`): while text and image are both written, how much of their time they
+            share. 1 (default): both from the first step to the last. Less: words go ahead, and are
+            given to the picture once they are finished, with `guidance_scale`; at 0 before it even
+            begins. Each modality then has fewer of the steps.
         solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or
             `"ddpm"` (default for text).
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
@@ -178,9 +191,10 @@ class MDMGenerationMixin:
         )
         trajectory: dict[str, list[Tensor]] = {g: [] for g in noisy}
         steps = {g: settings["num_inference_steps"][g] for g in noisy}
-        with logging.tqdm(
-            total=max(steps.values()), disable=not settings["show_progress"]
-        ) as progress:
+        windows = joint_windows(steps, settings["joint_overlap"])
+        total = max(steps.values())
+        steps = {g: min(steps[g], stop - first) for g, (first, stop) in windows.items()}
+        with logging.tqdm(total=total, disable=not settings["show_progress"]) as progress:
 
             def on_step(info: StepInfo) -> bool:
                 progress.update()
@@ -189,8 +203,12 @@ class MDMGenerationMixin:
                         trajectory[g].append(estimate)
                 return bool(callback_on_step_end and callback_on_step_end(info))
 
+            def on_finish(g: str, latents: Tensor) -> None:
+                if g == "text":
+                    denoiser.give(self._with_text_given(latents, encoded))
+
             solvers = make_solvers(self, noise, settings["solver"], steps, streams)
-            final = run_solvers(solvers, steps, denoiser, on_step)
+            final = run_solvers(solvers, steps, denoiser, on_step, windows, on_finish)
         return MDMGenerateOutput(
             sequences=self.write_text(final["text"], encoded) if "text" in final else None,
             images=self.write_images(final["image"], encoded, inputs) if "image" in final else None,
@@ -261,6 +279,10 @@ class MDMGenerationMixin:
         for name, low in (("num_return_sequences", 1), ("keep", 0)):
             if settings[name] < low or settings[name] <= 0:
                 raise ValueError(f"`{name}` is {settings[name]}: it must be positive.")
+        if not 0 <= settings["joint_overlap"] <= 1:
+            raise ValueError(
+                f"`joint_overlap` is {settings['joint_overlap']}: use a share in [0, 1]."
+            )
         if settings["keep"] > 1 or (settings["keep"] < 1 and not self._can_select()):
             raise ValueError(
                 f"`keep` is {settings['keep']}: use a share in (0, 1], and 1 for a model trained "
@@ -319,6 +341,21 @@ class MDMGenerationMixin:
         pad = torch.full_like(part.target, self.config.pad_token_id or 0)
         words = torch.where(part.content.noisy, logits.argmax(-1), part.target)
         return torch.where(part.content.valid, words, pad)
+
+    def _with_text_given(self, latents: Tensor, encoded: EncodedInputs) -> EncodedInputs:
+        """Take finished words as a given text, which carries no padding words after `<end>`."""
+        words, content = self.write_text(latents, encoded), encoded.content["text"]
+        ends = (words == self.config.eos_token_id) & content.noisy
+        after_end = content.noisy & ((ends.cumsum(-1) - ends.long()) > 0)
+        given = encode_text(
+            self.vae,
+            words,
+            content.valid & ~after_end,
+            torch.ones_like(content.given),
+            content.turn,
+        )
+        modalities = {**encoded.modalities, "text": given}
+        return EncodedInputs(modalities, encoded.class_labels, encoded.grid)
 
     def write_images(
         self, latents: Tensor, encoded: EncodedInputs, inputs: dict[str, Tensor]

@@ -118,9 +118,30 @@ class GuidedDenoiser:
         noise: dict[str, Tensor],
         keep: float = 1.0,
     ) -> None:
-        self.model, self.keep, self.noise = model, keep, noise
+        self.model, self.keep = model, keep
         self.guidance, self.joint_guidance = guidance, joint_guidance
-        content, has_class = encoded.content, encoded.has_class
+        self.evaluations = 0
+        self.estimates: dict[str, Tensor] | None = None
+        self.features: dict[str, Tensor] = {}
+        self.logits: dict[str, Tensor] = {}
+        self._lay_out(encoded, noise)
+
+    def give(self, encoded: EncodedInputs) -> None:
+        """Go on with what one modality has finished as given content.
+
+        Args:
+            encoded: the batch with the finished modality in the place of its noisy positions.
+        """
+        last = {g: estimate[: self.batch] for g, estimate in (self.estimates or {}).items()}
+        still = written(encoded.content)
+        self._lay_out(encoded, {g: noise for g, noise in self.noise.items() if g in still})
+        repeats = (len(self.branches), 1, 1)
+        self.estimates = {g: estimate.repeat(repeats) for g, estimate in last.items()} or None
+
+    def _lay_out(self, encoded: EncodedInputs, noise: dict[str, Tensor]) -> None:
+        """Choose the branches, and lay out their joint sequences in one batch."""
+        self.noise, guidance, joint_guidance = noise, self.guidance, self.joint_guidance
+        model, content, has_class = self.model, encoded.content, encoded.has_class
         batch = has_class.shape[0]
         prompted = has_class | torch.stack(
             [part.prompt().any(-1) for part in content.values()]
@@ -143,10 +164,7 @@ class GuidedDenoiser:
         self.sequence = model.decoder.lay_out(self.content, has_class, dropped, encoded.grid)
         self.candidates = model.candidate_latents(content)
         self.fixed = {g: part.latents for g, part in content.items() if g not in noise}
-        self.batch, self.evaluations = batch, 0
-        self.estimates: dict[str, Tensor] | None = None
-        self.features: dict[str, Tensor] = {}
-        self.logits: dict[str, Tensor] = {}
+        self.batch = batch
 
     def _branch_inputs(
         self, z: dict[str, Tensor], t: dict[str, Tensor]
@@ -154,7 +172,7 @@ class GuidedDenoiser:
         """States and times of all branches: (r * b, n, d) and (r * b,) by modality."""
         states, times = {}, {}
         for g in self.content:
-            state = z[g] if g in z else self.fixed[g]
+            state = z[g] if g in self.noise else self.fixed[g]
             time = t.get(g, torch.zeros((), device=state.device)).expand(self.batch)
             at_one = [g != branch and branch in ("image", "text") for branch in self.branches]
             states[g] = torch.cat([self.noise[g] if hidden else state for hidden in at_one])
@@ -188,7 +206,7 @@ class GuidedDenoiser:
         # Each branch is fed its own last estimate, as in training.
         self.estimates, self.features = denoised.clean, denoised.features
         result = {}
-        for g in z:
+        for g in self.noise:
             # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
             output = denoised.logits.get(g, denoised.clean[g])
             guided = self._guide(g, dict(zip(self.branches, output.split(self.batch), strict=True)))
@@ -204,21 +222,30 @@ def run_solvers(
     num_steps: dict[str, int],
     denoise: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
     on_step: Callable[[StepInfo], bool],
+    windows: dict[str, tuple[int, int]] | None = None,
+    on_finish: Callable[[str, Tensor], None] | None = None,
 ) -> dict[str, Tensor]:
     """Drive one solver for each modality in lockstep, with one evaluation of the network for both.
 
-    A modality with fewer steps waits: it keeps its state and time. While one corrects a step (the
-    second evaluation of Heun), the other shows its state from before the step.
+    A modality with fewer steps, or outside its window, waits: it keeps its state and time. While
+    one corrects a step (the second evaluation of Heun), the other shows its state from before the
+    step.
 
     Args:
         solvers: freshly made generators by modality. num_steps: their steps by modality.
         denoise: from states and times to clean estimates, by modality.
         on_step: called after every sampler step; True ends the run at the clean estimates.
+        windows: first sampler step of each modality and the one after its last, from
+            `joint_windows`; None spreads the steps of both over the whole run.
+        on_finish: told when one modality is finished before the other, with its final state.
 
     Returns:
         final states by modality.
     """
-    total = max(num_steps.values())
+    total = (
+        max(num_steps.values()) if windows is None else max(stop for _, stop in windows.values())
+    )
+    windows = windows or dict.fromkeys(num_steps, (0, total))
     pending = {g: next(solver) for g, solver in solvers.items()}
     finished: dict[str, Tensor] = {}
 
@@ -227,11 +254,15 @@ def run_solvers(
             pending[g] = solvers[g].send(estimate)
         except StopIteration as stop:
             finished[g] = stop.value
+            pending[g] = Evaluation(stop.value, torch.zeros_like(pending[g].t))
+            if on_finish and len(finished) < len(solvers):
+                on_finish(g, stop.value)
 
     for step in range(total):
-        moving = [g for g, n in num_steps.items() if (step + 1) * n // total > step * n // total]
+        moving = [g for g, n in num_steps.items() if _moves(step, n, windows[g])]
         shown = dict(pending)
         estimates = denoise({g: shown[g].z for g in shown}, {g: shown[g].t for g in shown})
+        estimates = {**estimates, **finished}
         for g in moving:
             advance(g, estimates[g])
         correcting = [g for g in moving if g not in finished and pending[g].is_correction]
@@ -243,6 +274,32 @@ def run_solvers(
         if on_step(StepInfo(step, total, {g: float(shown[g].t) for g in shown}, estimates)):
             return estimates
     return finished
+
+
+def _moves(step: int, num_steps: int, window: tuple[int, int]) -> bool:
+    """Whether one of `num_steps` steps, spread evenly over a window, falls on this sampler step."""
+    first, stop = window
+    length = stop - first
+    done = (step - first) * num_steps // length
+    return first <= step < stop and (step - first + 1) * num_steps // length > done
+
+
+def joint_windows(num_steps: dict[str, int], overlap: float) -> dict[str, tuple[int, int]]:
+    """Let words go ahead of the picture: the sampler steps of each modality within one run.
+
+    Args:
+        num_steps: by modality; the longer is the length of the run.
+        overlap: share of a modality's window in which the other is denoised too. At 1 both windows
+            are the whole run; at 0 the words are finished before the picture starts.
+
+    Returns:
+        (first step, step after the last) by modality.
+    """
+    total = max(num_steps.values())
+    if len(num_steps) < 2:
+        return dict.fromkeys(num_steps, (0, total))
+    length = max(1, round(total / (2 - overlap)))
+    return {"text": (0, length), "image": (total - length, total)}
 
 
 def make_solvers(

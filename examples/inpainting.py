@@ -1,0 +1,88 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Complete what is missing: the lower half of pictures, and one word of a caption.
+
+    python examples/inpainting.py --output_dir outputs
+
+It writes `inpainting.png` (a test picture, what the model sees of it, what it makes of that) and
+`infill.png` (test pictures under a caption one word of which the model wrote), and prints the words.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from transformers import HfArgumentParser
+
+from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample
+from modeling_mdm.evaluation.pictures import contact_sheet
+
+EXAMPLES = Path(__file__).resolve().parent
+
+
+@dataclass
+class InpaintingArguments:
+    """What `examples/inpainting.py` reads and writes."""
+
+    checkpoint: str = field(
+        default=str(EXAMPLES / "checkpoints" / "mdm-fashion"),
+        metadata={"help": "Folder with a trained model and its processor."},
+    )
+    pictures: str = field(
+        default=str(EXAMPLES / "pictures" / "fashion_mnist"),
+        metadata={"help": "Folder with PNG pictures."},
+    )
+    text: str = field(
+        default="here you can see a <mask>",
+        metadata={"help": "A caption; every <mask> in it is one word to be written."},
+    )
+    output_dir: str = field(default="outputs", metadata={"help": "Where the pictures go."})
+    num_inference_steps: int = field(default=30, metadata={"help": "Steps of the samplers."})
+    seed: int = field(default=0, metadata={"help": "The same seed gives the same samples."})
+
+
+def main(arguments: InpaintingArguments) -> None:
+    """Repaint half of every picture, and fill in one word for each."""
+    processor = MDMProcessor.from_pretrained(arguments.checkpoint)
+    model = MDMForJointGeneration.from_pretrained(arguments.checkpoint).eval()
+    images = [
+        Image.open(path).convert("L") for path in sorted(Path(arguments.pictures).glob("*.png"))
+    ]
+    output_dir = Path(arguments.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+    def complete(**content) -> list[MDMSample]:
+        inputs = processor(**content, return_tensors="pt")
+        out = model.generate(
+            **inputs,
+            num_inference_steps=arguments.num_inference_steps,
+            generator=torch.Generator().manual_seed(arguments.seed),
+        )
+        return processor.post_process(out, inputs)
+
+    masks, seen = [], []
+    for image in images:
+        width, height = image.size
+        mask = torch.zeros(height, width)
+        mask[height // 2 :] = 1
+        masks.append(mask)
+        hidden = image.copy()
+        hidden.paste(128, (0, height // 2, width, height))
+        seen.append(hidden)
+    repainted = complete(images=images, image_mask=masks, generate="image")
+    rows = [(images, "test picture"), (seen, "given"), ([s.image for s in repainted], "completed")]
+    cells = [MDMSample(text=title, image=image) for row, title in rows for image in row]
+    contact_sheet(cells, columns=len(images), picture_size=84).save(output_dir / "inpainting.png")
+
+    texts = [arguments.text] * len(images)
+    filled = complete(text=texts, images=images, generate="text")
+    cells = [MDMSample(text=s.text, image=image) for s, image in zip(filled, images, strict=True)]
+    contact_sheet(cells, columns=5).save(output_dir / "infill.png")
+    print(f"{output_dir / 'inpainting.png'} and {output_dir / 'infill.png'} written")
+    for number, sample in enumerate(filled, 1):
+        print(f"  {number:2d}. {sample.text}")
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(InpaintingArguments).parse_args_into_dataclasses()[0])

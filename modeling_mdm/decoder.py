@@ -29,6 +29,10 @@ def sinusoids(values: Tensor, size: int, longest: float) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero, so that what it adds or gates does too."""
+
+
 class PlaceEmbedding(nn.Module):
     """Embeds where a position stands: word index, or row and column; and its turn."""
 
@@ -81,12 +85,12 @@ class MDMDecoder(nn.Module):
         )
         self.time_embedding = TimeEmbedding(width)
         self.time_token = nn.ModuleDict({g: nn.Linear(width, width) for g in MODALITIES})
-        self.modulation = nn.Linear(width, modulation_parts(config) * width)
+        self.modulation = ZeroLinear(width, modulation_parts(config) * width)
         self.layers = nn.ModuleList(
             MDMBlock(config, index) for index in range(config.num_hidden_layers)
         )
         self.norm = nn.RMSNorm(width, eps=config.layer_norm_epsilon)
-        self.norm_modulation = nn.Linear(width, 2 * width)
+        self.norm_modulation = ZeroLinear(width, 2 * width)
 
     def lay_out(
         self,

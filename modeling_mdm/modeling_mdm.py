@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .configuration_mdm import MDMConfig
-from .decoder import MDMDecoder, TimeEmbedding
+from .decoder import MDMDecoder, TimeEmbedding, ZeroLinear
 from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
@@ -24,7 +24,7 @@ from .loss import Prediction, diffusion_losses, reconstruction_losses, total_los
 from .score_entropy import vocabulary_log_ratio
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
-from .vae import MDMVAE
+from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
 
 
@@ -73,7 +73,11 @@ class MDMPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Linear):
             # Scaled to the fan-in: widths run from 16 to 2048, which no one deviation fits.
             init.kaiming_uniform_(module.weight, a=5**0.5)
-        if isinstance(module, SelectiveScan):
+        # Each module fills its own weights alone: transformers leaves out a module whose own are
+        # all loaded, or that has none, and with it what it would fill in its children.
+        if isinstance(module, ZeroLinear):
+            init.zeros_(module.weight)
+        elif isinstance(module, SelectiveScan):
             for name, value in module.initialize(self.config).items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, GatedRMSNorm):
@@ -84,14 +88,13 @@ class MDMPreTrainedModel(PreTrainedModel):
             init.normal_(module.kind, std=self.config.initializer_range)
         elif isinstance(module, MDMDecoder):
             init.normal_(module.null_tokens, std=self.config.initializer_range)
-            for token in module.start_tokens.values():
+        elif isinstance(module, nn.ParameterDict):  # the decoder's start tokens
+            for token in module.values():
                 init.normal_(token, std=self.config.initializer_range)
-            for zeroed in (module.modulation, module.norm_modulation):
-                init.zeros_(zeroed.weight)
-                init.zeros_(zeroed.bias)
-        elif isinstance(module, MDMForJointGeneration):
-            init.zeros_(module.image_head.weight)
-            init.zeros_(module.image_head.bias)
+        elif isinstance(module, LatentStatistics):
+            init.zeros_(module.mean)
+            init.ones_(module.variance)
+            init.zeros_(module.updates)
 
 
 class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
@@ -115,11 +118,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         self.vae = MDMVAE(config, self.vq.codebook.shape[1] if self.vq else None)
         self.decoder = MDMDecoder(config)
         image_outputs = self.vq.codebook.shape[0] if self.vq else config.latent_dim
-        self.image_head = nn.Linear(config.hidden_size, image_outputs)
+        self.image_head = ZeroLinear(config.hidden_size, image_outputs)
         self.text_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.score_entropy_head = ScoreEntropyHead(config.hidden_size)
         if config.exact_ratio_gain:
-            self.ratio_gain = nn.Linear(config.hidden_size, 1, bias=False)
+            self.ratio_gain = ZeroLinear(config.hidden_size, 1, bias=False)
         self.post_init()
 
     def encode_inputs(
@@ -390,8 +393,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 else 0.0
             )
             dropped = torch.rand(batch, device=device) < rate
-        if times is None:
-            times = self._draw_times(encoded, batch, device)
+        if times is None or len(times) < len(shapes):
+            times = {**self._draw_times(encoded, batch, device), **(times or {})}
         candidates = dict(candidate_noise or {})
         if self.config.se_candidates == "trajectory":
             for g, like in shapes.items():

@@ -88,6 +88,7 @@ class EvaluationArguments:
     batch_size: int = field(default=100, metadata={"help": "samples at a time"})
     seed: int = field(default=0, metadata={"help": "seed of captions and noise"})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
+    bf16: bool = field(default=False, metadata={"help": "evaluate the networks in bfloat16"})
     output: str = field(default="figures.json", metadata={"help": "JSON file that is written"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bars"})
 
@@ -204,7 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)
     model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).to(chosen.device).eval()
-    figures = measure(model, processor, judge, captions, chosen)
+    with torch.autocast(chosen.device.split(":")[0], torch.bfloat16, enabled=chosen.bf16):
+        figures = measure(model, processor, judge, captions, chosen)
     print(table(figures, [names[0] for names in captions.labels]))
     content = {
         "command": f"python examples/evaluate.py {shlex.join(given)}".strip(),

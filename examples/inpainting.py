@@ -5,7 +5,7 @@
     python examples/inpainting.py --output_dir outputs
 
 It writes `inpainting.png` (a test picture, what the model sees of it, what it makes of that) and
-`infill.png` (test pictures under a caption one word of which the model wrote), and prints the words.
+`infill.png` (test pictures under a caption with one word of the model's), and prints the words.
 """
 
 from dataclasses import dataclass, field

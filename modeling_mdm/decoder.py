@@ -128,7 +128,8 @@ class MDMDecoder(nn.Module):
             latents = torch.where(written, z_t[g], part.latents)
             if self.config.self_conditioning:
                 # What is given carries no estimate: its features never depend on what is noisy.
-                last = torch.zeros_like(latents) if estimates is None else estimates[g] * written
+                fed_back = (estimates or {}).get(g)
+                last = torch.zeros_like(latents) if fed_back is None else fed_back * written
                 latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
             embedded = self.latent_proj[g](latents) + self.place_embedding[g](part.place, part.turn)
             parts.append(self.start_tokens[g].expand(batch, 1, -1))

@@ -121,7 +121,9 @@ class GuidedDenoiser:
         self.model, self.keep = model, keep
         self.guidance, self.joint_guidance = guidance, joint_guidance
         self.evaluations = 0
-        self.estimates: dict[str, Tensor] | None = None
+        self.shown: dict[str, Tensor] = {}
+        self.estimates: dict[str, Tensor] = {}
+        self.fed_back: dict[str, Tensor] = {}
         self.features: dict[str, Tensor] = {}
         self.logits: dict[str, Tensor] = {}
         self._lay_out(encoded, noise)
@@ -132,11 +134,11 @@ class GuidedDenoiser:
         Args:
             encoded: the batch with the finished modality in the place of its noisy positions.
         """
-        last = {g: estimate[: self.batch] for g, estimate in (self.estimates or {}).items()}
-        still = written(encoded.content)
+        batch, still = self.batch, written(encoded.content)
         self._lay_out(encoded, {g: noise for g, noise in self.noise.items() if g in still})
-        repeats = (len(self.branches), 1, 1)
-        self.estimates = {g: estimate.repeat(repeats) for g, estimate in last.items()} or None
+        for estimates in (self.estimates, self.fed_back):
+            for g, estimate in estimates.items():
+                estimates[g] = estimate[:batch].repeat(len(self.branches), 1, 1)
 
     def _lay_out(self, encoded: EncodedInputs, noise: dict[str, Tensor]) -> None:
         """Choose the branches, and lay out their joint sequences in one batch."""
@@ -191,6 +193,11 @@ class GuidedDenoiser:
 
     def __call__(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give clean estimates (b, n, d) of the modalities in z, at the 0-dimensional times t."""
+        # Each branch is fed its own last estimate, as in training. A modality that waits is fed
+        # what it was: how long others take must not show in an item that writes it alone.
+        moved = [g for g in self.estimates if z[g] is not self.shown[g]]
+        self.fed_back |= {g: self.estimates[g] for g in moved}
+        self.shown = z
         states, times = self._branch_inputs(z, t)
         denoised = self.model.denoise(
             self.sequence,
@@ -199,12 +206,12 @@ class GuidedDenoiser:
             times,
             self.class_labels,
             self.candidates,
-            self.estimates,
+            self.fed_back,
             self.keep,
         )
         self.evaluations += 1
-        # Each branch is fed its own last estimate, as in training.
-        self.estimates, self.features = denoised.clean, denoised.features
+        self.estimates = {g: denoised.clean[g] for g in z}
+        self.features = denoised.features
         result = {}
         for g in self.noise:
             # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
@@ -255,14 +262,13 @@ def run_solvers(
         except StopIteration as stop:
             finished[g] = stop.value
             pending[g] = Evaluation(stop.value, torch.zeros_like(pending[g].t))
-            if on_finish and len(finished) < len(solvers):
-                on_finish(g, stop.value)
 
     for step in range(total):
         moving = [g for g, n in num_steps.items() if _moves(step, n, windows[g])]
         shown = dict(pending)
         estimates = denoise({g: shown[g].z for g in shown}, {g: shown[g].t for g in shown})
         estimates = {**estimates, **finished}
+        finished_before = set(finished)
         for g in moving:
             advance(g, estimates[g])
         correcting = [g for g in moving if g not in finished and pending[g].is_correction]
@@ -271,6 +277,9 @@ def run_solvers(
             corrections = denoise({g: view[g].z for g in view}, {g: view[g].t for g in view})
             for g in correcting:
                 advance(g, corrections[g])
+        if on_finish and len(finished) < len(solvers):
+            for g in set(finished) - finished_before:
+                on_finish(g, finished[g])
         if on_step(StepInfo(step, total, {g: float(shown[g].t) for g in shown}, estimates)):
             return estimates
     return finished

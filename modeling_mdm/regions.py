@@ -1,0 +1,166 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Regions that `generate()` opens itself, where its inputs leave nothing to write.
+
+Axes: b batch, t words, m pictures an item.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .configuration_mdm import MDMConfig
+
+GENERATION_MODES = ("text", "image", "joint")
+Inputs = dict[str, Tensor | None]
+
+
+@dataclass
+class Region:
+    """What to open: `"text"`, `"image"` or `"joint"`, and how large; None leaves the defaults."""
+
+    mode: str | None = None
+    max_new_tokens: int | None = None
+    image_size: int | tuple[int, int] | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether words are to be written."""
+        return self.mode in (None, "text", "joint")
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether a picture is to be written."""
+        return self.mode in ("image", "joint")
+
+
+def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch.device) -> Inputs:
+    """Append a region to be written where the inputs have none, as the processor would.
+
+    Words come after an item's words and a picture after its pictures; all that is written is then a
+    new turn. An item that has neither of them yet writes in turn 0.
+
+    Args:
+        inputs: of `generate`, by name; None for what was not passed.
+        region: what to open. config: of the model. device: of what is made here.
+
+    Returns:
+        the inputs with the region, or as they are if they leave something to write.
+
+    Raises:
+        ValueError: an unknown mode, or a size that nothing can have.
+    """
+    if region.mode is not None and region.mode not in GENERATION_MODES:
+        raise ValueError(
+            f"`generation_mode` is {region.mode!r}: choose one of {', '.join(GENERATION_MODES)}."
+        )
+    if _leaves_something_to_write(inputs):
+        return inputs
+    passed = [inputs[name] for name in ("input_ids", "pixel_values", "class_labels")]
+    batch = next((value.shape[0] for value in passed if value is not None), 1)
+    opened = dict(inputs)
+    turn = _new_turn(inputs, region, torch.zeros(batch, dtype=torch.long, device=device))
+    if region.has_text:
+        length = config.max_text_length if region.max_new_tokens is None else region.max_new_tokens
+        if length < 1:
+            raise ValueError(f"`max_new_tokens` is {length}: nothing to generate, use at least 1.")
+        _append_words(opened, turn[:, None].expand(-1, length), config.mask_token_id)
+    if region.has_picture:
+        size = _picture_size(inputs["pixel_values"], region.image_size, config)
+        _append_picture(opened, turn[:, None], (config.num_channels, *size))
+    return opened
+
+
+def _leaves_something_to_write(inputs: Inputs) -> bool:
+    for content, given, mask in (
+        ("input_ids", "text_given", "attention_mask"),
+        ("pixel_values", "image_given", "pixel_attention_mask"),
+    ):
+        if inputs[content] is None:
+            continue
+        known, real = inputs[given], inputs[mask]
+        if known is None or not bool(
+            (known.bool() | (real == 0 if real is not None else False)).all()
+        ):
+            return True
+    return False
+
+
+def _new_turn(inputs: Inputs, region: Region, first: Tensor) -> Tensor:
+    """Turn of what is written, (b,): after all that the item has, if it goes on with any of it."""
+    turn, goes_on = first, torch.zeros_like(first, dtype=torch.bool)
+    for content, mask, turns, continued in (
+        ("input_ids", "attention_mask", "turn_ids", region.has_text),
+        ("pixel_values", "pixel_attention_mask", "image_turn_ids", region.has_picture),
+    ):
+        if inputs[content] is None:
+            continue
+        real = torch.ones_like(first[:, None]) if inputs[mask] is None else inputs[mask]
+        has_any = real.flatten(1).any(-1)
+        last = inputs[turns].amax(-1) if inputs[turns] is not None else first
+        turn = torch.maximum(turn, torch.where(has_any, last + 1, 0))
+        goes_on |= has_any & continued
+    return torch.where(goes_on, turn, 0)
+
+
+def _append_words(inputs: Inputs, turn: Tensor, mask_token_id: int) -> None:
+    """Append words to be written, of these turns (b, t), to every row."""
+    words = inputs["input_ids"]
+    region = {
+        "input_ids": torch.full_like(turn, mask_token_id),
+        "attention_mask": torch.ones_like(turn),
+        "text_given": torch.zeros_like(turn, dtype=torch.bool),
+        "turn_ids": turn,
+    }
+    if words is not None:
+        absent = {"attention_mask": torch.ones_like(words), "turn_ids": torch.zeros_like(words)}
+        for name, value in region.items():
+            before = absent[name] if inputs[name] is None else inputs[name]
+            region[name] = torch.cat([before.to(value.dtype), value], dim=1)
+    inputs.update(region)
+
+
+def _picture_size(
+    pixels: Tensor | None, asked: int | tuple[int, int] | None, config: MDMConfig
+) -> tuple[int, int]:
+    """Height and width of a new picture: as asked, or of the given pictures, or the model's own."""
+    given = None if pixels is None else tuple(pixels.shape[-2:])
+    size = (given or config.image_size) if asked is None else asked
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1 or height % config.patch_size or width % config.patch_size:
+        raise ValueError(
+            f"`image_size` is {(height, width)}: both sides must be positive multiples of "
+            f"`patch_size` = {config.patch_size}."
+        )
+    if given not in (None, (height, width)):
+        raise ValueError(
+            f"`image_size` is {(height, width)}, but the given pictures are {given}: all pictures "
+            "of a call have one size, so leave it out or resize them."
+        )
+    return height, width
+
+
+def _append_picture(inputs: Inputs, turn: Tensor, shape: tuple[int, int, int]) -> None:
+    """Append a picture (channels, height, width) to be written, of turn (b, 1), to every item."""
+    batch, pixels, device = turn.shape[0], inputs["pixel_values"], turn.device
+    _, height, width = shape
+    region = {
+        "pixel_values": torch.zeros(batch, 1, *shape, device=device),
+        "image_given": torch.zeros(batch, 1, height, width, dtype=torch.bool, device=device),
+        "pixel_attention_mask": turn.new_ones(batch, 1, height, width),
+        "image_turn_ids": turn,
+    }
+    if pixels is not None:
+        pictures = 1 if pixels.dim() == 4 else pixels.shape[1]
+        absent = {
+            "pixel_attention_mask": turn.new_ones(batch, pictures, height, width),
+            "image_turn_ids": turn.new_zeros(batch, pictures),
+        }
+        for name, value in region.items():
+            before = absent[name] if inputs[name] is None else inputs[name]
+            if before.dim() < value.dim():  # one picture an item, without the axis m
+                before = before[:, None]
+            dtype = before.dtype if name == "pixel_values" else value.dtype
+            region[name] = torch.cat([before.to(dtype), value.to(dtype)], dim=1)
+    inputs.update(region)

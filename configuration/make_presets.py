@@ -66,7 +66,9 @@ def main() -> None:
     """Write every preset."""
     for name, fields in PRESETS.items():
         folder = Path(__file__).parent / name
-        MDMConfig(**fields).save_pretrained(folder)
+        folder.mkdir(exist_ok=True)
+        # Not `save_pretrained`, which would put the code beside it.
+        MDMConfig(**fields).to_json_file(folder / "config.json")
         print(f"{folder / 'config.json'} written")
 
 

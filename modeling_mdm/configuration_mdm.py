@@ -228,4 +228,7 @@ class MDMConfig(PreTrainedConfig):
             )
 
 
+# So that `save_pretrained` copies this file beside what it saves.
+MDMConfig.register_for_auto_class()
+
 __all__ = ["JOINT_SCANS", "MDMConfig"]

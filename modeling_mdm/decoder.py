@@ -131,6 +131,7 @@ class MDMDecoder(nn.Module):
                 fed_back = (estimates or {}).get(g)
                 last = torch.zeros_like(latents) if fed_back is None else fed_back * written
                 latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
+            latents = latents.to(self.latent_proj[g].weight.dtype)
             embedded = self.latent_proj[g](latents) + self.place_embedding[g](part.place, part.turn)
             parts.append(self.start_tokens[g].expand(batch, 1, -1))
             parts.append(self.time_token[g](clock[:, index, None]))

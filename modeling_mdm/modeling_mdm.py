@@ -65,7 +65,12 @@ class MDMPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["MDMBlock"]
-    _keep_in_fp32_modules_strict = ["A_log", "delta_bias", "statistics"]
+    _keep_in_fp32_modules_strict = [
+        "A_log",
+        "delta_bias",
+        "statistics.*.mean",
+        "statistics.*.variance",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,6 +107,10 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
     Multi-Modal Diffusion Mamba: reads and writes images and text through one diffusion process.
 
     Every position is given, noisy (to be written) or padding; which are given decides the task.
+
+    `from_pretrained` warns of weights that a checkpoint lacks, which then start as in a new model,
+    and of weights that the model does not know; a weight of another shape is an error. With
+    `output_loading_info=True` it returns their names too.
     """
 
     output_modalities = ("image", "text")
@@ -336,6 +345,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 for g in content
             }
             losses = diffusion_losses(self.config, content, predictions, predicted)
+            # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
+            z_0 = {g: latents.to(self.dtype) for g, latents in z_0.items()}
             losses |= reconstruction_losses(
                 self.vae, encoded, z_0, draws.decoder_noise, self.config.latent_noise
             )
@@ -459,5 +470,8 @@ def scale_gradient(x: Tensor, scale: float) -> Tensor:
         return x
     return x.detach() if scale == 0 else x.detach() + scale * (x - x.detach())
 
+
+# So that `save_pretrained` copies this file and its siblings beside the weights.
+MDMForJointGeneration.register_for_auto_class("AutoModel")
 
 __all__ = ["MDMForJointGeneration", "MDMOutput", "MDMPreTrainedModel"]

@@ -248,6 +248,41 @@ def test_trajectory_candidates_stand_at_even_former_times(encoded):
     assert losses["loss_se_image"].item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("candidates", ["exact", "trajectory"])
+@pytest.mark.parametrize("size", [0.0, 1.0, 100.0, 1e4])
+def test_every_candidate_set_is_finite_in_float32_at_every_time(encoded, candidates, size):
+    """Vocabulary, codebook, closed form and former states; estimates and logits of any size."""
+    _, batch = encoded
+    config = tiny_config(se_candidates=candidates)
+    for times in ([0.0, 1e-6, 1e-3], [0.5, 1 - 1e-6, 1.0]):
+        predictions = draw_predictions(batch.content, candidates=3)
+        predictions["image"].schedule = NoiseSchedule("linear")
+        sources = []
+        for prediction in predictions.values():
+            prediction.z_0, prediction.z_t = prediction.z_0.float(), prediction.z_t.float()
+            prediction.times = torch.tensor(times)
+            prediction.candidate_noise = prediction.candidate_noise.float()
+            prediction.estimate = (size * prediction.estimate.float()).requires_grad_()
+            sources.append(prediction.estimate)
+        text, image = predictions["text"], predictions["image"]
+        text.logits = (size * text.logits.float()).requires_grad_()
+        codes = Prediction(**vars(image))
+        codes.logits = (size * torch.randn(BATCH, PATCHES, 7)).requires_grad_()
+        codes.target = torch.randint(7, (BATCH, PATCHES))
+        for picture in (image, codes):
+            predicted = {g: torch.zeros(part.given.shape) for g, part in batch.content.items()}
+            losses = diffusion_losses(
+                config, batch.content, {"text": text, "image": picture}, predicted
+            )
+            assert all(loss.isfinite() for loss in losses.values())
+            assert losses["loss_se_text"] >= 0 and losses["loss_se_image"] >= 0
+            gradients = torch.autograd.grad(
+                losses["loss_se"], [*sources, text.logits, codes.logits], allow_unused=True
+            )
+            assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+            assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
 # --- Eq. 18
 
 

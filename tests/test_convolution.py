@@ -1,0 +1,103 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The causal convolution in front of every scan against `F.conv1d`, channel by channel."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given as examples
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from modeling_mdm.convolution import causal_convolution
+
+float64 = torch.float64
+
+
+def convolve_by_conv1d(x, weight, bias):
+    """Every channel alone, after as many zeros as it has taps less one."""
+    taps = weight.shape[-1]
+    outputs = torch.stack(
+        [
+            torch.cat(
+                [
+                    F.conv1d(
+                        F.pad(x[:, k, :, c : c + 1].transpose(1, 2), (taps - 1, 0)),
+                        weight[k, c].view(1, 1, taps),
+                        bias[k, c].view(1),
+                    )
+                    for c in range(x.shape[-1])
+                ],
+                dim=1,
+            )
+            for k in range(x.shape[1])
+        ],
+        dim=1,
+    )  # (b, k, c, l)
+    return outputs.transpose(2, 3)
+
+
+def draw(batch, scans, length, channels, taps, dtype=float64):
+    return (
+        torch.randn(batch, scans, length, channels, dtype=dtype, requires_grad=True),
+        torch.randn(scans, channels, taps, dtype=dtype, requires_grad=True),
+        torch.randn(scans, channels, dtype=dtype, requires_grad=True),
+    )
+
+
+sizes = {
+    "batch": st.integers(1, 3),
+    "scans": st.integers(1, 3),
+    "length": st.integers(1, 9),
+    "channels": st.integers(1, 4),
+    "taps": st.integers(1, 5),
+}
+
+
+@examples(**sizes)
+@settings(max_examples=60)
+def test_outputs_and_gradients_equal_conv1d_for_any_length_and_taps(**sizes):
+    inputs = draw(**sizes)
+    output, expected = causal_convolution(*inputs), convolve_by_conv1d(*inputs)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    factor = torch.randn_like(expected)
+    gradients = torch.autograd.grad((output * factor).sum(), inputs)
+    by_hand = torch.autograd.grad((expected * factor).sum(), inputs)
+    torch.testing.assert_close(gradients, by_hand, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 3, 7])  # shorter than the taps, and longer
+def test_gradients_are_those_of_finite_differences(length):
+    assert torch.autograd.gradcheck(causal_convolution, draw(2, 2, length, 2, 5))
+
+
+def test_the_last_tap_is_the_present_and_the_future_is_never_read():
+    x, weight, bias = (tensor.detach() for tensor in draw(1, 1, 6, 2, 4))
+    weight[..., :-1] = 0
+    output = causal_convolution(x, weight, bias)
+    torch.testing.assert_close(output, x * weight[:, :, -1][:, None] + bias[:, None])
+    x, weight, bias = draw(1, 2, 6, 2, 4)
+    output = causal_convolution(x, weight, bias)
+    for n in range(6):
+        (gradient,) = torch.autograd.grad(output[:, :, n].sum(), x, retain_graph=True)
+        assert not gradient[:, :, n + 1 :].any()
+        assert gradient[:, :, n].all()
+
+
+def test_float32_is_as_exact_as_conv1d():
+    inputs = draw(2, 3, 40, 8, 4, torch.float32)
+    exact = convolve_by_conv1d(*(tensor.double() for tensor in inputs))
+    assert (causal_convolution(*inputs) - exact).abs().max() < 1e-5
+
+
+def test_a_strided_input_and_a_strided_gradient_are_read_rightly():
+    """Rows of a larger tensor, as the split of a projection gives them."""
+    x, weight, bias = draw(2, 2, 5, 3, 4)
+    wide = torch.cat([x, x + 1], -1)[..., :3].detach().requires_grad_()
+    expected = convolve_by_conv1d(x, weight, bias)
+    output = causal_convolution(wide, weight, bias)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    ones = torch.ones((), dtype=float64).expand(output.shape)
+    (gradient,) = torch.autograd.grad(output, wide, ones)
+    (by_hand,) = torch.autograd.grad(expected, x, ones)
+    torch.testing.assert_close(gradient, by_hand, rtol=0, atol=1e-12)

@@ -52,7 +52,7 @@ class DemoArguments:
     num_samples: int = field(default=20, metadata={"help": "How many joint samples."})
     num_inference_steps: int = field(default=30, metadata={"help": "Steps of the samplers."})
     guidance_scale: float = field(
-        default=2.5, metadata={"help": "Guidance of text to image; 1 is off."}
+        default=3.0, metadata={"help": "Guidance of text to image; 1 is off."}
     )
     seed: int = field(default=0, metadata={"help": "The same seed gives the same samples."})
 

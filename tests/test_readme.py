@@ -1,0 +1,45 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The README's Python runs as it stands, with the shipped checkpoint."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("page", ["README.md", "model_card.md"])
+def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for name in ("examples", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    if page == "README.md":
+        assert len(names["samples"]) == 4
+        assert all(sample.text and sample.image.size == (28, 28) for sample in names["samples"])
+        for picture in (names["dress"].image, names["boot"].image, names["classified"]):
+            assert picture.size == (28, 28)
+        given = names["picture"].crop((0, 0, 28, 14))
+        assert names["repainted"].crop((0, 0, 28, 14)).tobytes() == given.tobytes()
+    else:
+        assert (tmp_path / "dress.png").is_file()
+
+
+def test_pictures_and_files_that_pages_name_exist():
+    for page in ("README.md", "model_card.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert (ROOT / target).exists(), f"{page} names {target}"
+
+
+def test_the_shipped_card_is_the_model_card():
+    shipped = ROOT / "examples" / "checkpoints" / "mdm-fashion" / "README.md"
+    assert shipped.read_bytes() == (ROOT / "model_card.md").read_bytes()

@@ -122,12 +122,14 @@ def ssd_factored(
 
     The decay is split into a factor of i and a factor of j: exp(cs_i - cs_j) =
     exp(cs_i - m) exp(m - cs_j), cs the cumulative decay, m the middle of its range. A chunk whose
-    decay spans more than `MAX_FACTORED_DECAY` would overflow: `ssd_chunked` then takes over.
+    decay spans more than `MAX_FACTORED_DECAY` would overflow, and in float16
+    one of far less: `ssd_chunked` then takes over.
     """
     groups, length, heads, width = x.shape
     chunked = _into_chunks(x, log_decay, B, C, chunk_size)
     cumulative = chunked[1].cumsum(2)  # (g, c, q, h)
-    if float(cumulative.detach()[:, :, -1].amin()) < -MAX_FACTORED_DECAY:
+    overflows = float(cumulative.detach()[:, :, -1].amin()) < -MAX_FACTORED_DECAY
+    if overflows or x.dtype == torch.float16:
         return ssd_chunked(x, input_scale, log_decay, B, C, initial_state, chunk_size)
     x, _, B, C = chunked
     chunks, chunk = x.shape[1:3]

@@ -257,6 +257,24 @@ def test_the_strongest_decay_that_delta_may_have_gives_each_item_alone(fast):
     assert after.isfinite().all()
 
 
+@fast_forms
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_finite_and_right(fast, dtype):
+    """x, B and C in half precision, decays in float32, as a model in half precision has them."""
+    inputs = [
+        tensor.to(torch.float32 if i in (1, 2) else dtype)
+        for i, tensor in enumerate(draw(130, decay=2.0))
+    ]
+    exact = [tensor.double() for tensor in inputs]
+    weights = draw_weights(exact)
+    half_weights = [weight.to(dtype) for weight in weights]
+    computed = gradients(fast, inputs, half_weights, chunk_size=64)
+    expected = gradients(ssd_reference, exact, [weight.double() for weight in half_weights])
+    for i, (value, truth) in enumerate(zip(computed, expected, strict=True)):
+        # Gradients of decays are sums of differences, which half precision rounds one by one.
+        assert rms(value.double() - truth) < (0.02 if i < 2 else 0.1) * rms(truth)
+
+
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
 def test_what_a_form_reads_is_left_unchanged(form):
     inputs = draw(7)

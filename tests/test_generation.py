@@ -283,14 +283,15 @@ def test_opening_a_region_after_texts_of_different_lengths(processor, model):
     texts = ["a one", "a photo of a seven", None]
     given = processor(text=texts, images=pictures(3), return_tensors="pt")
     options = {"generation_mode": "text", "max_new_tokens": 4}
-    together = generate(model, given, generator=seeded(0, 1, 2), **options)
+    together, final = finish(model, given, seeded(0, 1, 2), **options)
     samples = processor.post_process(together)
     assert [sample.prompt for sample in samples] == texts
     for item, text in enumerate(texts):
         part = {} if text is None else {"text": text}
         alone = processor(**part, images=pictures(3)[item], return_tensors="pt")
-        out = generate(model, alone, generator=seeded(item), **options)
+        out, latents = finish(model, alone, seeded(item), **options)
         assert processor.post_process(out)[0] == samples[item]
+        assert (latents["text"][0, -4:] - final["text"][item, -4:]).abs().max() < 1e-5
 
 
 def test_turns_of_the_words_come_back(processor, model):
@@ -789,18 +790,23 @@ def test_a_waiting_modality_keeps_what_is_fed_back(exact, monkeypatch):
 # --- words that go ahead of the picture
 
 
-def test_words_that_go_ahead_are_a_prompt_once_they_are_finished(exact):
+@pytest.mark.parametrize("closed", [False, True])
+def test_words_that_go_ahead_are_a_prompt_once_they_are_finished(closed):
     """Without any overlap, joint generation is writing a text and then a picture of it."""
-    end = exact.config.eos_token_id
-    options = {"generator": seeded(5), "guidance_scale": {"image": 3.0, "text": 1.0}}
-    joint = generate(
-        exact, {}, generation_mode="joint", joint_overlap=0.0, num_inference_steps=6, **options
-    )
-    row = joint.sequences[0].tolist()
-    words = row[: row.index(end) + 1] if end in row else row
+    model = make_model()
+    options = {"guidance_scale": {"image": 3.0, "text": 1.0}, "joint_overlap": 0.0}
+
+    def write(inputs, mode, steps):
+        options["generator"] = seeded(5)
+        return generate(model, inputs, generation_mode=mode, num_inference_steps=steps, **options)
+
+    words = write({}, "joint", 6).sequences[0].tolist()
+    if closed:  # a text ends with its third word, and what follows is not part of a prompt
+        model.config.eos_token_id = words[2]
+        words = words[: words.index(words[2]) + 1]
+    joint = write({}, "joint", 6)
     given = {"input_ids": torch.tensor([words]), "text_given": torch.ones(1, len(words))}
-    options["generator"] = seeded(5)
-    picture = generate(exact, given, generation_mode="image", num_inference_steps=3, **options)
+    picture = write(given, "image", 3)
     assert (joint.images - picture.images).abs().max() < 1e-10
     assert joint.num_evaluations == 6
 

@@ -105,6 +105,23 @@ def test_a_batch_may_lack_a_modality(modality):
     assert f"decoder.latent_proj.{absent}.weight" not in touched
 
 
+def test_masks_that_are_left_out_say_that_everything_is_there_and_to_be_written():
+    model, batch = make_model(), mixed_batch()
+    plain = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}
+    explicit = {
+        **plain,
+        "attention_mask": torch.ones(8, WORDS),
+        "text_given": torch.zeros(8, WORDS),
+        "turn_ids": torch.zeros(8, WORDS),
+        "pixel_attention_mask": torch.ones(8, SIDE, SIDE),
+        "image_given": torch.zeros(8, SIDE, SIDE),
+        "image_turn_ids": torch.zeros(8, 1),
+        "class_labels": torch.full((8,), -1),
+    }
+    out, expected = run(model, plain), run(model, explicit)
+    assert out.loss == expected.loss and torch.equal(out.logits, expected.logits)
+
+
 def test_padding_and_what_is_given_are_no_targets_of_the_score_entropy():
     model, batch = make_model(), mixed_batch()
     times = {g: torch.full((8,), 0.5, dtype=torch.float64) for g in ("text", "image")}
@@ -180,14 +197,15 @@ def test_special_tokens_get_a_gradient_where_they_stand(mixer):
     assert touched == set(SPECIAL) - {"class"}
 
 
-def test_gradient_of_score_entropy_into_the_encoder_is_scaled():
+@pytest.mark.parametrize("name", ["parallel", "exact-ratio", "trajectory"])
+def test_gradient_of_score_entropy_into_the_encoder_is_scaled(name):
     """`latent_gradient_scale`: 0 stops it, 1 is Eq. 18 taken literally; it is linear between."""
     encoder = ["vae.encoder.0.up_proj.weight", "vae.embed_tokens.weight", "vae.posterior.weight"]
     encoder += ["vae.patch_embedding.weight"]
     plain = {"self_condition": False, "keep": 1.0}
     got = {}
     for scale in (0.0, 0.25, 1.0):
-        model = make_model(latent_gradient_scale=scale)
+        model = make_model(latent_gradient_scale=scale, **CONFIGURATIONS[name])
         everything = gradients(model, run(model, **plain).loss_se)
         got[scale] = [everything[name] for name in encoder]
         assert everything["decoder.latent_proj.image.weight"].any()

@@ -211,6 +211,19 @@ class MDMConfig(PreTrainedConfig):
         for name in ("null_prompt_probability", "null_modality_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: a probability in [0, 1).")
+        for name in ("pad_token_id", "mask_token_id", "image_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) else [value]
+            if any(word is not None and not 0 <= word < self.vocab_size for word in ids):
+                raise ValueError(
+                    f"`{name}` is {value}, outside the vocabulary of `vocab_size` = "
+                    f"{self.vocab_size} words: use those of the tokenizer."
+                )
+        if not 0 < self.delta_min <= self.delta_max:
+            raise ValueError(
+                f"`delta_min` is {self.delta_min} and `delta_max` {self.delta_max}: use "
+                "0 < delta_min <= delta_max."
+            )
         if self.vq_config is not None and self.num_channels != 3:
             raise ValueError(
                 f"`num_channels` is {self.num_channels}, but the VQ-VAE of `vq_config` reads "

@@ -59,6 +59,18 @@ CONTRADICTIONS = {
         {"null_modality_probability": -0.1},
         ["`null_modality_probability` is -0.1", "[0, 1)"],
     ),
+    "a special word outside the vocabulary": (
+        {"vocab_size": 20, "mask_token_id": 20},
+        ["`mask_token_id` is 20", "`vocab_size` = 20", "the tokenizer"],
+    ),
+    "one of several ends outside the vocabulary": (
+        {"vocab_size": 20, "eos_token_id": [3, 25]},
+        ["`eos_token_id` is [3, 25]", "`vocab_size` = 20"],
+    ),
+    "an empty range of Delta": (
+        {"delta_min": 0.2, "delta_max": 0.1},
+        ["`delta_min` is 0.2", "`delta_max` 0.1", "delta_min <= delta_max"],
+    ),
     "two channels": ({"num_channels": 2}, ["`num_channels` is 2", "use 1 (grey) or 3 (colour)"]),
 }
 

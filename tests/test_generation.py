@@ -575,10 +575,11 @@ def test_an_item_alone_equals_the_same_item_in_a_batch(sampler, exact):
     assert_alone_equals_batched(exact, torch.float64, 1e-10, **SAMPLERS[sampler])
 
 
+@pytest.mark.parametrize("sampler", ["deterministic", "stochastic"])
 @pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "parallel"])
-def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_mixer(mixer):
-    options = dict(SAMPLERS["stochastic"])
-    if mixer != "attention":
+def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_mixer(mixer, sampler):
+    options = dict(SAMPLERS[sampler])
+    if mixer != "attention" and sampler == "stochastic":
         options["keep"] = 0.5
     model = make_model(**MIXERS[mixer])
     assert_alone_equals_batched(model, torch.float64, 1e-10, **options)
@@ -597,7 +598,8 @@ def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_option(changes
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_an_item_alone_equals_the_same_item_in_a_batch_when_words_go_ahead(overlap, exact):
     batch = {name: value[[2, 7, 2]] for name, value in mixed_batch().items()}
-    options = {"joint_overlap": overlap, "num_inference_steps": 6, "solver": "heun"}
+    options = {"joint_overlap": overlap, "num_inference_steps": 6, "solver": {"image": "heun"}}
+    options["joint_guidance_scale"] = {"image": 3.0}
     together, final = finish(exact, batch, seeded(0, 1, 2), **options)
     for item in range(3):
         out, latents = finish(exact, alone(batch, item), seeded(item), **options)
@@ -605,10 +607,11 @@ def test_an_item_alone_equals_the_same_item_in_a_batch_when_words_go_ahead(overl
         assert torch.equal(out.sequences[0], together.sequences[item])
 
 
-@pytest.mark.parametrize("mixer", ["parallel", "attention"])
+@pytest.mark.parametrize("mixer", MIXERS)
 def test_an_item_alone_equals_the_same_item_in_a_batch_in_float32(mixer):
     model = make_model(torch.float32, **MIXERS[mixer])
-    assert_alone_equals_batched(model, torch.float32, 1e-5, **SAMPLERS["defaults"])
+    sampler = "deterministic" if mixer == "attention" else "hard"
+    assert_alone_equals_batched(model, torch.float32, 1e-5, **SAMPLERS[sampler])
 
 
 @pytest.mark.parametrize("mixer", ["parallel", "cyclic-separate", "attention"])

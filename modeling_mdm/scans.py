@@ -90,18 +90,23 @@ def given_first_order(
     return order, order.argsort(dim=-1)
 
 
-class _Spread(torch.autograd.Function):
-    """Copy a sequence into every scan's order; the gradient merges the scans again."""
+class _Gather(torch.autograd.Function):
+    """Read a sequence in every scan's order; the gradient is gathered back, not scattered.
+
+    Of a sequence that all scans share it is the sum over the scans.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
+        ctx.shared = x.dim() == 3
         return _gather_rows(x, order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        return _sum_rows(gradients[0], inverse), None, None
+        back = _sum_rows if ctx.shared else _gather_rows
+        return back(gradients[0], inverse), None, None
 
 
 class _Merge(torch.autograd.Function):
@@ -116,20 +121,6 @@ class _Merge(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
         return _gather_rows(gradients[0], order), None, None
-
-
-class _Reorder(torch.autograd.Function):
-    """Permute every scan's own sequence; the gradient is gathered by the inverse, not scattered."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return _gather_rows(x, order)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return _gather_rows(gradients[0], inverse), None, None
 
 
 def _row_numbers(order: Tensor, sources: int) -> Tensor:
@@ -158,7 +149,7 @@ def _sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
 
 def spread(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Copy a shared sequence (b, l, c) into every scan's order (b, k, l): (b, k, l, c)."""
-    result: Tensor = _Spread.apply(x, order, inverse)
+    result: Tensor = _Gather.apply(x, order, inverse)
     return result
 
 
@@ -170,5 +161,5 @@ def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Permute every scan's own sequence (b, k, l, c); back, with the two orders exchanged."""
-    result: Tensor = _Reorder.apply(x, order, inverse)
+    result: Tensor = _Gather.apply(x, order, inverse)
     return result

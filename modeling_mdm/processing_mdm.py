@@ -9,6 +9,7 @@ Axes: B items, T text positions, M images per item, C channels, H height, W widt
 
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .chat import (
+    CHAT_TEMPLATE,
+    Chat,
+    ChatOptions,
+    align_pictures,
+    check_conversation,
+    read_chats,
+)
 from .request import Request, read_request
 from .samples import MDMSample, read_outputs, read_turns, split_row
 
@@ -26,7 +35,7 @@ class MDMProcessor(ProcessorMixin):
     Args:
         image_processor: an `MDMImageProcessor` or `MDMImageProcessorPil`.
         tokenizer: a tokenizer with `<pad>`, `<mask>` and `<end>` (its eos token).
-        chat_template: Jinja template for `apply_chat_template`.
+        chat_template: Jinja template for `apply_chat_template`; MDM's own if None.
         patch_size: side of a patch; divides both sides of every image.
         max_text_length: longest text in tokens, `<end>` included; usual length of a text region.
         num_classes: number of classes, against which class labels are checked; None if unknown.
@@ -44,6 +53,7 @@ class MDMProcessor(ProcessorMixin):
         max_text_length: int = 32,
         num_classes: int | None = None,
     ):
+        chat_template = CHAT_TEMPLATE if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.patch_size = patch_size
         self.max_text_length = max_text_length
@@ -133,12 +143,110 @@ class MDMProcessor(ProcessorMixin):
             features |= self._image_features(request, size, images_kwargs or {})
         if request.class_labels is not None:
             features["class_labels"] = self._label_tensor(request.class_labels)
-        if return_tensors == "pt":
-            return BatchFeature(features)
-        if return_tensors is None:
-            return BatchFeature({name: value.tolist() for name, value in features.items()})
-        arrays = {name: value.numpy() for name, value in features.items()}
-        return BatchFeature(arrays, tensor_type=return_tensors)
+        return _as_tensors(features, return_tensors)
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        tokenize: bool = False,
+        return_tensors: str | None = None,
+        return_dict: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Show a conversation or a batch as text, or make model inputs of it.
+
+        The words of a turn end with `<end>`. Turns of the user are even and those of the assistant
+        odd; a picture has the turn of its message, and a system message is part of turn 0. What
+        looks like a special token in a message is plain words. Turns may be of any length.
+
+        A region for the reply is opened where `generate` says what it holds, or `max_new_tokens`
+        how long its text is; otherwise `model.generate` opens it. A picture in the reply has the
+        turn of the reply if it follows a picture or comes with words, else 0, as elsewhere.
+
+        Args:
+            conversation: messages with `role` (system, user, assistant) and `content`, a string or
+                a list of `{"type": "text", "text": ...}` and `{"type": "image", "image": ...}`.
+            chat_template: a Jinja template, or the name of one of the processor's.
+            add_generation_prompt: the assistant is to speak next.
+            continue_final_message: open a region that goes on with the last message.
+            return_assistant_tokens_mask: add `assistant_masks` (B, T), 1 on words of odd turns.
+            tokenize: False gives text, with `<image>` for a picture.
+            return_tensors: "pt", "np", or None for lists.
+            return_dict: all inputs instead of `input_ids` alone.
+            processor_kwargs: generate, max_new_tokens, images, image_size, padding, images_kwargs,
+                return_tensors; see `ChatOptions`. They may be among `kwargs` too.
+            kwargs: further variables of the template.
+
+        Returns:
+            Text, or what `__call__` returns; always with the axis M of pictures if some
+            conversation has several.
+
+        Raises:
+            ValueError: if roles do not alternate, or arguments contradict each other.
+        """
+        asks = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        if not tokenize:
+            return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
+        known = {option.name for option in fields(ChatOptions)}
+        settings = {name: kwargs.pop(name) for name in known & set(kwargs)}
+        settings |= {"return_tensors": return_tensors} | (processor_kwargs or {})
+        if unknown := sorted(set(settings) - known):
+            raise ValueError(f"processor_kwargs has {unknown}; use some of {sorted(known)}.")
+        options = ChatOptions(**settings)
+        if (options.generate or continue_final_message) and not any(asks.values()):
+            raise ValueError(
+                f"generate={options.generate!r} opens a region for a reply; say that one is due by "
+                "add_generation_prompt=True or continue_final_message=True."
+            )
+        conversations, is_batch = self._normalize_conversations(conversation)
+        for messages in conversations:
+            check_conversation(messages, awaits_reply=add_generation_prompt)
+        if options.images is None:
+            pictures, *_ = self._multimodal_inputs_from_conversations(conversations, {})
+        else:
+            pictures = [list(own) for own in (options.images if is_batch else [options.images])]
+
+        def render(defused: list[list[dict[str, Any]]]) -> list[str]:
+            return super(MDMProcessor, self).apply_chat_template(
+                defused, chat_template, **asks, **kwargs
+            )
+
+        chats = read_chats(conversations, pictures, render, self.tokenizer)
+        if continue_final_message:
+            options.generate = options.generate or "text"
+        features = self._chat_features(chats, options, return_assistant_tokens_mask)
+        inputs = _as_tensors(features, options.return_tensors)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _chat_features(
+        self, chats: list[Chat], options: ChatOptions, with_roles: bool
+    ) -> dict[str, torch.Tensor]:
+        length = options.max_new_tokens or self.max_text_length
+        rows = [
+            chat.rows(self.tokenizer, length * (options.generate in ("text", "joint")))
+            for chat in chats
+        ]
+        features = self._stack_rows(rows)
+        if with_roles:
+            turns = features.get("turn_ids", torch.zeros_like(features["input_ids"]))
+            features["assistant_masks"] = turns % 2 * features["attention_mask"]
+        opens_image = options.generate in ("image", "joint")
+        if not opens_image and not any(chat.pictures for chat in chats):
+            return features
+        pictures, turns = align_pictures(chats, opens_image, options.generate == "joint")
+        task = "image" if opens_image else None
+        request = Request([None] * len(chats), pictures, None, None, task, [])
+        size = self._resolve_size(options.image_size)
+        images_kwargs = options.images_kwargs or {}
+        return features | self._image_features(request, size, images_kwargs, torch.tensor(turns))
 
     def _resolve_size(self, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
         if image_size is None:
@@ -163,11 +271,7 @@ class MDMProcessor(ProcessorMixin):
         self, request: Request, truncation: bool, shortest: int, region_length: int
     ) -> dict[str, torch.Tensor]:
         """Lay out each item's words, `<end>` and its region, then align the rows at the left."""
-        pad, mask, end = (
-            self.tokenizer.pad_token_id,
-            self.tokenizer.mask_token_id,
-            self.tokenizer.eos_token_id,
-        )
+        mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
         rows = []
         items = zip(
             self._encode(request.texts, truncation),
@@ -182,8 +286,14 @@ class MDMProcessor(ProcessorMixin):
             if opens_region:
                 row += [(mask, True, False, written_turn)] * region_length
             rows.append(row)
+        return self._stack_rows(rows, shortest)
+
+    def _stack_rows(
+        self, rows: list[list[tuple[int, bool, bool, int]]], shortest: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Align rows of (word, is real, is given, turn) at the left."""
         length = max(shortest, *map(len, rows))
-        filling = (pad, False, False, 0)
+        filling = (self.tokenizer.pad_token_id, False, False, 0)
         table = torch.tensor([row + [filling] * (length - len(row)) for row in rows])  # (B, T, 4)
         input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
         features = {
@@ -214,9 +324,16 @@ class MDMProcessor(ProcessorMixin):
         return encoded
 
     def _image_features(
-        self, request: Request, size: tuple[int, int], images_kwargs: dict[str, Any]
+        self,
+        request: Request,
+        size: tuple[int, int],
+        images_kwargs: dict[str, Any],
+        turns: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Stack each item's pictures, and a blank where a new image is to be written."""
+        """Stack each item's pictures, and a blank where a new image is to be written.
+
+        `turns` (B, M) are those of the pictures if they are not all written now.
+        """
         known = len(request.images[0])
         shape = (len(request.images), known + request.opens_image)  # (B, M)
         present = torch.ones(shape, dtype=torch.bool)
@@ -239,10 +356,11 @@ class MDMProcessor(ProcessorMixin):
                 pixel_values *= given[:, :, None]
         if request.opens_image:
             given[:, -1] = False
-        turns = torch.zeros(shape, dtype=torch.long)
-        if request.writes_image:
-            written = slice(-1, None) if request.opens_image else slice(None)
-            turns[:, written] = torch.tensor(request.written_turn)[:, None]
+        if turns is None:
+            turns = torch.zeros(shape, dtype=torch.long)
+            if request.writes_image:
+                written = slice(-1, None) if request.opens_image else slice(None)
+                turns[:, written] = torch.tensor(request.written_turn)[:, None]
 
         features = {"pixel_values": pixel_values, "image_given": given}
         if not present.all():
@@ -331,6 +449,16 @@ class MDMProcessor(ProcessorMixin):
                 "generated_outputs has no images; generate with generation_mode='image'."
             )
         return [self.image_processor.post_process(image) for image in images]
+
+
+def _as_tensors(features: dict[str, torch.Tensor], kind: str | None) -> BatchFeature:
+    """Give features as torch tensors ("pt"), arrays ("np") or lists (None)."""
+    if kind == "pt":
+        return BatchFeature(features)
+    if kind is None:
+        return BatchFeature({name: value.tolist() for name, value in features.items()})
+    arrays = {name: value.numpy() for name, value in features.items()}
+    return BatchFeature(arrays, tensor_type=kind)
 
 
 MDMProcessor.register_for_auto_class()

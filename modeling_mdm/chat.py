@@ -1,0 +1,223 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations: messages with roles, words and pictures become numbered turns.
+
+The user speaks in turns 0, 2, ... and the assistant in turns 1, 3, ...; a system message is the
+beginning of turn 0. So a question with its answer is what `processor(text=..., generate="text")`
+makes of it, and a role is known by its turn.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# What ends a turn and what stands for a picture, `<end>` and `<image>`, come from the tokenizer.
+CHAT_TEMPLATE = """\
+{%- macro show(content) -%}
+    {%- if content is string -%}
+        {{- content -}}
+    {%- else -%}
+        {%- for part in content -%}
+            {{- image_token if part.type == 'image' else part.text -}}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+    {{- show(message.content) -}}
+    {{- '\\n' if message.role == 'system' else eos_token -}}
+{%- endfor -%}
+"""
+
+# A noncharacter of Unicode: inside a special token that somebody typed, it makes it plain words.
+_TYPED = "\ufdd0"
+
+
+@dataclass
+class Chat:
+    """One conversation, turn by turn.
+
+    Attributes:
+        texts: the words of each turn, the user's first.
+        pictures: all pictures, in order.
+        picture_turns: the turn of each picture.
+        is_open: whether the last text goes on: nothing has ended it.
+    """
+
+    texts: list[str]
+    pictures: list[Any] = field(default_factory=list)
+    picture_turns: list[int] = field(default_factory=list)
+    is_open: bool = False
+
+    @property
+    def reply(self) -> int:
+        """The turn of what is written next."""
+        return len(self.texts) - self.is_open
+
+    def rows(self, tokenizer: Any, region: int) -> list[tuple[int, bool, bool, int]]:
+        """Lay out all words, and a region of so many: (word, is real, is given, turn) of each."""
+        row = []
+        words_of_turns = tokenizer(self.texts, add_special_tokens=False)["input_ids"]
+        for turn, words in enumerate(words_of_turns):
+            end = [tokenizer.eos_token_id] * (turn < self.reply)
+            row += [(word, True, True, turn) for word in [*words, *end]]
+        return row + [(tokenizer.mask_token_id, True, False, self.reply)] * region
+
+
+@dataclass
+class ChatOptions:
+    """What `processor_kwargs` of `apply_chat_template` may hold; as in `MDMProcessor.__call__`.
+
+    `images` are the pictures of messages that only say `{"type": "image"}`: a list for a
+    conversation, a list of lists for a batch.
+    """
+
+    generate: str | None = None
+    max_new_tokens: int | None = None
+    images: Any = None
+    image_size: int | tuple[int, int] | None = None
+    padding: bool | str = "longest"
+    images_kwargs: dict[str, Any] | None = None
+    return_tensors: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.generate not in (None, "image", "text", "joint"):
+            raise ValueError(
+                f"generate={self.generate!r} is unknown; use None, 'image', 'text' or 'joint'."
+            )
+        if self.padding not in (True, "longest"):
+            raise ValueError(
+                f"padding={self.padding!r} is unknown here; conversations are padded to the "
+                "longest of them, so leave it out or use 'longest'."
+            )
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(
+                f"Nothing to generate: max_new_tokens={self.max_new_tokens}; give at least 1."
+            )
+        if self.generate is None and self.max_new_tokens is not None:
+            self.generate = "text"
+        if self.generate == "image" and self.max_new_tokens is not None:
+            raise ValueError(
+                f"max_new_tokens={self.max_new_tokens} is the length of a text region, and "
+                "generate='image' opens none; use 'text' or 'joint', or leave it out."
+            )
+
+
+def read_chats(
+    conversations: list[list[dict[str, Any]]],
+    pictures: list[list[Any]],
+    render: Callable[[list[list[dict[str, Any]]]], list[str]],
+    tokenizer: Any,
+) -> list[Chat]:
+    """Split conversations into turns, as their chat template shows them.
+
+    Args:
+        conversations: messages with `role` and `content`, a string or a list of parts
+            `{"type": "text", "text": ...}` and `{"type": "image", ...}`.
+        pictures: of each conversation, in order.
+        render: applies the chat template.
+        tokenizer: knows `<end>`, `<image>` and the other special tokens.
+
+    Raises:
+        ValueError: if the template shows other pictures than there are.
+    """
+    specials = "|".join(map(re.escape, sorted(tokenizer.all_special_tokens)))
+    shown = render([_defused(conversation, specials) for conversation in conversations])
+    marks = re.compile(f"({re.escape(tokenizer.eos_token)}|{re.escape(tokenizer.image_token)})")
+    return [
+        _split(marks.split(text), tokenizer.image_token, own)
+        for text, own in zip(shown, pictures, strict=True)
+    ]
+
+
+def align_pictures(
+    chats: list[Chat], opens_image: bool, with_words: bool
+) -> tuple[list[list[Any]], list[list[int]]]:
+    """Give every conversation equally many pictures, absent ones last.
+
+    Args:
+        opens_image: whether a picture is written after them. with_words: whether words are, too.
+
+    Returns:
+        the pictures known, None where absent, and the turns of all, one to be written included.
+    """
+    most = max(len(chat.pictures) for chat in chats)
+    pictures, turns = [], []
+    for chat in chats:
+        absent = most - len(chat.pictures)
+        pictures.append([*chat.pictures, *[None] * absent])
+        written = chat.reply if with_words or chat.pictures else 0
+        turns.append([*chat.picture_turns, *[0] * absent, *[written] * opens_image])
+    return pictures, turns
+
+
+def check_conversation(conversation: list[dict[str, Any]], awaits_reply: bool) -> None:
+    """Refuse conversations that have no turns, or parts that are neither words nor pictures.
+
+    Raises:
+        ValueError: if roles do not alternate, a reply is asked for after a reply, or a part has an
+            unknown type.
+    """
+    for message in conversation:
+        content = message.get("content") or []
+        for part in [] if isinstance(content, str) else content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+                raise ValueError(
+                    f"content has {part!r:.80}; use {{'type': 'text', 'text': ...}} and "
+                    "{'type': 'image', 'image': ...}."
+                )
+    roles = [message.get("role") for message in conversation]
+    if unknown := sorted({str(role) for role in roles} - {"system", "user", "assistant"}):
+        raise ValueError(f"conversation has the roles {unknown}; use system, user and assistant.")
+    spoken = roles[1:] if roles[:1] == ["system"] else roles
+    if not spoken or any(
+        role != ("user", "assistant")[turn % 2] for turn, role in enumerate(spoken)
+    ):
+        raise ValueError(
+            f"conversation has the roles {roles}; start with user, after at most one system "
+            "message, then alternate assistant and user."
+        )
+    if awaits_reply and len(spoken) % 2 == 0:
+        raise ValueError(
+            "add_generation_prompt=True asks for a reply, but the conversation ends with the "
+            "assistant's; add a message of the user, or pass continue_final_message=True."
+        )
+
+
+def _defused(conversation: list[dict[str, Any]], specials: str) -> list[dict[str, Any]]:
+    """Copy a conversation, with what looks like a special token in its texts made plain words."""
+
+    def plain(text: str) -> str:
+        return re.sub(specials, lambda match: match[0][:1] + _TYPED + match[0][1:], text)
+
+    def content_of(content: Any) -> Any:
+        if isinstance(content, str):
+            return plain(content)
+        return [
+            {**part, "text": plain(part["text"])} if part["type"] == "text" else {"type": "image"}
+            for part in content or []
+        ]
+
+    return [{**m, "content": content_of(m.get("content"))} for m in conversation]
+
+
+def _split(pieces: list[str], image_token: str, pictures: list[Any]) -> Chat:
+    """Make turns of text, mark, text, mark, ..., text."""
+    chat = Chat([""], pictures)
+    for text, mark in zip(pieces[::2], [*pieces[1::2], None], strict=True):
+        chat.texts[-1] += text.replace(_TYPED, "")
+        if mark == image_token:
+            chat.picture_turns.append(len(chat.texts) - 1)
+        elif mark is not None:
+            chat.texts.append("")
+    chat.is_open = bool(chat.texts[-1])
+    if not chat.is_open:
+        chat.texts.pop()
+    if len(chat.picture_turns) != len(pictures):
+        raise ValueError(
+            f"conversation shows {len(chat.picture_turns)} pictures and {len(pictures)} were "
+            "passed; give each {'type': 'image'} its own under 'image', 'url' or 'path', or all "
+            "of them in processor_kwargs={'images': ...}."
+        )
+    return chat

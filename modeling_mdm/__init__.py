@@ -2,25 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """MDM, Multi-Modal Diffusion Mamba: images and text through one diffusion process."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_mdm import MDMConfig
 from .generation_mdm import MDMGenerateOutput, MDMGenerationConfig
 from .image_processing_mdm import MDMImageProcessor
 from .image_processing_pil_mdm import MDMImageProcessorPil
 from .modeling_mdm import MDMForJointGeneration, MDMOutput
+from .pipeline_mdm import MDMJointGenerationPipeline
 from .processing_mdm import MDMProcessor
 from .samples import MDMSample
+from .sharing import JOINT_TASK
 from .version import __version__
 
 # With the package imported, local folders load through the Auto classes without trust_remote_code.
 AutoConfig.register("mdm", MDMConfig)
-AutoModel.register(MDMConfig, MDMForJointGeneration)
+for auto_model in (AutoModel, AutoModelForMultimodalLM, AutoModelForImageTextToText):
+    auto_model.register(MDMConfig, MDMForJointGeneration)
 AutoImageProcessor.register(
     MDMConfig,
     image_processor_classes={"torchvision": MDMImageProcessor, "pil": MDMImageProcessorPil},
 )
 AutoProcessor.register(MDMConfig, MDMProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    JOINT_TASK, MDMJointGenerationPipeline, pt_model=AutoModel, type="multimodal"
+)
 
 __all__ = [
     "MDMConfig",
@@ -29,6 +43,7 @@ __all__ = [
     "MDMGenerationConfig",
     "MDMImageProcessor",
     "MDMImageProcessorPil",
+    "MDMJointGenerationPipeline",
     "MDMOutput",
     "MDMProcessor",
     "MDMSample",

@@ -5,8 +5,10 @@
 Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v vocabulary.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from .loss import Prediction, diffusion_losses, reconstruction_losses, total_los
 from .score_entropy import vocabulary_log_ratio
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
+from .sharing import MODEL_TAGS, name_code, write_model_card
 from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
 
@@ -62,6 +65,7 @@ class MDMPreTrainedModel(PreTrainedModel):
     config_class = MDMConfig
     base_model_prefix = "decoder"
     main_input_name = "input_ids"
+    model_tags = list(MODEL_TAGS)
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["MDMBlock"]
@@ -71,6 +75,15 @@ class MDMPreTrainedModel(PreTrainedModel):
         "statistics.*.mean",
         "statistics.*.variance",
     ]
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        """Save as transformers does, with code for every Auto class and pipeline and a card."""
+        if self.should_save_on_this_rank(is_main_process) and not os.path.isfile(save_directory):
+            name_code(self.config, type(self))
+            write_model_card(save_directory)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

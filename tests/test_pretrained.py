@@ -1,11 +1,8 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Saving and loading: equal weights, equal samples, with the package and from the code alone."""
+"""Saving and loading with the package: equal weights, equal samples."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -297,91 +294,3 @@ def test_a_folder_without_a_configuration_of_generation_gives_the_defaults(saved
     assert loaded.generation_config.num_inference_steps is None
     assert loaded.generation_config.pad_token_id == model.config.pad_token_id
     assert_same_samples(model, loaded)
-
-
-# --- from the code beside the weights, where the package is not installed
-
-
-LOAD = """
-import sys
-
-sys.modules["modeling_mdm"] = None  # as if the package were nowhere to be found
-import torch
-from transformers import AutoConfig, AutoModel, AutoProcessor
-
-folder, results = sys.argv[1:]
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-assert type(config).__module__.startswith("transformers_modules."), type(config).__module__
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules.")
-assert type(model.generation_config).__name__ == "MDMGenerationConfig"
-inputs = processor(text=["one", "a seven"], generate="joint", return_tensors="pt")
-generator = torch.Generator().manual_seed(0)
-out = model.generate(**inputs, generator=generator, num_inference_steps=3, show_progress=False)
-samples = processor.post_process(out)
-loss = model(**{name: value for name, value in inputs.items()}).loss
-loss.backward()
-model.save_pretrained(results)
-processor.save_pretrained(results)
-content = {"weights": model.state_dict(), "images": out.images, "sequences": out.sequences}
-torch.save({**content, "texts": [s.text for s in samples]}, results + "/results.pt")
-"""
-
-
-@pytest.mark.timeout(600)
-def test_a_saved_folder_loads_from_its_own_code(tmp_path):
-    processor = make_processor()
-    model = make_model(
-        torch.float32,
-        vocab_size=len(processor.tokenizer),
-        max_text_length=processor.max_text_length,
-        num_classes=10,
-    )
-    folder, results = tmp_path / "saved", tmp_path / "results"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    results.mkdir()
-    environment = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", LOAD, str(folder), str(results)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    theirs = torch.load(results / "results.pt")
-    assert all(torch.equal(value, theirs["weights"][k]) for k, value in model.state_dict().items())
-    inputs = processor(text=["one", "a seven"], generate="joint", return_tensors="pt")
-    generator = torch.Generator().manual_seed(0)
-    out = model.generate(**inputs, generator=generator, num_inference_steps=3, show_progress=False)
-    assert torch.equal(out.images, theirs["images"])
-    assert torch.equal(out.sequences, theirs["sequences"])
-    assert [s.text for s in processor.post_process(out)] == theirs["texts"]
-    # What was loaded from code saves with its code again.
-    code = {path.name for path in folder.glob("*.py")}
-    assert {"modeling_mdm.py", "configuration_mdm.py", "processing_mdm.py", "solvers.py"} <= code
-    assert {path.name for path in results.glob("*.py")} == code
-
-
-def test_saved_code_is_the_code_that_ran(saved):
-    """Flat files, as they are, and a map from the Auto classes to them."""
-    import modeling_mdm
-
-    _, folder = saved
-    package = os.path.dirname(modeling_mdm.__file__)
-    for path in folder.glob("*.py"):
-        with open(os.path.join(package, path.name), encoding="utf-8") as source:
-            assert path.read_text(encoding="utf-8") == source.read()
-    stored = json.loads((folder / "config.json").read_text())
-    assert stored["auto_map"] == {
-        "AutoConfig": "configuration_mdm.MDMConfig",
-        "AutoModel": "modeling_mdm.MDMForJointGeneration",
-    }

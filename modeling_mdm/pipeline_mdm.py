@@ -1,0 +1,116 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline of joint generation: text and pictures in, text, pictures or both at once out."""
+
+import os
+from typing import Any
+
+from transformers.pipelines.base import Pipeline
+
+# What goes to the processor; everything else goes to `generate`.
+PROCESSOR_OPTIONS = (
+    "image_mask",
+    "max_new_tokens",
+    "image_size",
+    "truncation",
+    "images_kwargs",
+)
+
+
+class MDMJointGenerationPipeline(Pipeline):
+    """
+    Write text and a picture together, or either of them.
+
+    `pipeline("mdm-joint-generation", model=path, trust_remote_code=True)` makes one. Everything
+    that `MDMProcessor` or `generate` takes may be passed here as a default, or at a call.
+
+    Example:
+
+    ```python
+    pipe = pipeline("mdm-joint-generation", model=path, trust_remote_code=True)
+    pipe(num_return_sequences=4)
+    pipe(text=["a dress", "a bag"], generate="image", guidance_scale={"image": 3.0})
+    pipe(images=picture, generate="text")
+    ```
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError(
+                "`processor` is None: name a folder that holds one, or pass `processor`."
+            )
+        # transformers has put classes for their names, which no JSON file can hold.
+        for task in getattr(self.model.config, "custom_pipelines", {}).values():
+            task["pt"] = [getattr(auto, "__name__", auto) for auto in task["pt"]]
+
+    def __call__(
+        self,
+        text: str | list[str | None] | None = None,
+        images: Any = None,
+        generate: str = "joint",
+        class_labels: int | list[int | None] | None = None,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """Write what `generate` names; all that is passed is given.
+
+        Args:
+            text: a prompt, or a list; with `<mask>` in it, words to be written in place.
+            images: a picture, or a list with one entry for each item.
+            generate: "joint", "image" or "text".
+            class_labels: a class, or a list.
+            **kwargs: further arguments of the processor (`image_mask`, `max_new_tokens`,
+                `image_size`, `truncation`, `images_kwargs`) and of the model's `generate`.
+
+        Returns:
+            The samples of one item: dictionaries with `"text"` and / or `"image"` (a PIL image),
+            and `"prompt"` where the text follows one. A list of such lists if a list was passed.
+
+        Raises:
+            ValueError: if `generate` is another, or arguments contradict each other.
+        """
+        if generate not in ("joint", "image", "text"):
+            raise ValueError(f"generate={generate!r} is unknown; use 'joint', 'image' or 'text'.")
+        request = {"text": text, "images": images, "class_labels": class_labels}
+        is_batch = any(isinstance(value, list | tuple) for value in request.values())
+        items = super().__call__({**request, "generate": generate}, **kwargs)
+        return items if is_batch else items[0]
+
+    def _sanitize_parameters(
+        self, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        processing = {name: kwargs.pop(name) for name in PROCESSOR_OPTIONS if name in kwargs}
+        return processing, kwargs, {}
+
+    def preprocess(self, request: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Prepare the model's inputs."""
+        return self.processor(**request, **options, return_tensors="pt")
+
+    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {"outputs": self.model.generate(**inputs, **options), "inputs": dict(inputs)}
+
+    def postprocess(self, results: dict[str, Any]) -> list[list[dict[str, Any]]]:
+        """Turn tensors into texts and pictures, item by item."""
+        inputs = results["inputs"]
+        samples = self.processor.post_process(results["outputs"], inputs)
+        count = len(next(iter(inputs.values())))
+        each = len(samples) // count
+        found = [
+            {name: value for name, value in vars(sample).items() if value is not None}
+            for sample in samples
+        ]
+        return [found[item * each : (item + 1) * each] for item in range(count)]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the model with all code, this pipeline's included, and the processor."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+__all__ = ["MDMJointGenerationPipeline"]

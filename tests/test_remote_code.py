@@ -1,0 +1,340 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is saved loads in a clean process, from its own code, without this package."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from tiny_digits import ROOT, load_script, make_processor
+from tiny_model import make_model
+
+from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.sharing import AUTO_MODELS
+from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
+
+PACKAGE = ROOT / "modeling_mdm"
+SHIPPED = ROOT / "examples" / "checkpoints" / "mdm-fashion"
+QUIET = {"num_inference_steps": 2, "show_progress": False}
+PROMPTS = ["one", "a seven"]
+
+
+def sample(model, processor):
+    """What a model writes for two prompts."""
+    inputs = processor(text=PROMPTS, generate="joint", return_tensors="pt")
+    out = model.generate(**inputs, generator=torch.Generator().manual_seed(0), **QUIET)
+    texts = [item.text for item in processor.post_process(out)]
+    return {"images": out.images, "sequences": out.sequences, "texts": texts}
+
+
+def assert_same(ours, theirs):
+    assert torch.equal(ours["images"], theirs["images"])
+    assert torch.equal(ours["sequences"], theirs["sequences"])
+    assert ours["texts"] == theirs["texts"]
+
+
+PRELUDE = f"""
+import sys
+
+for name in ("modeling_mdm", "mamba_ssm"):
+    sys.modules[name] = None  # as if neither were installed
+import inspect
+import torch
+import transformers
+from transformers import pipeline
+
+REMOTE = dict(trust_remote_code=True)
+QUIET, PROMPTS, AUTO_MODELS = {QUIET}, {PROMPTS}, {AUTO_MODELS}
+
+"""
+
+FIRST = """
+saved, checkpoint, again, results = sys.argv[1:]
+found = {"models": {}, "checkpoint": {}, "types": {}}
+config = transformers.AutoConfig.from_pretrained(saved, **REMOTE)
+processor = transformers.AutoProcessor.from_pretrained(saved, **REMOTE)
+tokenizer = transformers.AutoTokenizer.from_pretrained(saved, **REMOTE)
+image_processor = transformers.AutoImageProcessor.from_pretrained(saved, **REMOTE)
+for part in (config, processor, tokenizer, image_processor):
+    found["types"][type(part).__name__] = type(part).__module__
+found["tokens"] = tokenizer(PROMPTS)["input_ids"]
+found["pixels"] = image_processor(torch.full((1, 8, 8), 0.5), return_tensors="pt")["pixel_values"]
+for folder, loaded, names in (
+    (saved, found["models"], AUTO_MODELS),
+    (checkpoint, found["checkpoint"], ["AutoModelForMultimodalLM"]),
+):
+    for name in names:
+        auto = getattr(transformers, name)
+        model = auto.from_pretrained(folder, **REMOTE)
+        assert type(model.generation_config).__name__ == "MDMGenerationConfig"
+        found["types"][name] = type(model).__module__
+        loaded[name] = sample(model, processor)
+        loaded[name]["weights"] = {k: v.clone() for k, v in model.state_dict().items()}
+model(**processor(text=PROMPTS, return_tensors="pt")).loss.backward()
+model = transformers.AutoModelForMultimodalLM.from_pretrained(saved, **REMOTE)
+model.save_pretrained(again)
+processor.save_pretrained(again)
+torch.save(found, results)
+"""
+
+SECOND = """
+again, piped, results = sys.argv[1:]
+processor = transformers.AutoProcessor.from_pretrained(again, **REMOTE)
+model = transformers.AutoModelForImageTextToText.from_pretrained(again, **REMOTE)
+found = {"again": sample(model, processor)}
+joint = pipeline("mdm-joint-generation", model=again, **REMOTE)
+joint.save_pretrained(piped)
+for name, folder in (("joint", again), ("joint again", piped)):
+    joint = pipeline("mdm-joint-generation", model=folder, **REMOTE)
+    generator = torch.Generator().manual_seed(0)
+    items = joint(PROMPTS, generator=generator, num_return_sequences=2, **QUIET)
+    found[name] = [[(s["text"], s["image"].tobytes()) for s in item] for item in items]
+any_to_any = pipeline("any-to-any", model=piped, **REMOTE)
+torch.manual_seed(0)
+found["any to any"] = any_to_any(PROMPTS, generate_kwargs=QUIET)
+torch.save(found, results)
+"""
+
+
+def run_alone(script, folder, *arguments):
+    """Run a script in a process that finds no package of ours and no module of an earlier run."""
+    results = folder / "results.pt"
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "home"),
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [
+            *(sys.executable, "-I", "-W", "error::FutureWarning", "-c"),
+            PRELUDE + inspect.getsource(sample) + script,
+            *map(str, (*arguments, results)),
+        ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is not supported for any-to-any" not in done.stderr
+    return torch.load(results)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model with its processor, and the folder that they are in."""
+    processor = make_processor()
+    model = make_model(
+        torch.float32,
+        vocab_size=len(processor.tokenizer),
+        max_text_length=processor.max_text_length,
+        num_classes=10,
+    )
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor, folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(saved, tmp_path_factory):
+    """A checkpoint that the Trainer wrote: (folder, the model in it)."""
+    _, processor, folder = saved
+    run = tmp_path_factory.mktemp("run")
+    args = MDMTrainingArguments(
+        output_dir=str(run),
+        use_cpu=True,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = MDMTrainer(
+        MDMForJointGeneration.from_pretrained(folder),
+        args,
+        train_dataset=[{"text": text} for text in PROMPTS],
+        data_collator=lambda items: processor(
+            text=[item["text"] for item in items], return_tensors="pt"
+        ),
+        processing_class=processor,
+    )
+    trainer.train()
+    return run / "checkpoint-1", trainer.model.eval()
+
+
+@pytest.fixture(scope="module")
+def first(saved, checkpoint, tmp_path_factory):
+    """What a clean process found, and the folder that it saved to."""
+    alone = tmp_path_factory.mktemp("first")
+    return run_alone(FIRST, alone, saved[2], checkpoint[0], alone / "again"), alone / "again"
+
+
+@pytest.fixture(scope="module")
+def second(first, tmp_path_factory):
+    """What another clean process found in the folder that the first one saved."""
+    alone = tmp_path_factory.mktemp("second")
+    return run_alone(SECOND, alone, first[1], alone / "piped")
+
+
+@pytest.mark.parametrize("name", AUTO_MODELS)
+def test_every_auto_class_gives_equal_weights_and_samples(name, saved, first):
+    model, processor, _ = saved
+    theirs = first[0]["models"][name]
+    assert all(torch.equal(value, theirs["weights"][k]) for k, value in model.state_dict().items())
+    assert_same(sample(model, processor), theirs)
+
+
+def test_processor_tokenizer_and_image_processor_are_equal(saved, first):
+    _, processor, _ = saved
+    assert processor.tokenizer(PROMPTS)["input_ids"] == first[0]["tokens"]
+    assert first[0]["pixels"].shape == (1, 1, 8, 8) and not first[0]["pixels"].any()
+
+
+def test_the_classes_come_from_the_folder(first):
+    own = {name for name, module in first[0]["types"].items() if "transformers_modules" in module}
+    assert own == {"MDMConfig", "MDMProcessor", "MDMImageProcessor", *AUTO_MODELS}
+
+
+def test_a_checkpoint_of_the_trainer_loads_as_well(checkpoint, saved, first):
+    _, model = checkpoint
+    theirs = first[0]["checkpoint"]["AutoModelForMultimodalLM"]
+    weights = model.state_dict()
+    assert all(torch.equal(value, theirs["weights"][key]) for key, value in weights.items())
+    assert any(not torch.equal(value, weights[k]) for k, value in saved[0].state_dict().items())
+    assert_same(sample(model, saved[1]), theirs)
+
+
+def test_what_was_loaded_saves_with_its_code_and_loads_again(saved, first, second):
+    model, processor, folder = saved
+    code = {path.name: path.read_bytes() for path in folder.glob("*.py")}
+    assert {"modeling_mdm.py", "processing_mdm.py", "pipeline_mdm.py", "solvers.py"} <= set(code)
+    assert {path.name: path.read_bytes() for path in first[1].glob("*.py")} == code
+    assert_same(sample(model, processor), second["again"])
+
+
+def test_pipelines_run_and_survive_saving(saved, second):
+    model, processor, _ = saved
+    inputs = processor(text=PROMPTS, generate="joint", return_tensors="pt")
+    generator = torch.Generator().manual_seed(0)
+    out = model.generate(**inputs, generator=generator, num_return_sequences=2, **QUIET)
+    expected = [(item.text, item.image.tobytes()) for item in processor.post_process(out)]
+    assert second["joint"] == second["joint again"] == [expected[:2], expected[2:]]
+    assert [record["input_text"] for record in second["any to any"]] == PROMPTS
+    for record in second["any to any"]:
+        assert len(record["generated_text"]) > len(record["input_text"])
+
+
+def test_saved_code_is_the_code_that_ran(saved):
+    """Flat files, as they are, and a map from the Auto classes to them."""
+    _, _, folder = saved
+    for path in folder.glob("*.py"):
+        assert path.read_bytes() == (PACKAGE / path.name).read_bytes()
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["auto_map"] == {
+        "AutoConfig": "configuration_mdm.MDMConfig",
+        "AutoModel": "modeling_mdm.MDMForJointGeneration",
+        "AutoModelForMultimodalLM": "modeling_mdm.MDMForJointGeneration",
+        "AutoModelForImageTextToText": "modeling_mdm.MDMForJointGeneration",
+    }
+    assert set(stored["custom_pipelines"]) == {"mdm-joint-generation"}
+
+
+def test_a_card_is_written_once(saved, tmp_path):
+    model, _, folder = saved
+    card = (folder / "README.md").read_text()
+    assert "library_name: transformers" in card and "pipeline_tag: any-to-any" in card
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+# --- the Hub
+
+
+def test_push_to_hub_uploads_everything(saved):
+    """Uploads are replaced by a list of what would go up."""
+    model, processor, folder = saved
+    uploaded = {}
+
+    def commit(repo_id, operations, **kwargs):
+        for operation in operations:
+            with operation.as_file() as file:
+                uploaded[operation.path_in_repo] = file.read()
+
+    api = mock.Mock()
+    api.create_repo.return_value.repo_id = "me/mine"
+    api.create_commit.side_effect = commit
+    card = mock.Mock()
+    card.save.side_effect = lambda path: Path(path).write_text("the card of the Hub")
+    with (
+        mock.patch("transformers.utils.hub.hf_api", return_value=api),
+        mock.patch("transformers.utils.hub.create_and_tag_model_card", return_value=card) as tagged,
+    ):
+        model.push_to_hub("me/mine")
+        processor.push_to_hub("me/mine")
+    assert set(uploaded) == {path.name for path in folder.iterdir()}
+    assert "mdm" in tagged.call_args_list[0].args[1]
+    for name, content in uploaded.items():
+        if name != "README.md":
+            assert content == (folder / name).read_bytes(), name
+
+
+# --- the checkpoint in this repository
+
+
+@pytest.fixture(scope="module")
+def exporter():
+    return load_script(ROOT / "examples" / "export.py")
+
+
+def named_code(folder):
+    """Files that the settings of a folder name as code."""
+    found = set()
+    for path in folder.glob("*config.json"):
+        settings = json.loads(path.read_text())
+        for part in (settings, settings.get("image_processor", {})):
+            for value in part.get("auto_map", {}).values():
+                classes = value if isinstance(value, list) else [value]
+                found |= {name.split(".")[0] + ".py" for name in classes}
+            for task in part.get("custom_pipelines", {}).values():
+                found.add(task["impl"].split(".")[0] + ".py")
+    return found
+
+
+def test_the_shipped_checkpoint_holds_no_code_and_names_none():
+    """Its code is this package, and a copy would grow old: see `export.py --code false`."""
+    assert not list(SHIPPED.glob("*.py")) and not named_code(SHIPPED)
+
+
+def test_export_writes_a_repository_of_the_hub(exporter, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "hub"
+    arguments = ["export.py", "--checkpoint", str(SHIPPED), "--output_dir", str(out)]
+    api = mock.Mock()
+    api.create_repo.return_value.repo_id = "me/mine"
+    monkeypatch.setattr(exporter, "HfApi", lambda: api)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--push_to_hub", "me/mine"])
+    exporter.main()
+    api.upload_folder.assert_called_once_with(folder_path=out, repo_id="me/mine")
+    assert "modeling_mdm.py" in capsys.readouterr().out
+    code = {path.name for path in out.glob("*.py")}
+    assert len(named_code(out)) == 6 and named_code(out) <= code
+    for name in ("README.md", "model.safetensors", "tokenizer.json"):
+        assert (out / name).read_bytes() == (SHIPPED / name).read_bytes(), name
+    for name in ("config.json", "generation_config.json", "processor_config.json"):
+        assert (out / name).is_file()
+
+
+def test_export_without_code_gives_the_shipped_form(exporter, tmp_path):
+    out = exporter.export(str(SHIPPED), str(tmp_path / "plain"), code=False)
+    assert {path.name for path in out.iterdir()} == {path.name for path in SHIPPED.iterdir()}
+    assert not named_code(out)
+    processor = MDMProcessor.from_pretrained(out)
+    assert processor.num_classes == 10

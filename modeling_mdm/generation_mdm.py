@@ -58,6 +58,7 @@ class MDMGenerateOutput(ModelOutput):
         confidence: by modality, (b, positions) in [0, 1]: 1 where given, 0 at padding. For a word
             the probability that the model gives it; for a patch exp(-predicted score entropy /
             latent_dim).
+        samples_per_item: `num_return_sequences`; the samples of an item follow each other.
         num_evaluations: how often the network was evaluated (branches of guidance count once).
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
@@ -68,6 +69,7 @@ class MDMGenerateOutput(ModelOutput):
     images: Tensor | None = None
     turn_ids: Tensor | None = None
     confidence: dict[str, Tensor] | None = None
+    samples_per_item: int | None = None
     num_evaluations: int | None = None
     kernel_backend: str | None = None
     trajectory: dict[str, Tensor] | None = None
@@ -145,6 +147,7 @@ class MDMGenerationMixin:
             images=self.write_images(final["image"], encoded, inputs) if "image" in final else None,
             turn_ids=None if sequences is None else _turns(encoded),
             confidence=self._confidence(denoiser, encoded, noisy, sequences),
+            samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
             kernel_backend=self._kernel_backend(),
             trajectory=trajectory if output_trajectory else None,

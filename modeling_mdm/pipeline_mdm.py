@@ -61,8 +61,9 @@ class MDMJointGenerationPipeline(Pipeline):
         """Write what `generate` names; all that is passed is given.
 
         Args:
-            text: a prompt, or a list; with `<mask>` in it, words to be written in place.
-            images: a picture, or a list with one entry for each item.
+            text: a prompt, or a list; with `<mask>` in it, words to be written in place. Or a chat
+                (messages with `role` and `content`) to be answered, or a list of chats.
+            images: a picture, or a list with one entry for each item; of a chat, its pictures.
             generate: "joint", "image" or "text".
             class_labels: a class, or a list.
             **kwargs: further arguments of the processor (`image_mask`, `max_new_tokens`,
@@ -79,6 +80,8 @@ class MDMJointGenerationPipeline(Pipeline):
             raise ValueError(f"generate={generate!r} is unknown; use 'joint', 'image' or 'text'.")
         request = {"text": text, "images": images, "class_labels": class_labels}
         is_batch = any(isinstance(value, list | tuple) for value in request.values())
+        if _is_chat(text):
+            is_batch = False
         items = super().__call__({**request, "generate": generate}, **kwargs)
         return items if is_batch else items[0]
 
@@ -90,7 +93,19 @@ class MDMJointGenerationPipeline(Pipeline):
 
     def preprocess(self, request: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Prepare the model's inputs."""
-        return self.processor(**request, **options, return_tensors="pt")
+        text = request["text"]
+        if not (_is_chat(text) or (isinstance(text, list | tuple) and text and _is_chat(text[0]))):
+            return self.processor(**request, **options, return_tensors="pt")
+        if request["class_labels"] is not None:
+            raise ValueError("`class_labels` are not read beside a chat: leave them out.")
+        return self.processor.apply_chat_template(
+            text,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={k: request[k] for k in ("images", "generate")} | options,
+        )
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         return {"outputs": self.model.generate(**inputs, **options), "inputs": dict(inputs)}
@@ -111,6 +126,11 @@ class MDMJointGenerationPipeline(Pipeline):
         """Save the model with all code, this pipeline's included, and the processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _is_chat(text: Any) -> bool:
+    """Whether text is one chat: a list of messages."""
+    return isinstance(text, list | tuple) and bool(text) and isinstance(text[0], dict)
 
 
 __all__ = ["MDMJointGenerationPipeline"]

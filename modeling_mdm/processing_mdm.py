@@ -432,8 +432,15 @@ class MDMProcessor(ProcessorMixin):
             Texts of whole rows, prompts included, for "text" or None; pictures for "image".
 
         Raises:
-            ValueError: if `generation_mode` is another, or the outputs lack that modality.
+            ValueError: if `generation_mode` is another, the outputs lack that modality, or they
+                hold several samples of an item, of which the pipeline would lose all but one.
         """
+        samples = getattr(generated_outputs, "samples_per_item", None) or 1
+        if samples > 1:
+            raise ValueError(
+                f"num_return_sequences={samples}, but an any-to-any pipeline gives one sample of "
+                "an item: repeat the item, or use the pipeline 'mdm-joint-generation'."
+            )
         if generation_mode in (None, "text"):
             return self.post_process_image_text_to_text(
                 generated_outputs, skip_special_tokens, **kwargs

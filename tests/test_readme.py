@@ -28,6 +28,9 @@ def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
             assert picture.size == (28, 28)
         given = names["picture"].crop((0, 0, 28, 14))
         assert names["repainted"].crop((0, 0, 28, 14)).tobytes() == given.tobytes()
+        assert [item[0]["image"].size for item in names["drawn"]] == [(28, 28)] * 2
+        assert names["caption"][0]["generated_text"]
+        assert (tmp_path / "my-mdm" / "modeling_mdm.py").is_file()
     else:
         assert (tmp_path / "dress.png").is_file()
 

@@ -1,0 +1,207 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The pipelines, with the package installed; without it, see test_remote_code.py."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from tiny_digits import make_processor
+from tiny_model import make_model
+from transformers import AutoModel, pipeline
+from transformers.pipelines import clean_custom_task
+
+from modeling_mdm import MDMForJointGeneration, MDMJointGenerationPipeline, MDMProcessor
+from modeling_mdm.sharing import JOINT_TASK
+
+QUIET = {"num_inference_steps": 2, "show_progress": False}  # any-to-any writes into such a dict
+PICTURE = Image.linear_gradient("L").resize((8, 8))
+QUESTION = {
+    "role": "user",
+    "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "one"}],
+}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    processor = make_processor()
+    model = make_model(
+        torch.float32,
+        vocab_size=len(processor.tokenizer),
+        max_text_length=processor.max_text_length,
+        num_classes=10,
+    )
+    return {"model": model, "processor": processor}
+
+
+@pytest.fixture
+def joint(parts):
+    """The pipeline of joint generation, with few steps."""
+    return pipeline(JOINT_TASK, **parts, **QUIET)
+
+
+@pytest.fixture
+def any_to_any(parts):
+    return pipeline("any-to-any", **parts)
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+# --- joint generation
+
+
+def test_samples_are_those_of_generate_item_by_item(joint, parts):
+    model, processor = parts["model"], parts["processor"]
+    prompts = ["one", "a seven", "a four"]
+    items = joint(prompts, generator=seeded(), num_return_sequences=2)
+    inputs = processor(text=prompts, generate="joint", return_tensors="pt")
+    out = model.generate(**inputs, generator=seeded(), num_return_sequences=2, **QUIET)
+    expected = processor.post_process(out)
+    assert [len(item) for item in items] == [2, 2, 2]
+    for sample, other in zip([s for item in items for s in item], expected, strict=True):
+        assert set(sample) == {"text", "image", "prompt"}
+        assert sample["text"] == other.text and sample["prompt"] == other.prompt
+        assert sample["image"].tobytes() == other.image.tobytes()
+    assert [item[0]["prompt"] for item in items] == prompts
+
+
+def test_one_item_gives_its_samples_and_a_list_gives_lists(joint):
+    (sample,) = joint(generator=seeded())
+    assert isinstance(sample["text"], str) and sample["image"].size == (8, 8)
+    assert "prompt" not in sample
+    assert len(joint("one", num_return_sequences=3)) == 3
+    assert [len(item) for item in joint(["one"], num_return_sequences=3)] == [3]
+    assert [len(item) for item in joint(class_labels=[1, 2])] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("generate", "given", "keys"),
+    [
+        ("image", {"text": "one"}, {"image"}),
+        ("image", {"class_labels": 3}, {"image"}),
+        ("text", {"images": PICTURE}, {"text"}),
+        ("text", {"images": PICTURE, "text": "one"}, {"text", "prompt"}),
+        ("joint", {"images": PICTURE}, {"text", "image"}),
+    ],
+)
+def test_it_writes_either_or_both(joint, generate, given, keys):
+    (sample,) = joint(**given, generate=generate)
+    assert set(sample) == keys
+
+
+def test_options_reach_the_processor_and_generate(joint):
+    mask = torch.zeros(8, 8)
+    mask[4:] = 1
+    (sample,) = joint(images=PICTURE, image_mask=mask, generate="image")
+    top = (0, 0, 8, 4)
+    assert sample["image"].crop(top).tobytes() == PICTURE.crop(top).tobytes()
+    assert joint(generate="image", image_size=(12, 8))[0]["image"].size == (8, 12)
+    lengths = []
+
+    def watch(step):
+        lengths.append(step.clean_estimates["text"].shape[1])
+
+    joint(generate="text", max_new_tokens=3, num_inference_steps=4, callback_on_step_end=watch)
+    assert lengths == [3] * 4  # what a call says comes before what the pipeline was made with
+
+
+def test_chats_are_answered(joint, parts):
+    answer = {"role": "assistant", "content": "two"}
+    chat = [QUESTION, answer, {"role": "user", "content": "a seven"}]
+    (sample,) = joint(chat, generator=seeded())
+    assert set(sample) == {"text", "image", "prompt"}
+    items = joint([[QUESTION], [QUESTION]], generate="text")
+    assert [len(item) for item in items] == [1, 1]
+    inputs = parts["processor"].apply_chat_template(
+        chat,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        generate="joint",
+    )
+    out = parts["model"].generate(**inputs, generator=seeded(), **QUIET)
+    assert parts["processor"].post_process(out, inputs)[0].text == sample["text"]
+
+
+def test_what_cannot_be_done_is_named(joint, parts):
+    with pytest.raises(ValueError, match="generate='video' is unknown; use 'joint', 'image'"):
+        joint(generate="video")
+    with pytest.raises(ValueError, match="class_labels"):
+        joint([QUESTION], class_labels=1)
+    with pytest.raises(ValueError, match="`processor` is None"):
+        MDMJointGenerationPipeline(parts["model"])
+
+
+def test_it_saves_all_that_it_needs(joint, parts, tmp_path):
+    joint.save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline_mdm.py").is_file()
+    loaded = MDMForJointGeneration.from_pretrained(tmp_path)
+    again = pipeline(
+        JOINT_TASK, model=loaded, processor=MDMProcessor.from_pretrained(tmp_path), **QUIET
+    )
+    ours, theirs = joint("one", generator=seeded())[0], again("one", generator=seeded())[0]
+    assert ours["text"] == theirs["text"]
+    assert ours["image"].tobytes() == theirs["image"].tobytes()
+
+
+def test_the_configuration_stays_plain(parts, tmp_path):
+    """Where `pipeline` takes a task from `custom_pipelines`, it puts classes into it."""
+    parts["model"].save_pretrained(tmp_path)
+    config = parts["model"].config
+    assert clean_custom_task(config.custom_pipelines[JOINT_TASK])[0]["pt"] == (AutoModel,)
+    with pytest.raises(TypeError, match="JSON"):
+        config.to_json_string()
+    pipeline(JOINT_TASK, **parts)
+    stored = json.loads(config.to_json_string())["custom_pipelines"][JOINT_TASK]
+    assert stored["pt"] == ["AutoModel"]
+
+
+# --- any to any
+
+
+def test_text_goes_on_after_its_prompt(any_to_any):
+    (record,) = any_to_any("one", generate_kwargs=dict(QUIET), max_new_tokens=3)
+    assert record["input_text"] == "one" and record["generated_text"].startswith("one")
+    assert len(record["generated_text"]) > len("one")
+    (new,) = any_to_any("one", generate_kwargs=dict(QUIET), return_full_text=False)
+    assert not new["generated_text"].startswith("one")
+
+
+def test_a_picture_with_words_or_without_gives_text(any_to_any):
+    for text in ("one", ""):
+        (record,) = any_to_any(text=text, images=PICTURE, generate_kwargs=dict(QUIET))
+        assert record["generated_text"].startswith(text) and record["generated_text"] != text
+
+
+def test_a_batch_of_any_lengths(any_to_any):
+    prompts = ["one", "a four"]
+    records = any_to_any(text=prompts, images=[PICTURE, PICTURE], generate_kwargs=dict(QUIET))
+    assert [record["input_text"] for record in records] == prompts
+    for record in records:
+        assert record["generated_text"].startswith(record["input_text"])
+
+
+def test_pictures_are_written_on_request(any_to_any):
+    records = any_to_any(["one", "two"], generation_mode="image", generate_kwargs=dict(QUIET))
+    assert [record["generated_image"].size for record in records] == [(8, 8)] * 2
+    (record,) = any_to_any("", images=PICTURE, generation_mode="image", generate_kwargs=dict(QUIET))
+    assert record["generated_image"].size == (8, 8)
+
+
+def test_chat_messages(any_to_any):
+    (record,) = any_to_any([QUESTION], generate_kwargs=dict(QUIET))
+    assert [message["role"] for message in record["generated_text"]] == ["user", "assistant"]
+    records = any_to_any(
+        [[QUESTION], [QUESTION]], generate_kwargs=dict(QUIET), return_full_text=False
+    )
+    assert all(isinstance(r["generated_text"], str) for (r,) in records)
+
+
+def test_several_samples_of_an_item_are_refused(any_to_any):
+    options = {**QUIET, "num_return_sequences": 2}
+    with pytest.raises(ValueError, match=r"num_return_sequences=2, .* gives one sample"):
+        any_to_any(["one", "two"], generate_kwargs=options)

@@ -5,11 +5,14 @@
 Axes: b batch, l positions of the joint sequence, h heads, p head width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .prompt_cache import LayerCache
 
-def given_first_mask(given: Tensor, valid: Tensor) -> Tensor:
+
+def given_first_mask(given: Tensor, valid: Tensor, turn: Tensor | None = None) -> Tensor:
     """Say who reads whom: given positions read the given ones, noisy ones read all real positions.
 
     This is the mask's form of the given-first scan orders (Sec. 3.2): what is given never depends
@@ -19,12 +22,17 @@ def given_first_mask(given: Tensor, valid: Tensor) -> Tensor:
     Args:
         given: (b, l) bool, True where the content is known.
         valid: (b, l) bool, False at alignment padding; `given` does not matter there.
+        turn: (b, l) long. Given positions read those of their own turn and of older ones, so that
+            a conversation can go on from what is cached; None: all are of one turn.
 
     Returns:
         (b, 1, l, l) bool, [.., i, j] True where position i reads j; 1 stands for the heads.
     """
     reads_noisy = ~given[:, :, None]  # (b, l, 1)
-    readable = reads_noisy | given[:, None, :]  # (b, l, l)
+    reads_given = given[:, None, :]
+    if turn is not None:
+        reads_given = reads_given & (turn[:, None, :] <= turn[:, :, None])
+    readable = reads_noisy | reads_given  # (b, l, l)
     both_real = valid[:, :, None] & valid[:, None, :]
     both_padding = ~(valid[:, :, None] | valid[:, None, :])
     return (both_real & readable | both_padding)[:, None]  # (b, 1, l, l)
@@ -58,13 +66,22 @@ class MDMAttentionMixer(nn.Module):
         self.k_norm = nn.RMSNorm(head_width, eps=1e-5)
         self.out_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, hidden_states: Tensor, given: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        given: Tensor,
+        valid: Tensor,
+        turn: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
         """Mix the positions of every item.
 
         Args:
             hidden_states: (b, l, hidden_size). Padding may hold anything, NaN included.
             given: (b, l) bool, True where the content is known.
             valid: (b, l) bool, False at alignment padding.
+            turn: (b, l) long; None: all are of one turn.
+            cache: given positions that are read too, those of older turns.
 
         Returns:
             (b, l, hidden_size), exactly 0 at padding.
@@ -77,10 +94,26 @@ class MDMAttentionMixer(nn.Module):
         # Under autocast the projections are bf16 and the norms' weights float32.
         query = self.q_norm(query.to(self.q_norm.weight.dtype))
         key = self.k_norm(key.to(self.k_norm.weight.dtype))
-        mask = given_first_mask(given, valid)
+        mask = given_first_mask(given, valid, turn)
+        if cache is not None:
+            key, value, mask = self._with_cache(cache, key, value, mask, valid)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (b, l, h p)
         return output
+
+    @staticmethod
+    def _with_cache(
+        cache: LayerCache, key: Tensor, value: Tensor, mask: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Put what is cached in front of keys, values (b, h, l, p) and mask (b, 1, l, l)."""
+        readable, past = valid, cache.get("readable")
+        if past is not None:
+            key = torch.cat([cache.get("key"), key], dim=2)
+            value = torch.cat([cache.get("value"), value], dim=2)
+            mask = torch.cat([(valid[:, :, None] & past[:, None])[:, None], mask], dim=-1)
+            readable = torch.cat([past, valid], dim=1)
+        cache.store(key=key, value=value, readable=readable)
+        return key, value, mask
 
 
 class MDMFeedForward(nn.Module):

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution
+from .prompt_cache import LayerCache, last_inputs
 from .scans import merge, reorder, spread
 from .selection import SelectionHead, compact_order
 from .sequence import JointSequence
@@ -65,6 +66,7 @@ class SelectiveScan(nn.Module):
         sequence: JointSequence,
         selected: Tensor | None = None,
         gate: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Scan a sequence in all orders.
 
@@ -75,6 +77,7 @@ class SelectiveScan(nn.Module):
             selected: (b, k, l) bool, the items that each scan reads; None for all.
             gate: (b, k, l), multiplies Delta and the output in training; None drops what is not
                 selected instead.
+            cache: states of the positions before these, which the scans go on from.
 
         Returns:
             (b, k, l, h * p) in scan order; 0 where an item is not read.
@@ -86,18 +89,33 @@ class SelectiveScan(nn.Module):
         if weight is not None:
             weight = reorder(weight.expand(order.shape)[..., None], order, inverse)
             delta = delta * weight
-        split = x.shape[-1]
+        count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
+        if cache is not None and cache.is_recording:
+            # The state that is kept is that of the last real position.
+            steps = torch.arange(order.shape[-1], device=order.device)
+            delta = delta * (steps < count[:, None])[:, None, :, None]
         x = spread(x, order, inverse) if x.dim() == 3 else reorder(x, order, inverse)
-        x = F.silu(causal_convolution(x, self.conv_weight[:, :split], self.conv_bias[:, :split]))
         BC = reorder(BC, order, inverse)
-        BC = F.silu(causal_convolution(BC, self.conv_weight[:, split:], self.conv_bias[:, split:]))
+        split = x.shape[-1]
+        x = self._convolve("x_tail", x, slice(None, split), count, cache)
+        BC = self._convolve("BC_tail", BC, slice(split, None), count, cache)
         if selected is None or gate is not None:
-            y = self._recurrence(x, BC, delta)
+            y = self._recurrence(x, BC, delta, cache)
         else:
-            y = self._recurrence_of_selected(x, BC, delta, order, selected)
+            y = self._recurrence_of_selected(x, BC, delta, order, selected, cache)
         # The gate learns through Delta alone: the norm behind this scales any share of an output
         # that no other scan adds to up to full size, so its gradient here would explode.
         return y if weight is None else y * weight.detach().to(y.dtype)
+
+    def _convolve(
+        self, name: str, x: Tensor, channels: slice, count: Tensor, cache: LayerCache | None
+    ) -> Tensor:
+        """Convolve some channels (b, k, l, c) in scan order, from the cache's last inputs."""
+        weight, bias = self.conv_weight[:, channels], self.conv_bias[:, channels]
+        tail = None if cache is None else cache.get(name)
+        if cache is not None and cache.is_recording:
+            cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
+        return F.silu(causal_convolution(x, weight, bias, tail))
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
@@ -107,7 +125,13 @@ class SelectiveScan(nn.Module):
         return active if gate is None else active * gate
 
     def _recurrence_of_selected(
-        self, x: Tensor, BC: Tensor, delta: Tensor, order: Tensor, selected: Tensor
+        self,
+        x: Tensor,
+        BC: Tensor,
+        delta: Tensor,
+        order: Tensor,
+        selected: Tensor,
+        cache: LayerCache | None,
     ) -> Tensor:
         """Hard selection: gather, scan the shorter sequences, scatter; dropped items give 0."""
         longest = int(selected.sum(-1).max())
@@ -116,10 +140,11 @@ class SelectiveScan(nn.Module):
         def take(tensor: Tensor) -> Tensor:
             return tensor.gather(2, steps[..., None].expand(*steps.shape, tensor.shape[-1]))
 
-        y = self._recurrence(take(x), take(BC), take(delta) * real[..., None]) * real[..., None]
+        y = self._recurrence(take(x), take(BC), take(delta) * real[..., None], cache)
+        y = y * real[..., None]
         return torch.zeros_like(x).scatter(2, steps[..., None].expand_as(y), y.to(x.dtype))
 
-    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor) -> Tensor:
+    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, cache: LayerCache | None) -> Tensor:
         """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""
         batch, k, length, inner = x.shape
         A = -torch.exp(self.A_log.to(delta.dtype))[:, None]  # (k, 1, h)
@@ -127,9 +152,18 @@ class SelectiveScan(nn.Module):
         x = x.reshape(batch * k, length, self.heads, inner // self.heads)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
-        y, _ = ssd(
-            x, *discrete, B, C, None, self.chunk_size, resolve_backend(self.backend, x.device)
+        entering = None if cache is None else cache.get("state")
+        y, state = ssd(
+            x,
+            *discrete,
+            B,
+            C,
+            None if entering is None else entering.flatten(0, 1),
+            self.chunk_size,
+            resolve_backend(self.backend, x.device),
         )
+        if cache is not None:
+            cache.store(state=state.unflatten(0, (batch, k)))
         skip = self.D.to(x.dtype)[:, None, :, None] * x.unflatten(0, (batch, k))
         return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
 
@@ -173,6 +207,7 @@ class MDMMamba2Mixer(nn.Module):
         sequence: JointSequence,
         selected: Tensor | None,
         gate: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
         z, x, scan_inputs = self.in_proj(hidden_states).split(self.sizes, dim=-1)
@@ -181,7 +216,7 @@ class MDMMamba2Mixer(nn.Module):
         )  # (b, k, l, 2 n + h)
         BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
         orders = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, orders, sequence, selected, gate)  # (b, k, l, inner)
+        y = self.scan(x, BC, raw_delta, orders, sequence, selected, gate, cache)  # (b, k, l, inner)
         return self.out_proj(self.norm(merge(y, *orders), z))
 
 
@@ -233,6 +268,7 @@ class MDMSeparateMixer(nn.Module):
         sequence: JointSequence,
         selected: Tensor | None,
         gate: Tensor | None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
         boundary = sequence.text_segment
@@ -242,7 +278,7 @@ class MDMSeparateMixer(nn.Module):
         )
         z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
         order, inverse = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selected, gate)
+        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selected, gate, cache)
         y = reorder(y, inverse, order)  # (b, k, l, inner) in storage order
         outputs = [
             self._project(self.out_proj, pair, self.norm[i](y[:, i], z[:, i]), boundary)
@@ -288,19 +324,26 @@ class MDMBlock(GradientCheckpointingLayer):
         )
 
     def forward(
-        self, hidden_states: Tensor, modulation: Tensor, sequence: JointSequence, keep: float = 1.0
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        sequence: JointSequence,
+        keep: float = 1.0,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """Refine features.
 
         Args:
             hidden_states: (b, l, hidden).
-            modulation: (b, 3, parts, hidden), one row for each of the times given, text and image.
+            modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
+                as for `JointSequence.at_positions`.
             sequence: orders and masks. keep: share of items that each scan reads.
+            cache: what this block keeps of given positions before these.
         """
         parts = sequence.at_positions(modulation + self.modulation_bias)  # parts x (b, l, hidden)
         normed = modulate(self.norm(hidden_states), parts[0], parts[1])
         if self.is_attention:
-            mixed = self.mixer(normed, sequence.given, sequence.valid)
+            mixed = self.mixer(normed, sequence.given, sequence.valid, sequence.turn, cache)
             hidden_states = hidden_states + parts[2] * mixed
             normed = modulate(self.feed_forward_norm(hidden_states), parts[3], parts[4])
             return hidden_states + parts[5] * self.feed_forward(normed)
@@ -310,7 +353,7 @@ class MDMBlock(GradientCheckpointingLayer):
                 normed, keep, sequence.given, sequence.valid, sequence.special
             )
             gate = gate if self.training else None
-        return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate)
+        return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate, cache)
 
 
 def modulation_parts(config: MDMConfig) -> int:

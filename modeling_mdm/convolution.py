@@ -63,14 +63,20 @@ def _sum_positions(x: Tensor) -> Tensor:
     return (ones @ x).squeeze(2).sum(0)
 
 
-def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Convolve every channel of every scan causally with its own taps; before the first is zero.
+def causal_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None = None
+) -> Tensor:
+    """Convolve every channel of every scan causally with its own taps.
 
     Args:
         x: (b, k, l, c) in scan order. weight: (k, c, w), the last tap is the present. bias: (k, c).
+        tail: (b, k, w - 1, c), inputs before the first; None where they are 0.
 
     Returns:
         (b, k, l, c).
     """
+    before = 0 if tail is None else tail.shape[2]
+    if tail is not None:
+        x = torch.cat([tail.to(x.dtype), x], dim=2)
     result: Tensor = _CausalConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype))
-    return result
+    return result[:, :, before:]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .block import MDMBlock, modulate, modulation_parts
 from .configuration_mdm import MDMConfig
+from .prompt_cache import PromptCache
 from .sequence import JointSequence, ModalityContent, build_sequence
 
 MODALITIES = ("text", "image")
@@ -44,7 +45,8 @@ class PlaceEmbedding(nn.Module):
 
     def forward(self, place: Tensor, turn: Tensor) -> Tensor:
         """place (b, n) or (b, n, axes) and turn (b, n), long -> (b, n, hidden)."""
-        coordinates = torch.cat([place.view(*turn.shape, -1), turn[..., None]], dim=-1)
+        place = place if place.dim() == 3 else place[..., None]
+        coordinates = torch.cat([place, turn[..., None]], dim=-1)
         waves = sinusoids(coordinates.to(self.proj.weight.dtype), self.features, 10000.0)
         return self.proj(waves.flatten(-2))
 
@@ -114,12 +116,15 @@ class MDMDecoder(nn.Module):
         content: dict[str, ModalityContent],
         class_labels: Tensor,
         clock: Tensor,
-        num_null: int,
+        sequence: JointSequence,
+        cache: PromptCache | None,
     ) -> Tensor:
         """Embed special tokens and positions in storage order: (b, l, hidden)."""
-        batch = class_labels.shape[0]
-        parts = [self.class_embedding(class_labels.clamp(min=0))[:, None]]
-        parts.append(self.null_tokens[:num_null].expand(batch, -1, -1))
+        batch, parts = class_labels.shape[0], []
+        clock = clock.repeat_interleave(batch // max(1, clock.shape[0]), dim=0)
+        if sequence.has_given:
+            parts.append(self.class_embedding(class_labels.clamp(min=0))[:, None])
+            parts.append(self.null_tokens[: sequence.num_null].expand(batch, -1, -1))
         for index, g in enumerate(MODALITIES, start=1):
             if g not in content:
                 continue
@@ -132,11 +137,20 @@ class MDMDecoder(nn.Module):
                 last = torch.zeros_like(latents) if fed_back is None else fed_back * written
                 latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
             latents = latents.to(self.latent_proj[g].weight.dtype)
-            embedded = self.latent_proj[g](latents) + self.place_embedding[g](part.place, part.turn)
-            parts.append(self.start_tokens[g].expand(batch, 1, -1))
-            parts.append(self.time_token[g](clock[:, index, None]))
-            parts.append(embedded)
+            if sequence.has_given:
+                parts.append(self.start_tokens[g].expand(batch, 1, -1))
+            if sequence.has_noisy:
+                parts.append(self.time_token[g](clock[:, index, None]))
+            parts.append(self.latent_proj[g](latents) + self._places(g, part, cache))
         return torch.cat([part.to(clock.dtype) for part in parts], dim=1)
+
+    def _places(self, g: str, part: ModalityContent, cache: PromptCache | None) -> Tensor:
+        """Embed places and turns (b, n, hidden), once for all steps that share a cache."""
+        if cache is None or cache.is_recording:
+            return self.place_embedding[g](part.place, part.turn)
+        if g not in cache.places:
+            cache.places[g] = self.place_embedding[g](part.place, part.turn)
+        return cache.places[g]
 
     def forward(
         self,
@@ -147,33 +161,35 @@ class MDMDecoder(nn.Module):
         class_labels: Tensor,
         estimates: dict[str, Tensor] | None = None,
         keep: float = 1.0,
+        cache: PromptCache | None = None,
     ) -> dict[str, Tensor]:
         """Give features of every position of every modality.
 
         Args:
-            sequence: from `lay_out`, for this content.
+            sequence: from `lay_out`, for this content, or a part of it.
             content: by modality; latents count where given.
-            z_t: noisy latents (b, n, d) by modality, count where noisy. times: (b,) by modality.
+            z_t: noisy latents (b, n, d) by modality, count where noisy.
+            times: (r,) by modality; r divides b, and b / r items that follow each other share one.
             class_labels: (b,), -1 where there is none.
             estimates: last clean estimates (b, n, d) by modality, or None.
             keep: share of items that each scan reads.
+            cache: given positions that come before these; see [`PromptCache`].
 
         Returns:
             (b, n, hidden) by modality.
         """
-        batch = class_labels.shape[0]
-        zero = next(iter(times.values())).new_zeros(batch)
+        zero = torch.zeros_like(next(iter(times.values())))
         clock = self.time_embedding(
             torch.stack([zero, *(times.get(g, zero) for g in MODALITIES)], dim=1)
         )
-        num_null = sequence.text_tokens - 1 - (2 if "text" in content else 0)
-        hidden_states = self._embed(z_t, estimates, content, class_labels, clock, num_null)
+        hidden_states = self._embed(z_t, estimates, content, class_labels, clock, sequence, cache)
         activated = F.silu(clock)
         modulation = (
             self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
         )
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, modulation, sequence, keep)
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        for layer, past in zip(self.layers, caches, strict=True):
+            hidden_states = layer(hidden_states, modulation, sequence, keep, past)
         final = self.norm_modulation(activated).unflatten(-1, (2, -1)).to(clock.dtype)
         features = modulate(self.norm(hidden_states), *sequence.at_positions(final))
         return {

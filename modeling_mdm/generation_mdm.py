@@ -17,10 +17,10 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .generation_settings import MDMGenerationConfig, read_settings
+from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
 from .regions import Region, open_region
 from .sampling import (
-    GuidedDenoiser,
     NoiseStreams,
     StepInfo,
     joint_windows,
@@ -59,7 +59,8 @@ class MDMGenerateOutput(ModelOutput):
             the probability that the model gives it; for a patch exp(-predicted score entropy /
             latent_dim).
         samples_per_item: `num_return_sequences`; the samples of an item follow each other.
-        num_evaluations: how often the network was evaluated (branches of guidance count once).
+        num_evaluations: how often the network was evaluated (branches of guidance count once, and
+            reading what is given into the cache not at all).
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
@@ -146,7 +147,7 @@ class MDMGenerationMixin:
             sequences=sequences,
             images=self.write_images(final["image"], encoded, inputs) if "image" in final else None,
             turn_ids=None if sequences is None else _turns(encoded),
-            confidence=self._confidence(denoiser, encoded, noisy, sequences),
+            confidence=self._confidence(denoiser, encoded, sequences),
             samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
             kernel_backend=self._kernel_backend(),
@@ -170,7 +171,10 @@ class MDMGenerationMixin:
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {g: streams.draw(g) for g in noisy}
         scales = settings["guidance_scale"], settings["joint_guidance_scale"]
-        denoiser = GuidedDenoiser(self, encoded, *scales, noise, settings["keep"])
+        copies = settings["num_return_sequences"]
+        denoiser = GuidedDenoiser(
+            self, encoded, *scales, noise, settings["keep"], settings["use_cache"], copies
+        )
         solvers = make_solvers(self, noise, settings["solver"], steps, streams)
 
         def on_finish(g: str, latents: Tensor) -> None:
@@ -241,19 +245,18 @@ class MDMGenerationMixin:
         self,
         denoiser: GuidedDenoiser,
         encoded: EncodedInputs,
-        noisy: dict[str, Tensor],
         sequences: Tensor | None,
     ) -> dict[str, Tensor]:
         result = {}
-        for g, mask in noisy.items():
+        for g, last in denoiser.last.items():
             if g == "text":
-                probabilities = denoiser.logits[g].softmax(-1)
-                value = probabilities.gather(-1, sequences[..., None])[..., 0]
+                words = last.part.take(g, sequences[..., None])
+                value = last.logits.softmax(-1).gather(-1, words)
             else:
-                features = denoiser.features[g][: denoiser.batch]
-                entropy = torch.expm1(self.score_entropy_head(features)).clamp(min=0)
-                value = torch.exp(-entropy / self.config.latent_dim)
-            result[g] = torch.where(mask, value.float(), encoded.content[g].valid.float())
+                entropy = torch.expm1(self.score_entropy_head(last.features)).clamp(min=0)
+                value = torch.exp(-entropy / self.config.latent_dim)[..., None]
+            known = encoded.content[g].valid.float()[..., None]
+            result[g] = last.part.put(g, value.float(), known)[..., 0]
         return result
 
     def _decode_trajectory(

@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "joint_overlap": 1.0,
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
+    "use_cache": True,
     "num_return_sequences": 1,
     "show_progress": True,
 }
@@ -28,7 +29,6 @@ IGNORED = (
     "bos_token_id",
     "do_sample",
     "return_dict_in_generate",
-    "use_cache",
 )
 
 
@@ -53,6 +53,8 @@ class MDMGenerationConfig(GenerationConfig):
         solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or
             `"ddpm"` (default for text).
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
+        use_cache (`bool`): read what is given once, and evaluate only what is written at every
+            step. Default True; the results are the same to rounding.
         num_return_sequences (`int`): samples of each item. Default 1.
         show_progress (`bool`): show a progress bar. Default True.
     """

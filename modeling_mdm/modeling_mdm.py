@@ -23,6 +23,7 @@ from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
 from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
+from .prompt_cache import PromptCache
 from .score_entropy import vocabulary_log_ratio
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
@@ -209,24 +210,27 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         candidates: dict[str, Tensor],
         estimates: dict[str, Tensor] | None = None,
         keep: float = 1.0,
+        cache: PromptCache | None = None,
     ) -> "Denoised":
         """Evaluate the network once.
 
         Args:
-            sequence, content, z_t, times, class_labels, estimates, keep: as for [`MDMDecoder`].
+            sequence, content, z_t, times, class_labels, estimates, keep, cache: as for
+                [`MDMDecoder`].
             candidates: from `candidate_latents`.
         """
-        features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep)
+        features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep, cache)
         clean, logits = {}, {}
         for g, head in (("text", self.text_head), ("image", self.image_head)):
             if g not in features:
                 continue
             output = head(features[g]).to(z_t[g].dtype)
-            log_snr = self.schedules[g].log_snr(times[g])[:, None, None]
+            time = times[g].repeat_interleave(len(output) // max(1, len(times[g])))  # (b,)
+            log_snr = self.schedules[g].log_snr(time)[:, None, None]
             if g in candidates:
                 logits[g] = output
                 if self.config.exact_ratio_gain:
-                    time = self.decoder.time_embedding(times[g][:, None].expand(-1, 3))[:, 1:2]
+                    time = self.decoder.time_embedding(time[:, None].expand(-1, 3))[:, 1:2]
                     ratio = vocabulary_log_ratio(z_t[g], candidates[g], torch.sigmoid(log_snr))
                     logits[g] = output + self.ratio_gain(time) * ratio
                 clean[g] = self.expected_latent(logits[g], candidates[g])

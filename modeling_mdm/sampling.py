@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .inputs import EncodedInputs
-from .sequence import ModalityContent, drop_prompt
+from .sequence import ModalityContent
 from .solvers import SOLVERS, Evaluation, sampling_times
 
 if TYPE_CHECKING:
@@ -93,135 +92,6 @@ class StepInfo:
     num_steps: int
     times: dict[str, float]
     clean_estimates: dict[str, Tensor]
-
-
-class GuidedDenoiser:
-    """Clean estimates of both modalities from one network evaluation, guidance included.
-
-    Branches of guidance stand in one batch: the conditional one; one with the prompt replaced by
-    the null tokens (classifier-free guidance); and for joint guidance one for each modality, with
-    the other at t = 1.
-
-    Args:
-        model: an `MDMForJointGeneration`. encoded: its encoded inputs.
-        guidance, joint_guidance: scales by modality, 1 = off.
-        noise: initial noise by modality; what joint guidance shows at t = 1.
-        keep: share of items that each scan reads.
-    """
-
-    def __init__(
-        self,
-        model: "MDMForJointGeneration",
-        encoded: EncodedInputs,
-        guidance: dict[str, float],
-        joint_guidance: dict[str, float],
-        noise: dict[str, Tensor],
-        keep: float = 1.0,
-    ) -> None:
-        self.model, self.keep = model, keep
-        self.guidance, self.joint_guidance = guidance, joint_guidance
-        self.evaluations = 0
-        self.shown: dict[str, Tensor] = {}
-        self.estimates: dict[str, Tensor] = {}
-        self.fed_back: dict[str, Tensor] = {}
-        self.features: dict[str, Tensor] = {}
-        self.logits: dict[str, Tensor] = {}
-        self._lay_out(encoded, noise)
-
-    def give(self, encoded: EncodedInputs) -> None:
-        """Go on with what one modality has finished as given content.
-
-        Args:
-            encoded: the batch with the finished modality in the place of its noisy positions.
-        """
-        batch, still = self.batch, written(encoded.content)
-        self._lay_out(encoded, {g: noise for g, noise in self.noise.items() if g in still})
-        for estimates in (self.estimates, self.fed_back):
-            for g, estimate in estimates.items():
-                estimates[g] = estimate[:batch].repeat(len(self.branches), 1, 1)
-
-    def _lay_out(self, encoded: EncodedInputs, noise: dict[str, Tensor]) -> None:
-        """Choose the branches, and lay out their joint sequences in one batch."""
-        self.noise, guidance, joint_guidance = noise, self.guidance, self.joint_guidance
-        model, content, has_class = self.model, encoded.content, encoded.has_class
-        batch = has_class.shape[0]
-        prompted = has_class | torch.stack(
-            [part.prompt().any(-1) for part in content.values()]
-        ).any(0)
-        self.branches = ["conditional"]
-        if any(guidance[g] != 1 for g in noise) and bool(prompted.any()):
-            self.branches.append("unconditional")
-        if len(noise) == 2:
-            self.branches += [g for g in ("image", "text") if joint_guidance[g] != 1]
-        dropped = torch.cat(
-            [
-                prompted if branch == "unconditional" else torch.zeros_like(prompted)
-                for branch in self.branches
-            ]
-        )
-        times = len(self.branches)
-        repeated = {g: part.repeat(times) for g, part in content.items()}
-        self.content, has_class = drop_prompt(repeated, has_class.repeat(times), dropped)
-        self.class_labels = torch.where(has_class, encoded.class_labels.repeat(times), -1)
-        self.sequence = model.decoder.lay_out(self.content, has_class, dropped, encoded.grid)
-        self.candidates = model.candidate_latents(content)
-        self.fixed = {g: part.latents for g, part in content.items() if g not in noise}
-        self.batch = batch
-
-    def _branch_inputs(
-        self, z: dict[str, Tensor], t: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """States and times of all branches: (r * b, n, d) and (r * b,) by modality."""
-        states, times = {}, {}
-        for g in self.content:
-            state = z[g] if g in self.noise else self.fixed[g]
-            time = t.get(g, torch.zeros((), device=state.device)).expand(self.batch)
-            at_one = [g != branch and branch in ("image", "text") for branch in self.branches]
-            states[g] = torch.cat([self.noise[g] if hidden else state for hidden in at_one])
-            times[g] = torch.cat([torch.ones_like(time) if hidden else time for hidden in at_one])
-        return states, times
-
-    def _guide(self, g: str, outputs: dict[str, Tensor]) -> Tensor:
-        """Extrapolate from the weaker branches towards the conditional one."""
-        conditional = outputs["conditional"]
-        guided = conditional
-        if "unconditional" in outputs and self.guidance[g] != 1:
-            guided = guided + (self.guidance[g] - 1) * (conditional - outputs["unconditional"])
-        if g in outputs:
-            guided = guided + (self.joint_guidance[g] - 1) * (conditional - outputs[g])
-        return guided
-
-    def __call__(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give clean estimates (b, n, d) of the modalities in z, at the 0-dimensional times t."""
-        # Each branch is fed its own last estimate, as in training. A modality that waits is fed
-        # what it was: how long others take must not show in an item that writes it alone.
-        moved = [g for g in self.estimates if z[g] is not self.shown[g]]
-        self.fed_back |= {g: self.estimates[g] for g in moved}
-        self.shown = z
-        states, times = self._branch_inputs(z, t)
-        denoised = self.model.denoise(
-            self.sequence,
-            self.content,
-            states,
-            times,
-            self.class_labels,
-            self.candidates,
-            self.fed_back,
-            self.keep,
-        )
-        self.evaluations += 1
-        self.estimates = {g: denoised.clean[g] for g in z}
-        self.features = denoised.features
-        result = {}
-        for g in self.noise:
-            # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
-            output = denoised.logits.get(g, denoised.clean[g])
-            guided = self._guide(g, dict(zip(self.branches, output.split(self.batch), strict=True)))
-            if g in denoised.logits:
-                self.logits[g] = guided
-                guided = self.model.expected_latent(guided, self.candidates[g])
-            result[g] = guided
-        return result
 
 
 def run_solvers(

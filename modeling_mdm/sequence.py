@@ -7,12 +7,17 @@ start of image, time of image, patches ...].
 Axes: b batch, l positions of the joint sequence, k scans.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .scans import given_first_order, joint_rank
+
+# Fields of a joint sequence that all items share.
+LAYOUT = ("scan_active", "all_active", "num_null", "text_segment", "text_tokens", "image_tokens")
+LAYOUT += ("has_given", "has_noisy")
 
 TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
 
@@ -43,6 +48,17 @@ class ModalityContent:
             self.latents, self.given, self.valid & ~dropped, self.turn, self.place
         )
 
+    def take(self, index: Tensor, valid: Tensor) -> "ModalityContent":
+        """Some positions (b, m) of every item; `valid` is False at fillers."""
+
+        def read(values: Tensor) -> Tensor:
+            rows = index.view(*index.shape, *[1] * (values.dim() - 2))
+            return values.gather(1, rows.expand(*index.shape, *values.shape[2:]))
+
+        return ModalityContent(
+            read(self.latents), read(self.given), valid, read(self.turn), read(self.place)
+        )
+
     def repeat(self, times: int) -> "ModalityContent":
         """The batch stacked `times` times."""
         return ModalityContent(
@@ -51,6 +67,11 @@ class ModalityContent:
                 for f in fields(self)
             )
         )
+
+    def rows(self, index: Tensor) -> "ModalityContent":
+        """Some items (m,), which may repeat."""
+        chosen = (getattr(self, f.name).index_select(0, index) for f in fields(self))
+        return ModalityContent(*chosen)
 
     def prompt(self) -> Tensor:
         """Given positions that only condition: (b, n) bool.
@@ -69,22 +90,31 @@ class ModalityContent:
 class JointSequence:
     """What the decoder must know of the joint sequence beside the features themselves.
 
-    valid, given, special: (b, l) bool.
+    valid, given, special: (b, l) bool. turn: (b, l), 0 at special tokens.
     time_index: (b, l), which of the three times (given, text, image) applies.
     orders, inverses: (b, k, l). scan_active: (k, l), False where a modality's order is not in use.
+    num_null: null tokens in the layout.
+    text_segment: where words end. text_tokens, image_tokens: special tokens in front of words
+        (class and null tokens among them) and of patches.
+    has_given, has_noisy: whether the layout has the class, null and start tokens, and the time
+        tokens; a part of a sequence has one kind.
     """
 
     valid: Tensor
     given: Tensor
     special: Tensor
+    turn: Tensor
     time_index: Tensor
     orders: Tensor
     inverses: Tensor
     scan_active: Tensor
     all_active: bool
+    num_null: int
     text_segment: int
     text_tokens: int
     image_tokens: int
+    has_given: bool = True
+    has_noisy: bool = True
 
     @property
     def words(self) -> slice:
@@ -103,11 +133,51 @@ class JointSequence:
         return self.orders[:, list(scans)], self.inverses[:, list(scans)]
 
     def at_positions(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Spread values of the three times, (b, 3, parts, hidden): parts x (b, l, hidden)."""
-        batch, times, parts, width = values.shape
-        rows = self.time_index + torch.arange(batch, device=values.device)[:, None] * times
-        spread = values.reshape(batch * times, parts * width).index_select(0, rows.flatten())
+        """Spread values of the three times, (r, 3, parts, hidden): parts x (b, l, hidden).
+
+        r divides b: a row serves b / r items that follow each other and share their times.
+        """
+        rows, times, parts, width = values.shape
+        batch = self.time_index.shape[0]
+        row = torch.arange(batch, device=values.device)[:, None] // (batch // max(rows, 1) or 1)
+        index = (self.time_index + row * times).flatten()
+        spread = values.reshape(rows * times, parts * width).index_select(0, index)
         return spread.view(batch, -1, parts, width).unbind(2)
+
+    def rows(self, index: Tensor) -> "JointSequence":
+        """Some items (m,), which may repeat."""
+        chosen = {
+            f.name: getattr(self, f.name).index_select(0, index)
+            for f in fields(self)
+            if f.name not in LAYOUT
+        }
+        return replace(self, **chosen)
+
+    def part(self, positions: Tensor, valid: Tensor, **layout: Any) -> "JointSequence":
+        """Take some positions of every item, in the order in which each scan reads them.
+
+        Args:
+            positions: (b, m), in storage order. valid: (b, m) bool, False at fillers.
+            layout: the fields that say where the part's tokens, words and patches stand.
+        """
+        inverses = self.inverses.gather(-1, _for_scans(positions, self.inverses))
+        # Fillers last, each at a place of its own.
+        inverses = inverses + (~valid)[:, None] * self.valid.shape[1]
+        order = inverses.argsort(dim=-1, stable=True)
+        return JointSequence(
+            valid=valid,
+            given=self.given.gather(1, positions),
+            special=self.special.gather(1, positions),
+            turn=self.turn.gather(1, positions),
+            time_index=self.time_index.gather(1, positions),
+            orders=order,
+            inverses=order.argsort(dim=-1),
+            # Which segment a place of a part belongs to is the same in every item.
+            scan_active=self.scan_active[:, positions[0]],
+            all_active=self.all_active,
+            num_null=self.num_null,
+            **layout,
+        )
 
 
 def drop_prompt(
@@ -168,7 +238,7 @@ def build_sequence(
         ]
         turn += [torch.zeros(batch, 2, dtype=torch.long, device=device), part.turn]
 
-    valid_all, time_all = torch.cat(valid, 1), torch.cat(time, 1)
+    valid_all, time_all, turn_all = torch.cat(valid, 1), torch.cat(time, 1), torch.cat(turn, 1)
     special_all = torch.cat(special).expand(batch, -1)
     given_all = time_all == TIME_GIVEN
     num_words = content["text"].given.shape[1] if "text" in content else 0
@@ -186,18 +256,128 @@ def build_sequence(
         reads[segment + tokens["image"] :] = pair[0] in used["image"]
         active.append(reads)
     orders, inverses = given_first_order(
-        torch.stack(ranks), valid_all, given_all, special_all, torch.cat(turn, 1)
+        torch.stack(ranks), valid_all, given_all, special_all, turn_all
     )
     return JointSequence(
         valid_all,
         given_all,
         special_all,
+        turn_all,
         time_all,
         orders,
         inverses,
         torch.stack(active),
         all_active=all(pair[0] in used["image"] and pair[1] in used["text"] for pair in pairs),
+        num_null=num_null,
         text_segment=segment,
         text_tokens=tokens["text"],
         image_tokens=tokens["image"],
     )
+
+
+@dataclass
+class SequencePart:
+    """The given or the noisy part of a batch, without the places of the other.
+
+    sequence: its layout. content: by modality, of its own positions alone.
+    index, real: (b, m) by modality, the position that each place of the part holds; and a mask,
+        False where `put` writes nothing.
+    """
+
+    sequence: JointSequence
+    content: dict[str, ModalityContent]
+    index: dict[str, Tensor]
+    real: dict[str, Tensor]
+
+    def take(self, modality: str, values: Tensor) -> Tensor:
+        """Read values of all positions (b, n, c) at those of the part: (b, m, c)."""
+        index = self.index[modality][..., None]
+        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+
+    def put(self, modality: str, values: Tensor, others: Tensor) -> Tensor:
+        """Write values of the part (b, m, c) over those of all positions (b, n, c)."""
+        real = self.real[modality][..., None]
+        index = self.index[modality][..., None].expand_as(values)
+        # A filler keeps what stands there: every place of an item's index is another position.
+        return others.scatter(1, index, torch.where(real, values, others.gather(1, index)))
+
+    def rows(self, index: Tensor) -> "SequencePart":
+        """Some items (m,), which may repeat."""
+        return SequencePart(
+            self.sequence.rows(index),
+            {g: part.rows(index) for g, part in self.content.items()},
+            {g: positions.index_select(0, index) for g, positions in self.index.items()},
+            {g: real.index_select(0, index) for g, real in self.real.items()},
+        )
+
+
+def whole(sequence: JointSequence, content: dict[str, ModalityContent]) -> SequencePart:
+    """Make a part of all positions, of which `put` writes the noisy ones."""
+    return SequencePart(
+        sequence,
+        content,
+        {
+            g: torch.arange(part.given.shape[1], device=part.given.device).expand_as(part.given)
+            for g, part in content.items()
+        },
+        {g: part.noisy for g, part in content.items()},
+    )
+
+
+def take_part(
+    sequence: JointSequence,
+    content: dict[str, ModalityContent],
+    given: bool,
+    turns: tuple[int, int] | None = None,
+) -> SequencePart:
+    """Take the given or the noisy part of a sequence that `build_sequence` made.
+
+    The noisy part holds the time tokens and the modalities that have anything to write; the given
+    part holds all other special tokens, and every modality.
+
+    Args:
+        sequence, content: the whole. given: which part.
+        turns: of the given part only turns from the first to before the second; special tokens
+            belong to turn 0. None: all turns.
+    """
+    batch, device = sequence.valid.shape[0], sequence.valid.device
+    offsets = {"text": sequence.text_tokens, "image": sequence.text_segment + sequence.image_tokens}
+    leading = torch.arange(1 + sequence.num_null if given else 0, device=device)
+    with_tokens = turns is None or turns[0] == 0
+    positions = [leading.expand(batch, -1)]
+    reals = [sequence.valid[:, : len(leading)] & with_tokens]
+    part = SequencePart(sequence, {}, {}, {})
+    tokens, segment = {"text": len(leading), "image": 0}, len(leading)
+    for g, first in offsets.items():
+        if g not in content:
+            continue
+        mask = content[g].valid & (content[g].given == given)  # (b, n)
+        if turns is not None:
+            mask = mask & (content[g].turn >= turns[0]) & (content[g].turn < turns[1])
+        longest = int(mask.sum(-1).max()) if batch else 0
+        if not (longest or given):
+            continue
+        index = (~mask).long().argsort(dim=-1, stable=True)[:, :longest]
+        part.index[g], part.real[g] = index, mask.gather(1, index)
+        part.content[g] = content[g].take(index, part.real[g])
+        token = first - 2 if given else first - 1
+        tokens[g] += 1
+        positions += [torch.full((batch, 1), token, device=device), index + first]
+        reals += [sequence.valid[:, token, None] & with_tokens, part.real[g]]
+        if g == "text":
+            segment = tokens[g] + longest
+    part.sequence = sequence.part(
+        torch.cat(positions, 1),
+        torch.cat(reals, 1),
+        text_segment=segment,
+        text_tokens=tokens["text"],
+        image_tokens=tokens["image"],
+        has_given=given,
+        has_noisy=not given,
+    )
+    return part
+
+
+def _for_scans(index: Tensor, like: Tensor) -> Tensor:
+    """(b, m) for each scan of a tensor (b, k, ...): (b, k, m)."""
+    return index[:, None].expand(-1, like.shape[1], -1)

@@ -408,7 +408,7 @@ def test_confidence_of_a_word_is_its_probability(exact, monkeypatch):
 
     monkeypatch.setattr(exact, "denoise", denoise)
     batch = mixed_batch()
-    out = generate(exact, batch, guidance_scale=1.0)
+    out = generate(exact, batch, guidance_scale=1.0, use_cache=False)
     expected = logits["text"].softmax(-1).gather(-1, out.sequences[..., None])[..., 0].float()
     noisy = batch["attention_mask"].bool() & ~batch["text_given"]
     assert torch.allclose(out.confidence["text"][noisy], expected[noisy])
@@ -659,7 +659,7 @@ def by_hand(model, batch, call, drop_prompt, at_one=None):
     """
     count = len(batch["input_ids"])
     z = {g: state[:count] for g, state in call.z_t.items()}
-    times = {g: time[:count] for g, time in call.times.items()}
+    times = {g: time[:1].expand(count) for g, time in call.times.items()}  # of the first branch
     for g, initial in (at_one or {}).items():
         z[g], times[g] = initial, torch.ones_like(times[g])
     encoded = model.encode_inputs(**batch)
@@ -692,7 +692,8 @@ def mean_of_words(model, logits):
 
 def guided_run(monkeypatch, model, batch, **options):
     calls, seen = record(monkeypatch, model), []
-    generate(model, batch, callback_on_step_end=seen.append, num_inference_steps=3, **options)
+    options |= {"num_inference_steps": 3, "use_cache": False}  # all positions in every call
+    generate(model, batch, callback_on_step_end=seen.append, **options)
     monkeypatch.undo()
     assert len(calls) == len(seen) == 3
     return list(zip(calls, [info.clean_estimates for info in seen], strict=True))

@@ -1,0 +1,83 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The prompt cache: what every block must know of the given part of a sequence.
+
+Orders are given first (Sec. 3.2), so what is given never depends on what is noisy nor on time: its
+states are the same at every denoising step. They are computed once; a step then evaluates the
+noisy positions alone, from those states.
+
+Axes: b batch, k scans, l given positions, h heads, p head width, n state width, c channels.
+"""
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """What one block keeps of the positions that it has read, by name.
+
+    Of a Mamba-2 mixer: `state` (b, k, h, n, p) after the last position of every scan, and the last
+    inputs of its convolutions, `x_tail` and `BC_tail` (b, k, taps - 1, c). Of attention: `key` and
+    `value` (b, h, l, p), and `readable` (b, l) bool, False at padding.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.is_recording = True
+
+    def get(self, name: str) -> Tensor | None:
+        """What is kept under a name; None before anything was read."""
+        return self.tensors.get(name)
+
+    def store(self, **tensors: Tensor) -> None:
+        """Replace what is kept, unless the cache is frozen."""
+        if self.is_recording:
+            self.tensors |= tensors
+
+
+class PromptCache:
+    """The caches of all blocks, and embeddings that no step changes.
+
+    A new cache records: evaluating the decoder with it adds what was read to it, so that reading
+    one part after the other equals reading both at once. After `freeze` evaluations only read it.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [LayerCache() for _ in range(num_layers)]
+        self.places: dict[str, Tensor] = {}
+
+    def freeze(self) -> None:
+        """Stop recording: from here on the cache is only read."""
+        for layer in self.layers:
+            layer.is_recording = False
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether what is evaluated is added to the cache."""
+        return any(layer.is_recording for layer in self.layers)
+
+    def rows(self, index: Tensor) -> "PromptCache":
+        """The caches of some items (m,), which may repeat."""
+        chosen = PromptCache(len(self.layers))
+        for mine, theirs in zip(chosen.layers, self.layers, strict=True):
+            mine.is_recording = theirs.is_recording
+            mine.tensors = {name: t.index_select(0, index) for name, t in theirs.tensors.items()}
+        chosen.places = {g: places.index_select(0, index) for g, places in self.places.items()}
+        return chosen
+
+
+def last_inputs(x: Tensor, count: Tensor, tail: Tensor | None, taps: int) -> Tensor:
+    """Inputs that a convolution will still see after the last real position of every scan.
+
+    Args:
+        x: (b, k, l, c) in scan order. count: (b,), real positions, which lead every scan.
+        tail: (b, k, taps, c), inputs before x; None where there are none.
+        taps: inputs to keep.
+
+    Returns:
+        (b, k, taps, c); 0 before the first input.
+    """
+    tail = x.new_zeros(*x.shape[:2], taps, x.shape[-1]) if tail is None else tail
+    index = count[:, None] + torch.arange(taps, device=x.device)  # (b, taps)
+    joined = torch.cat([tail, x], dim=2)
+    return joined.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))

@@ -38,7 +38,9 @@ def repository_files(*suffixes: str) -> list[Path]:
             and not (here == ROOT and name in GENERATED)
             and not (here / name / "pyvenv.cfg").exists()
         )
-        found += [here / name for name in sorted(names) if (here / name).suffix in suffixes]
+        # In a worktree, git's own `.git` is a file.
+        names = [name for name in sorted(names) if (here / name).suffix in suffixes]
+        found += [here / name for name in names if name != ".git"]
     return found
 
 

@@ -6,6 +6,9 @@ VENV ?= .venv
 PYTHON ?= python3
 
 RUN := $(VENV)/bin/python
+# What needs a GPU runs where nothing can be installed: in the environment if there is one, else by
+# a Python that already has torch, transformers, triton and pytest.
+RUN_AS_IS = $(if $(and $(VENV),$(wildcard $(RUN))),$(RUN),$(PYTHON))
 CORE_STAMP := $(VENV)/.modeling-mdm-core
 DEV_STAMP := $(VENV)/.modeling-mdm-dev
 
@@ -30,7 +33,7 @@ endef
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "VENV=path chooses the environment (now $(VENV)), PYTHON=path who makes it (now $(PYTHON))"
 
 .PHONY: demo
@@ -56,6 +59,27 @@ test: $(DEV_STAMP) ## the environment and all fast tests, under 5 minutes on two
 .PHONY: slow
 slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
+
+.PHONY: bench
+bench: $(DEV_STAMP) ## speed and memory on the CPU: JSON, tables and plots in benchmarks/results/
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.run
+
+.PHONY: bench-quick
+bench-quick: $(DEV_STAMP) ## the same on fewer sizes, under 3 minutes
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.run --plan quick
+
+.PHONY: bench-keep
+bench-keep: $(DEV_STAMP) ## quality of the shipped checkpoint at keep 100, 75, 50, 25 %: DATA_DIR=folder
+	for keep in 1.0 0.75 0.5 0.25; do \
+		$(RUN) examples/evaluate.py --data_dir $(DATA_DIR) --bf16 true \
+			--tasks text_to_image captioning --num_samples 500 --limit 1000 \
+			--generation_options "{\"keep\": $$keep}" \
+			--output benchmarks/results/fashion_keep_$$keep.json || exit 1; \
+	done
+
+.PHONY: gpu
+gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere a dry run of them
+	$(RUN_AS_IS) -m benchmarks.gpu
 
 .PHONY: format
 format: $(DEV_STAMP) ## let ruff rewrite the sources

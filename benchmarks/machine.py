@@ -1,0 +1,126 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a machine is and what it can do at best: peaks of matrix products, memory and exp."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from .timing import stopwatch
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The best that a machine can do.
+
+    matmul: flop/s of matrix products, by dtype. bandwidth: bytes/s, read and written both counted.
+    exponentials: exp/s. source: how the figures were obtained.
+    """
+
+    matmul: dict[str, float]
+    bandwidth: float
+    exponentials: float
+    source: str
+
+
+# NVIDIA's data sheets (SXM, dense); exp: 16 a clock of each of 132 multiprocessors at 1.755 GHz.
+GIVEN = {
+    "h100": Peaks(
+        {"bfloat16": 989e12, "float32": 67e12}, 3.35e12, 3.7e12, "NVIDIA's data sheet, H100 SXM"
+    ),
+    "h200": Peaks(
+        {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 3.7e12, "NVIDIA's data sheet, H200 SXM"
+    ),
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype without its module: `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def measure_peaks(device: torch.device, small: bool = False) -> Peaks:
+    """Measure this machine's peaks, with the threads that torch is set to.
+
+    Args:
+        small: on sizes that take no time, for a dry run; the figures mean nothing.
+    """
+    on_gpu = device.type == "cuda"
+    sample = 1e-4 if small else 0.02
+    side = 128 if small else 8192 if on_gpu else 2048
+    matmul = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        seconds = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, sample)
+        matmul[dtype_name(dtype)] = 2 * side**3 / seconds
+    # Far larger than any cache.
+    source = torch.randn((1 << 16) if small else (1 << 28) if on_gpu else (1 << 26), device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.numel() * 4 / _best(lambda: target.copy_(source), device, sample)
+    inside = torch.randn(1 << (24 if on_gpu else 16), device=device)  # on a CPU within its cache
+    result = torch.empty_like(inside)
+    rate = inside.numel() / _best(lambda: torch.exp(inside, out=result), device, sample)
+    return Peaks(matmul, bandwidth, rate, f"measured on {torch.get_num_threads()} threads")
+
+
+def _best(call: Callable[[], object], device: torch.device, sample: float) -> float:
+    """The median of the faster half: a peak is what the machine reaches undisturbed."""
+    call()
+    repeats = max(1, int(sample / max(stopwatch(call, device), 1e-7)))
+    taken = sorted(stopwatch(call, device, repeats) for _ in range(7))
+    return median(taken[:4])
+
+
+def describe_machine(device: torch.device, peaks: Peaks) -> dict[str, Any]:
+    """Say what a run ran on."""
+    described = {
+        "device": device.type,
+        "name": _cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "peaks": asdict(peaks),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        described["capability"] = f"{properties.major}.{properties.minor}"
+        described["memory_bytes"] = properties.total_memory
+    return described
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_slug(device: torch.device) -> str:
+    """Name of a device for a file: `cpu`, `nvidia-h100-80gb-hbm3`."""
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides the speed; None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "triton", "mamba-ssm", "causal-conv1d"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["cuda"] = torch.version.cuda if torch.cuda.is_available() else None
+    return found

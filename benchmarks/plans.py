@@ -1,0 +1,110 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How much is measured: sizes and effort of a full run, a quick one, a GPU's and a dry run."""
+
+from dataclasses import dataclass, field, replace
+
+from .timing import Effort
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes of all rows.
+
+    width, state_size, head_dim, layers: of every model and layer. kernel_lengths, block_lengths,
+    attention_lengths, growth_lengths, text_lengths: positions. resolutions: sides of a picture in
+    pixels, at patches of `patch`. joint: words and patches of the row of Table 3. given, noisy: of
+    the prompt cache's row. selection_length: patches of the row of hard selection.
+    sampler_steps: the run that a latency is stated for; measured_steps: those of them that are run.
+    compile: also time compiled contenders, which takes minutes.
+    """
+
+    name: str
+    width: int = 256
+    state_size: int = 128
+    head_dim: int = 64
+    layers: int = 2
+    batch: int = 2
+    dtype: str = "float32"
+    kernel_lengths: tuple[int, ...] = (256, 1024, 4096)
+    block_lengths: tuple[int, ...] = (1024, 4096)
+    attention_lengths: tuple[int, ...] = (256, 1024, 4096, 16384)
+    growth_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    text_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+    resolutions: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    patch: int = 16
+    joint: tuple[int, int] = (64, 256)
+    given: int = 1024
+    noisy: int = 64
+    selection_length: int = 4096
+    sampler_steps: int = 30
+    measured_steps: int = 4
+    chunks: tuple[int, ...] = (16, 32, 64, 128, 256)
+    compile: bool = True
+    effort: Effort = field(default_factory=Effort)
+
+    @property
+    def is_dry(self) -> bool:
+        """Whether this only tries that everything runs."""
+        return self.name.startswith("dry")
+
+
+FULL = Plan("full")
+PLANS = {
+    "full": FULL,
+    "quick": replace(
+        FULL,
+        name="quick",
+        layers=1,
+        kernel_lengths=(1024,),
+        block_lengths=(1024,),
+        attention_lengths=(1024, 4096),
+        growth_lengths=(1024, 2048, 4096),
+        text_lengths=(128, 512, 2048),
+        resolutions=(128, 256, 512),
+        selection_length=1024,
+        measured_steps=3,
+        chunks=(32, 64, 128),
+        compile=False,
+        effort=Effort(1.0, 3, 10),
+    ),
+    "gpu": replace(
+        FULL,
+        name="gpu",
+        width=2048,
+        layers=8,
+        dtype="bfloat16",
+        kernel_lengths=(256, 1024, 4096, 16384),
+        block_lengths=(1024, 4096),
+        attention_lengths=(1024, 4096, 16384),
+        chunks=(64, 256),
+        compile=False,
+        effort=Effort(1.0, 5, 50),
+    ),
+    # Every row once, on sizes that take no time: what a test runs, and a machine without a GPU.
+    "dry": replace(
+        FULL,
+        name="dry",
+        width=32,
+        state_size=8,
+        head_dim=16,
+        layers=1,
+        batch=1,
+        kernel_lengths=(24,),
+        block_lengths=(24,),
+        attention_lengths=(16, 32),
+        growth_lengths=(16, 32, 64),
+        text_lengths=(8, 16),
+        resolutions=(32, 64),
+        joint=(4, 4),
+        given=12,
+        noisy=4,
+        selection_length=16,
+        sampler_steps=4,
+        measured_steps=2,
+        chunks=(8, 16),
+        compile=False,
+        effort=Effort(0.0, 2, 2),
+    ),
+}
+PLANS["dry-bfloat16"] = replace(PLANS["dry"], name="dry-bfloat16", dtype="bfloat16")

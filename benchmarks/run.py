@@ -1,0 +1,181 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Measure speed and memory, and write JSON, tables and plots.
+
+::
+
+    python -m benchmarks.run                      # everything: `make bench`
+    python -m benchmarks.run --plan quick         # under 3 minutes: `make bench-quick`
+    python -m benchmarks.run --topics scan block  # some of it
+"""
+
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# Before torch and transformers are imported: no notes of the profiler, no server is asked.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from . import generation, layers
+from .machine import Peaks, describe_machine, device_slug, measure_peaks, versions
+from .plans import PLANS, Plan
+from .results import Record, Row
+from .whole_step import step_rows
+
+DRY_RESULTS = Path(__file__).resolve().parent.parent / "outputs"
+RESULTS = Path(__file__).resolve().parent / "results"
+Topic = Callable[[Plan, torch.device, Peaks], Iterator[Row]]
+
+
+def _growth(plan: Plan, device: torch.device, peaks: Peaks) -> Iterator[Row]:
+    for row in generation.growth_rows(plan, device):
+        generation.predict_growth(row, plan, peaks)
+        yield row
+
+
+def _topic(rows: Callable[[Plan, torch.device], Iterator[Row]]) -> Topic:
+    return lambda plan, device, _: rows(plan, device)
+
+
+TOPICS: dict[str, Topic] = {
+    "scan": _topic(layers.scan_rows),
+    "backends": _topic(layers.backend_rows),
+    "pair": _topic(layers.pair_rows),
+    "block": _topic(layers.block_rows),
+    "attention": _topic(layers.attention_rows),
+    "growth": _growth,
+    "prompt_cache": _topic(generation.cache_rows),
+    "selection": _topic(generation.selection_rows),
+    "table_3": _topic(generation.table_3_rows),
+    "image": _topic(generation.image_rows),
+    "text": _topic(generation.text_rows),
+    "step": step_rows,
+}
+# The large preset takes minutes on a CPU, and says nothing there.
+CPU_TOPICS = tuple(name for name in TOPICS if name != "step")
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure and where to write it."""
+
+    plan: str = field(default="full", metadata={"help": f"one of {', '.join(PLANS)}"})
+    topics: list[str] = field(
+        default_factory=list, metadata={"help": f"some of {', '.join(TOPICS)} (none: all)"}
+    )
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
+    threads: int = field(default=1, metadata={"help": "threads of torch on a CPU"})
+    minutes: float = field(
+        default=600.0, metadata={"help": "no row is begun after so long; the record says which"}
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file (None: benchmarks/results/<device>.json or <device>-quick.json)"
+        },
+    )
+
+
+def check(arguments: BenchmarkArguments) -> None:
+    """Refuse what cannot be run.
+
+    Raises:
+        ValueError: names the argument and the fix.
+    """
+    if arguments.plan not in PLANS:
+        raise ValueError(f"`plan` is {arguments.plan!r}: choose one of {', '.join(PLANS)}.")
+    unknown = [topic for topic in arguments.topics if topic not in TOPICS]
+    if unknown:
+        raise ValueError(f"`topics` holds {unknown}: choose out of {', '.join(TOPICS)}.")
+    if arguments.device not in ("cpu", "cuda"):
+        raise ValueError(f"`device` is {arguments.device!r}: use cpu or cuda.")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("`device` is 'cuda', but torch finds no CUDA device: use cpu.")
+    if arguments.threads < 1:
+        raise ValueError(f"`threads` is {arguments.threads}: use at least 1.")
+
+
+def measure_topic(
+    name: str, record: Record, plan: Plan, device: torch.device, peaks: Peaks, deadline: float
+) -> bool:
+    """Add a topic's rows to a record; False if one of them failed."""
+    rows = TOPICS[name](plan, device, peaks)
+    while True:
+        if time.monotonic() > deadline:
+            record.rows.append(Row(name, "not run", {}, missing={"all": "the time was up"}))
+            print(f"{name}: not run any further, the time is up", flush=True)
+            return True
+        start = time.monotonic()
+        try:
+            row = next(rows, None)
+        except Exception as error:  # a row that fails must not take the others with it
+            reason = f"{type(error).__name__}: {error}"
+            record.rows.append(Row(name, "failed", {}, missing={"all": reason}))
+            print(f"{name}: FAILED, {reason}", file=sys.stderr, flush=True)
+            return False
+        if row is None:
+            return True
+        record.rows.append(row)
+        times = ", ".join(f"{n} {one.median * 1e3:.3g} ms" for n, one in row.contenders.items())
+        print(f"[{time.monotonic() - start:5.1f} s] {row.topic} {row.name}: {times}", flush=True)
+
+
+def run(arguments: BenchmarkArguments) -> tuple[Record, Path, bool]:
+    """Measure, with the threads that torch is set to.
+
+    Returns:
+        the record, its file, and whether no row failed.
+    """
+    deadline = time.monotonic() + 60 * arguments.minutes
+    plan, device = PLANS[arguments.plan], torch.device(arguments.device)
+    suffix = "" if plan.name in ("full", "gpu") else f"-{plan.name}"
+    folder = DRY_RESULTS if plan.is_dry else RESULTS
+    path = Path(arguments.output or folder / f"{device_slug(device)}{suffix}.json")
+    peaks = measure_peaks(device, small=plan.is_dry)
+    settings = {"plan": asdict(plan), "topics": arguments.topics, "device": device.type}
+    record = Record(describe_machine(device, peaks), versions(), settings)
+    topics = arguments.topics or (TOPICS if device.type == "cuda" or plan.is_dry else CPU_TOPICS)
+    whole = True
+    for name in topics:
+        gc.collect()
+        whole &= measure_topic(name, record, plan, device, peaks, deadline)
+        record.save(path)
+    return record, path, whole
+
+
+def prepare(threads: int) -> None:
+    """Set this process up for timing: threads, no warnings of other libraries' slow paths."""
+    torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    gc.freeze()  # what is imported stays: a collection need not look at it
+
+
+def main(arguments: BenchmarkArguments) -> int:
+    """Measure and report; the exit status is 1 if a row failed."""
+    from .report import write_report
+
+    check(arguments)
+    prepare(arguments.threads)
+    record, path, whole = run(arguments)
+    for written in (path, *write_report(record, path)):
+        print(f"wrote {os.path.relpath(written)}")
+    return 0 if whole else 1
+
+
+def cli(argv: Sequence[str] | None = None) -> int:
+    """Read the command line."""
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(args=argv)
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

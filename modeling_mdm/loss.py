@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the training loss: Eq. 14-18.
 
-Means over positions of sums over latent_dim, pixels or words.
+Means over positions of sums over latent_dim, pixels or words. Where several processes train, the
+positions are those of all of them.
 Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from .configuration_mdm import MDMConfig
 from .diffusion import NoiseSchedule
 from .inputs import EncodedInputs
+from .processes import counts_per_process
 from .score_entropy import (
     denoising_weight,
     gaussian_score_entropy,
@@ -44,9 +46,15 @@ class Prediction:
     target: Tensor | None = None
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values (b, n) where mask (b, n) is true; 0, and its gradient, if it never is."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Sum of values (b, n) where mask (b, n) is true, by a count of such positions."""
+    return torch.where(mask, values, 0).sum() / count
+
+
+def _counts(masks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Count positions of each modality; see `counts_per_process`."""
+    counted = counts_per_process([masks.get(g) for g in ("text", "image")])
+    return dict(zip(("text", "image"), counted, strict=True))
 
 
 def position_score_entropy(config: MDMConfig, prediction: Prediction) -> Tensor:
@@ -107,12 +115,15 @@ def diffusion_losses(
     """
     zero = next(iter(predicted_score_entropy.values())).sum() * 0
     losses = {"loss_se_image": zero, "loss_se_text": zero, "loss_se_prediction": zero}
+    counts = _counts({g: content[g].noisy for g in predictions})
     for g, prediction in predictions.items():
         entropy = position_score_entropy(config, prediction).float()
         noisy = content[g].noisy
-        losses[f"loss_se_{g}"] = masked_mean(entropy, noisy)
+        losses[f"loss_se_{g}"] = masked_mean(entropy, noisy, counts[g])
         error = (predicted_score_entropy[g] - torch.log1p(entropy.detach())).square()
-        losses["loss_se_prediction"] = losses["loss_se_prediction"] + masked_mean(error, noisy)
+        losses["loss_se_prediction"] = losses["loss_se_prediction"] + masked_mean(
+            error, noisy, counts[g]
+        )
     losses["loss_se"] = (
         config.se_weight_image * losses["loss_se_image"]
         + config.se_weight_text * losses["loss_se_text"]
@@ -141,6 +152,7 @@ def reconstruction_losses(
     """
     zero = vae.posterior.weight.sum() * 0
     losses = {"loss_rec_image": zero, "loss_rec_text": zero, "loss_kl": zero}
+    counts = _counts({g: part.content.valid for g, part in encoded.modalities.items()})
     for g, part in encoded.modalities.items():
         decoded = vae.decode(z_0[g] + latent_noise * noise[g].to(z_0[g].dtype), g)
         if g == "text":
@@ -148,7 +160,7 @@ def reconstruction_losses(
         else:
             error = (decoded - part.target).float().square().sum(-1)
         valid = part.content.valid
-        losses[f"loss_rec_{g}"] = masked_mean(error, valid)
+        losses[f"loss_rec_{g}"] = masked_mean(error, valid, counts[g])
         divergence = kl_divergence(part.posterior_mean.float(), part.posterior_logvar.float())
-        losses["loss_kl"] = losses["loss_kl"] + masked_mean(divergence, valid)
+        losses["loss_kl"] = losses["loss_kl"] + masked_mean(divergence, valid, counts[g])
     return losses

@@ -23,6 +23,7 @@ from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
 from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
+from .processes import num_processes
 from .prompt_cache import PromptCache
 from .score_entropy import vocabulary_log_ratio
 from .selection import ScoreEntropyHead
@@ -340,8 +341,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
         denoised = self.denoise(*step, estimates, keep)
         predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
-            for g, part in encoded.modalities.items():
-                self.vae.statistics[g].update(part.posterior_mean.detach(), part.content.valid)
+            for g, statistics in self.vae.statistics.items():
+                if part := encoded.modalities.get(g):
+                    statistics.update(part.posterior_mean.detach(), part.content.valid)
+                elif num_processes() > 1:  # another process may have what this batch lacks
+                    statistics.update(None, None)
         output = MDMOutput(
             logits=denoised.logits.get("text"),
             clean_estimates=denoised.clean,

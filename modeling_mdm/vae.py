@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mdm import MDMConfig
+from .processes import num_processes, sum_over_processes
 
 
 def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
@@ -66,13 +67,22 @@ class LatentStatistics(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def update(self, latents: Tensor, valid: Tensor) -> None:
-        """Take in a batch of latents (b, n, d), padding excluded by valid (b, n)."""
-        weight = valid[..., None].to(self.mean.dtype)
-        count = weight.sum()
-        latents = latents.to(self.mean.dtype)
-        mean = (latents * weight).sum((0, 1)) / count.clamp(min=1)
-        variance = ((latents - mean).square() * weight).sum((0, 1)) / count.clamp(min=1)
+    def update(self, latents: Tensor | None, valid: Tensor | None) -> None:
+        """Take in the latents (b, n, d) of all processes, padding excluded by valid (b, n).
+
+        None where this process has none; where there are several, each must call this.
+        """
+        if latents is None:
+            count, mean = self.mean.new_zeros(()), torch.zeros_like(self.mean)
+            variance = torch.zeros_like(self.mean)
+        else:
+            weight = valid[..., None].to(self.mean.dtype)
+            count = weight.sum()
+            latents = latents.to(self.mean.dtype)
+            mean = (latents * weight).sum((0, 1)) / count.clamp(min=1)
+            variance = ((latents - mean).square() * weight).sum((0, 1)) / count.clamp(min=1)
+        if num_processes() > 1:
+            count, mean, variance = _pooled_moments(count, mean, variance)
         rate = torch.clamp(1 / (self.updates + 1), min=self.momentum) * (count > 1)
         self.mean.lerp_(mean, rate.to(mean.dtype))
         self.variance.lerp_(variance, rate.to(mean.dtype))
@@ -81,6 +91,16 @@ class LatentStatistics(nn.Module):
     def standardize(self, latents: Tensor) -> Tensor:
         """Shift and scale latents (..., d) to mean 0, variance 1."""
         return (latents - self.mean) * torch.rsqrt(self.variance + 1e-6)
+
+
+def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and variance of all processes' latents from those of each."""
+    squares = variance.double() + mean.double().square()
+    moments = torch.stack([torch.ones_like(squares), mean.double(), squares]) * count
+    total, first, second = sum_over_processes(moments)  # (d,)
+    pooled = first / total.clamp(min=1)
+    spread = (second / total.clamp(min=1) - pooled.square()).clamp(min=0)
+    return total[0].to(count.dtype), pooled.to(mean.dtype), spread.to(mean.dtype)
 
 
 class MDMVAE(nn.Module):

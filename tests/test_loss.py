@@ -89,7 +89,7 @@ def test_masked_mean_counts_only_what_the_mask_holds(length, mask):
     values = torch.randn(1, length, dtype=float64, requires_grad=True)
     mask = torch.tensor([mask[:length]], dtype=torch.bool)
     kept = [v for v, m in zip(values[0].tolist(), mask[0].tolist(), strict=True) if m]
-    mean = masked_mean(values, mask)
+    mean = masked_mean(values, mask, mask.sum().clamp(min=1))
     assert mean.item() == pytest.approx(sum(kept) / len(kept) if kept else 0.0)
     mean.backward()
     assert values.grad.isfinite().all()
@@ -97,7 +97,8 @@ def test_masked_mean_counts_only_what_the_mask_holds(length, mask):
 
 def test_masked_mean_ignores_nan_outside_its_mask():
     values = torch.tensor([[1.0, math.nan, 3.0]])
-    assert masked_mean(values, torch.tensor([[True, False, True]])).item() == 2
+    mask = torch.tensor([[True, False, True]])
+    assert masked_mean(values, mask, mask.sum()).item() == 2
 
 
 # --- Eq. 15-17

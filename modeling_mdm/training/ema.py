@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 EMA_FILE = "ema.safetensors"
 _NUM_UPDATES = "num_updates"
@@ -25,8 +28,13 @@ class ExponentialMovingAverage:
     random start. Buffers (such as the running statistics of the latents) are averages already and
     stay the model's own.
 
+    Where parameters are split over processes (FSDP2, DeepSpeed ZeRO-3), so are the averages: each
+    process averages its own part. `state`, and with it `save`, then gathers whole tensors, so every
+    process must call it.
+
     Args:
         model: the model that is trained; its parameters may be replaced in place, never exchanged.
+            Under FSDP2 and ZeRO-3, after it was split.
         decay: how much of the average stays in each update, in [0, 1).
 
     Raises:
@@ -38,10 +46,12 @@ class ExponentialMovingAverage:
             raise ValueError(f"decay={decay} must be in [0, 1); 0 follows the weights exactly.")
         self.decay = decay
         self.num_updates = 0
+        self._model = model
+        self._reshard()
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averages = {
-            name: parameter.detach().to(_at_least_float32(parameter), copy=True)
-            for name, parameter in self._parameters.items()
+            name: local_part(p).to(_at_least_float32(p), copy=True)
+            for name, p in self._parameters.items()
         }
 
     @torch.no_grad()
@@ -50,7 +60,7 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averages = list(self.averages.values())
         present = [
-            parameter.detach().to(average.dtype)
+            local_part(parameter).to(average.dtype)
             for parameter, average in zip(self._parameters.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, present, 1.0 - decay)
@@ -59,35 +69,56 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Put the averages into the model for good."""
-        for name, parameter in self._parameters.items():
-            parameter.copy_(self.averages[name])
+        self._write(self.averages)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Give the model the averaged weights inside a `with` block, and its own back after it."""
-        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        own = {name: local_part(p).clone() for name, p in self._parameters.items()}
         self.copy_to_model()
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(own[name])
+            self._write(own)
 
-    def save(self, path: str | Path) -> None:
-        """Write the averages and the number of updates to a safetensors file."""
-        tensors = {name: average.contiguous() for name, average in self.averages.items()}
-        save_file(tensors, str(path), metadata={_NUM_UPDATES: str(self.num_updates)})
+    @torch.no_grad()
+    def _write(self, parts: dict[str, torch.Tensor]) -> None:
+        self._reshard()
+        for name, parameter in self._parameters.items():
+            local_part(parameter).copy_(parts[name])
+
+    def _reshard(self) -> None:
+        # FSDP2 may keep the gathered weights of the last forward pass, and would use them again.
+        for module in self._model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the whole averages; every process must call this, and each gets them."""
+        return {
+            name: _whole(average, self._parameters[name]) for name, average in self.averages.items()
+        }
+
+    def save(self, path: str | Path, writes: bool = True) -> None:
+        """Write the averages and the number of updates to a safetensors file.
+
+        Args:
+            path: the file.
+            writes: whether this process is the one that writes it.
+        """
+        tensors = {name: average.contiguous() for name, average in self.state().items()}
+        if writes:
+            save_file(tensors, str(path), metadata={_NUM_UPDATES: str(self.num_updates)})
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that `save` wrote.
+        """Go on from a file that `save` wrote, in any number of processes.
 
         Raises:
             ValueError: if the file's parameters are not those of the model.
         """
         with safe_open(str(path), framework="pt") as file:
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-            expected = {name: list(average.shape) for name, average in self.averages.items()}
+            expected = {name: _whole_shape(p) for name, p in self._parameters.items()}
             if found != expected:
                 differing = sorted(
                     name
@@ -99,8 +130,63 @@ class ExponentialMovingAverage:
                     f"{', '.join(differing[:5])}. Use the checkpoint of a model of this shape."
                 )
             for name, average in self.averages.items():
-                average.copy_(file.get_tensor(name))
+                average.copy_(_part_of(file.get_tensor(name), self._parameters[name]))
             self.num_updates = int((file.metadata() or {})[_NUM_UPDATES])
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether parameters are split over processes, so that all of them must take part in a pass."""
+    return any(isinstance(p, DTensor) or _zero_part(p) is not None for p in model.parameters())
+
+
+def local_part(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter, without its gradient; changes to it stay."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().to_local()
+    part = _zero_part(parameter)
+    return (parameter if part is None else part).detach()
+
+
+def _zero_part(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Give ZeRO-3's flat part of a parameter, the same length everywhere; None elsewhere."""
+    return getattr(parameter, "ds_tensor", None)
+
+
+def _whole_shape(parameter: torch.Tensor) -> list[int]:
+    return list(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _whole(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Gather a tensor that is split as a parameter is."""
+    if isinstance(parameter, DTensor):
+        return DTensor.from_local(
+            part,
+            parameter.device_mesh,
+            parameter.placements,
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        ).full_tensor()
+    if _zero_part(parameter) is None:
+        return part
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part)
+    shape = parameter.ds_shape
+    return torch.cat(parts)[: shape.numel()].view(shape)
+
+
+def _part_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Cut out of a whole tensor what this process holds of a parameter."""
+    if isinstance(parameter, DTensor):
+        # No process sends: each has read the file itself.
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
+    part = _zero_part(parameter)
+    if part is None:
+        return whole
+    start = dist.get_rank() * part.numel()
+    own = whole.flatten()[start : start + part.numel()]
+    return torch.cat([own, own.new_zeros(part.numel() - own.numel())])
 
 
 def load_averaged_weights(model: nn.Module, checkpoint: str | Path) -> None:

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerState
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
@@ -33,7 +34,7 @@ from modeling_mdm.training.checkpoints import (
     publish_checkpoint,
     publish_files,
 )
-from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage
+from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
 from modeling_mdm.training.tasks import SeededItems
 
 logger = logging.get_logger(__name__)
@@ -55,7 +56,7 @@ class MDMTrainer(Trainer):
             the model and needed for samples. Items of the data sets that carry no `seed` get one.
 
     Raises:
-        ValueError: if ema_decay > 0 where the weights are split over processes.
+        ValueError: if ema_decay > 0 under the first version of FSDP.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class MDMTrainer(Trainer):
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = _with_seeds(kwargs.get(name), args.data_seed)
         super().__init__(model=model, args=args, **kwargs)
-        if args.ema_decay > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if args.ema_decay > 0 and getattr(plugin, "fsdp_version", 2) == 1:
             raise ValueError(
-                f"ema_decay={args.ema_decay} needs whole weights in every process: set ema_decay=0 "
-                "under FSDP and DeepSpeed."
+                f"ema_decay={args.ema_decay} cannot average the flat parameters of FSDP1: set "
+                "fsdp_version: 2, as in configuration/accelerate/fsdp2.yaml, or ema_decay=0."
             )
         self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
         self.average: ExponentialMovingAverage | None = None
@@ -147,7 +149,7 @@ class MDMTrainer(Trainer):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             # Of several data sets, each comes through here once more under a longer prefix.
             wanted = metric_key_prefix == "eval" and self.args.num_samples > 0
-            if wanted and self.is_world_process_zero():
+            if wanted and (self.is_world_process_zero() or is_split(self.model)):
                 self._write_samples()
         return metrics
 
@@ -161,10 +163,14 @@ class MDMTrainer(Trainer):
     def _write_samples(self) -> None:
         model = self.accelerator.unwrap_model(self.model)
         model.eval()
-        folder = Path(self.args.output_dir) / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(model, FSDPModule):
+            # It evaluates parts of the model by themselves, so the root's weights must be there.
+            register_fsdp_forward_method(model, "generate")
         sheet = self.sample_sheet(model, self.processing_class, self.args)
-        sheet.save(folder / f"step-{self.state.global_step:07d}.png")
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            sheet.save(folder / f"step-{self.state.global_step:07d}.png")
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -225,6 +231,8 @@ class MDMTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             self._staging = staging
             super()._save_checkpoint(model, trial)
+            if self.average is not None:  # gathers from all processes what is split
+                self.average.save(staging / final.name / EMA_FILE, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._complete_checkpoint(staging / final.name, final)
@@ -249,8 +257,6 @@ class MDMTrainer(Trainer):
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(staged / "trainer_state.json"))
-        if self.average is not None:
-            self.average.save(staged / EMA_FILE)
         publish_checkpoint(staged, final)
 
     def _start_average(self) -> None:
@@ -272,6 +278,20 @@ class MDMTrainer(Trainer):
             )
         self.average.load(path)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Go on with the random states of a checkpoint, where it has one for this process.
+
+        A process that the run did not have before, and every one but the first at the start, gets a
+        seed of its own: with a common one, all processes would draw the same noise.
+        """
+        step, rank = self.state.global_step, self.args.process_index
+        name = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"
+        if checkpoint is not None and (Path(checkpoint) / name).is_file():
+            super()._load_rng_state(checkpoint)
+        elif checkpoint is not None or rank > 0:
+            entropy = np.random.SeedSequence((self.args.seed, step, rank))
+            set_seed(int(entropy.generate_state(1)[0]))
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         self._load_average(str(self.state.best_model_checkpoint))
@@ -288,6 +308,8 @@ class _TrainingEvents(TrainerCallback):
         if args.max_train_seconds is not None:
             self.stop_at = time.monotonic() + args.max_train_seconds
         self.trainer._start_average()
+        if self.trainer._resumed_from is None:
+            self.trainer._load_rng_state(None)
 
     def on_epoch_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         # accelerate's loaders tell the data set its epoch in some arrangements only: not when they

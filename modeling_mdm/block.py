@@ -18,7 +18,7 @@ from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution
 from .prompt_cache import LayerCache, last_inputs
 from .scans import merge, reorder, spread
-from .selection import SelectionHead, compact_order
+from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
 
@@ -64,8 +64,7 @@ class SelectiveScan(nn.Module):
         raw_delta: Tensor,
         orders: tuple[Tensor, Tensor],
         sequence: JointSequence,
-        selected: Tensor | None = None,
-        gate: Tensor | None = None,
+        selection: Selection | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Scan a sequence in all orders.
@@ -74,9 +73,7 @@ class SelectiveScan(nn.Module):
             x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
             raw_delta: (b, k, l, h).
             orders: of these scans, and their inverses, (b, k, l). sequence: masks.
-            selected: (b, k, l) bool, the items that each scan reads; None for all.
-            gate: (b, k, l), multiplies Delta and the output in training; None drops what is not
-                selected instead.
+            selection: the items that each scan reads; None for all.
             cache: states of the positions before these, which the scans go on from.
 
         Returns:
@@ -85,7 +82,7 @@ class SelectiveScan(nn.Module):
         order, inverse = orders
         raw_delta = reorder(raw_delta, order, inverse).to(self.delta_bias.dtype)
         delta = F.softplus(raw_delta + self.delta_bias[:, None]).clamp(*self.delta_limit)
-        weight = self._weight(sequence, gate)
+        weight = self._weight(sequence, None if selection is None else selection.gate)
         if weight is not None:
             weight = reorder(weight.expand(order.shape)[..., None], order, inverse)
             delta = delta * weight
@@ -99,10 +96,10 @@ class SelectiveScan(nn.Module):
         split = x.shape[-1]
         x = self._convolve("x_tail", x, slice(None, split), count, cache)
         BC = self._convolve("BC_tail", BC, slice(split, None), count, cache)
-        if selected is None or gate is not None:
+        if selection is None or selection.gate is not None:
             y = self._recurrence(x, BC, delta, cache)
         else:
-            y = self._recurrence_of_selected(x, BC, delta, order, selected, cache)
+            y = self._recurrence_of_selected(x, BC, delta, order, selection, cache)
         # The gate learns through Delta alone: the norm behind this scales any share of an output
         # that no other scan adds to up to full size, so its gradient here would explode.
         return y if weight is None else y * weight.detach().to(y.dtype)
@@ -130,12 +127,11 @@ class SelectiveScan(nn.Module):
         BC: Tensor,
         delta: Tensor,
         order: Tensor,
-        selected: Tensor,
+        selection: Selection,
         cache: LayerCache | None,
     ) -> Tensor:
         """Hard selection: gather, scan the shorter sequences, scatter; dropped items give 0."""
-        longest = int(selected.sum(-1).max())
-        steps, real = compact_order(order, selected, longest)  # (b, k, longest)
+        steps, real = compact_order(order, selection.kept, selection.longest)  # (b, k, longest)
 
         def take(tensor: Tensor) -> Tensor:
             return tensor.gather(2, steps[..., None].expand(*steps.shape, tensor.shape[-1]))
@@ -205,8 +201,7 @@ class MDMMamba2Mixer(nn.Module):
         self,
         hidden_states: Tensor,
         sequence: JointSequence,
-        selected: Tensor | None,
-        gate: Tensor | None,
+        selection: Selection | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
@@ -216,7 +211,7 @@ class MDMMamba2Mixer(nn.Module):
         )  # (b, k, l, 2 n + h)
         BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
         orders = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, orders, sequence, selected, gate, cache)  # (b, k, l, inner)
+        y = self.scan(x, BC, raw_delta, orders, sequence, selection, cache)  # (b, k, l, inner)
         return self.out_proj(self.norm(merge(y, *orders), z))
 
 
@@ -266,8 +261,7 @@ class MDMSeparateMixer(nn.Module):
         self,
         hidden_states: Tensor,
         sequence: JointSequence,
-        selected: Tensor | None,
-        gate: Tensor | None,
+        selection: Selection | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
@@ -278,7 +272,7 @@ class MDMSeparateMixer(nn.Module):
         )
         z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
         order, inverse = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selected, gate, cache)
+        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selection, cache)
         y = reorder(y, inverse, order)  # (b, k, l, inner) in storage order
         outputs = [
             self._project(self.out_proj, pair, self.norm[i](y[:, i], z[:, i]), boundary)
@@ -347,13 +341,13 @@ class MDMBlock(GradientCheckpointingLayer):
             hidden_states = hidden_states + parts[2] * mixed
             normed = modulate(self.feed_forward_norm(hidden_states), parts[3], parts[4])
             return hidden_states + parts[5] * self.feed_forward(normed)
-        selected, gate = None, None
+        selection = None
         if self.selection is not None and keep < 1:
-            selected, gate = self.selection(
-                normed, keep, sequence.given, sequence.valid, sequence.special
-            )
-            gate = gate if self.training else None
-        return hidden_states + parts[2] * self.mixer(normed, sequence, selected, gate, cache)
+            masks = sequence.given, sequence.valid, sequence.special
+            kept, gate = self.selection(normed, keep, *masks)
+            longest = sequence.longest_selection(keep)
+            selection = Selection(kept, longest, gate if self.training else None)
+        return hidden_states + parts[2] * self.mixer(normed, sequence, selection, cache)
 
 
 def modulation_parts(config: MDMConfig) -> int:

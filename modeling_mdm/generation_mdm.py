@@ -61,6 +61,8 @@ class MDMGenerateOutput(ModelOutput):
         samples_per_item: `num_return_sequences`; the samples of an item follow each other.
         num_evaluations: how often the network was evaluated (branches of guidance count once, and
             reading what is given into the cache not at all).
+        item_evaluations: in how many of them each item took part, (b,) long; fewer where
+            `stopping_entropy` finished it ahead of time.
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
@@ -72,6 +74,7 @@ class MDMGenerateOutput(ModelOutput):
     confidence: dict[str, Tensor] | None = None
     samples_per_item: int | None = None
     num_evaluations: int | None = None
+    item_evaluations: Tensor | None = None
     kernel_backend: str | None = None
     trajectory: dict[str, Tensor] | None = None
 
@@ -150,6 +153,7 @@ class MDMGenerationMixin:
             confidence=self._confidence(denoiser, encoded, sequences),
             samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
+            item_evaluations=denoiser.item_evaluations,
             kernel_backend=self._kernel_backend(),
             trajectory=trajectory if output_trajectory else None,
         )
@@ -170,11 +174,7 @@ class MDMGenerationMixin:
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {g: streams.draw(g) for g in noisy}
-        scales = settings["guidance_scale"], settings["joint_guidance_scale"]
-        copies = settings["num_return_sequences"]
-        denoiser = GuidedDenoiser(
-            self, encoded, *scales, noise, settings["keep"], settings["use_cache"], copies
-        )
+        denoiser = GuidedDenoiser(self, encoded, noise, settings)
         solvers = make_solvers(self, noise, settings["solver"], steps, streams)
 
         def on_finish(g: str, latents: Tensor) -> None:
@@ -185,7 +185,7 @@ class MDMGenerationMixin:
 
             def count(info: StepInfo) -> bool:
                 progress.update()
-                return on_step(info)
+                return on_step(info) or denoiser.is_done
 
             final = run_solvers(solvers, steps, denoiser, count, windows, on_finish)
         return denoiser, final

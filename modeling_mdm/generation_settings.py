@@ -17,10 +17,14 @@ DEFAULTS: dict[str, Any] = {
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "use_cache": True,
+    "stopping_entropy": None,
+    "compile": False,
+    "cuda_graph": True,
     "num_return_sequences": 1,
     "show_progress": True,
 }
 BY_MODALITY = ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver")
+BY_MODALITY += ("stopping_entropy",)
 MODALITIES = ("image", "text")
 # Pipelines pass these along; a diffusion region has no use for them.
 IGNORED = (
@@ -55,6 +59,12 @@ class MDMGenerationConfig(GenerationConfig):
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
         use_cache (`bool`): read what is given once, and evaluate only what is written at every
             step. Default True; the results are the same to rounding.
+        stopping_entropy (`float` or `dict`): finish an item's words or picture as soon as the score
+            entropy that the model predicts is below this at every position; items that are
+            finished leave the batch. Default None, off.
+        compile (`bool`): evaluate the network by `torch.compile`. Default False.
+        cuda_graph (`bool`): on a CUDA device, replay evaluations as a CUDA graph. Default True;
+            it needs `use_cache`, and neither `compile` nor `stopping_entropy`.
         num_return_sequences (`int`): samples of each item. Default 1.
         show_progress (`bool`): show a progress bar. Default True.
     """
@@ -134,6 +144,11 @@ def _has_null_prompt(config: MDMConfig) -> bool:
 
 
 def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
+    for g, entropy in settings["stopping_entropy"].items():
+        if not entropy > 0:
+            raise ValueError(
+                f"`stopping_entropy` is {entropy} for {g}: use a number above 0, in nats, or None."
+            )
     for g in MODALITIES:
         steps, solver = settings["num_inference_steps"][g], settings["solver"][g]
         if not isinstance(steps, int) or steps < 1:

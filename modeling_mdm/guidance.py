@@ -1,24 +1,26 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation of the network for both modalities, with guidance and the prompt cache.
+"""One evaluation of the network for both modalities: guidance, prompt cache, adaptive stopping.
 
 Axes: b batch, r branches of guidance, n positions of one modality, m those of them that are
 evaluated, d latent_dim, v vocabulary.
 """
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .cuda_graph import GraphedStep
 from .inputs import EncodedInputs
 from .prompt_cache import PromptCache
 from .sampling import written
 from .sequence import SequencePart, drop_prompt, take_part, whole
 
 if TYPE_CHECKING:
-    from .modeling_mdm import MDMForJointGeneration
+    from .modeling_mdm import Denoised, MDMForJointGeneration
 
 
 @dataclass
@@ -34,6 +36,22 @@ class Branches:
     conditional: SequencePart
     cache: PromptCache | None
     class_labels: Tensor
+
+    def rows(self, items: Tensor) -> "Branches":
+        """Some items (m,), in all branches."""
+        index = self.index(items)
+        return Branches(
+            self.names,
+            self.part.rows(index),
+            self.conditional.rows(items),
+            None if self.cache is None else self.cache.rows(index),
+            self.class_labels[index],
+        )
+
+    def index(self, items: Tensor) -> Tensor:
+        """Rows (r * m,) of some items (m,) in all branches."""
+        batch = len(self.class_labels) // len(self.names)
+        return torch.cat([items + i * batch for i in range(len(self.names))])
 
 
 @dataclass
@@ -58,32 +76,39 @@ class GuidedDenoiser:
 
     Args:
         model: an `MDMForJointGeneration`. encoded: its encoded inputs.
-        guidance, joint_guidance: scales by modality, 1 = off.
         noise: initial noise by modality; what joint guidance shows at t = 1.
-        keep: share of items that each scan reads.
-        use_cache: read the given part once, instead of at every step.
-        copies: items that follow each other with the same given part, which is read once for all.
+        settings: from `read_settings`. With several samples of an item, its given part is read
+            once for all.
+
+    Attributes:
+        evaluations: of the network. item_evaluations: (b,), those that an item took part in.
+        stopped: (b,) bool by modality, items that are finished ahead of time.
+        last: by modality, what its last evaluation gave.
     """
 
     def __init__(
         self,
         model: "MDMForJointGeneration",
         encoded: EncodedInputs,
-        guidance: dict[str, float],
-        joint_guidance: dict[str, float],
         noise: dict[str, Tensor],
-        keep: float = 1.0,
-        use_cache: bool = True,
-        copies: int = 1,
+        settings: dict[str, Any],
     ) -> None:
-        self.model, self.keep, self.use_cache = model, keep, use_cache
-        self.guidance, self.joint_guidance = guidance, joint_guidance
+        self.model, self.settings = model, settings
         self.evaluations = 0
+        self.item_evaluations = torch.zeros_like(encoded.class_labels)
+        self.stopped = {g: torch.zeros_like(encoded.has_class) for g in noise}
+        self.results: dict[str, Tensor] = {}
         self.shown: dict[str, Tensor] = {}
         self.estimates: dict[str, Tensor] = {}  # of the part, in all branches
         self.fed_back: dict[str, Tensor] = {}
         self.last: dict[str, LastOutput] = {}
-        self._lay_out(encoded, noise, copies)
+        self._lay_out(encoded, noise, settings["num_return_sequences"])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every modality of every item is finished ahead of time."""
+        stops = any(g in self.settings["stopping_entropy"] for g in self.noise)
+        return stops and all(bool(self.stopped[g].all()) for g in self.noise)
 
     def give(self, encoded: EncodedInputs) -> None:
         """Go on with what one modality has finished as given content.
@@ -91,26 +116,27 @@ class GuidedDenoiser:
         Args:
             encoded: the batch with the finished modality in the place of its noisy positions.
         """
-        batch, before = self.batch, self.branches.conditional
-        still = {g: noise for g, noise in self.noise.items() if g in written(encoded.content)}
+        before, batch = self.branches.conditional, self.batch
+        noisy = written(encoded.content)
+        still = {g: noise for g, noise in self.noise.items() if g in noisy}
         conditional = {
             name: {g: before.put(g, values[g][:batch], self.fixed[g]) for g in still if g in values}
             for name, values in (("estimates", self.estimates), ("fed_back", self.fed_back))
         }
         self._lay_out(encoded, still, copies=1)
+        part, r = self.branches.part, len(self.branches.names)
         for name, values in conditional.items():
-            stacked = {g: self._stack(value) for g, value in values.items()}
-            setattr(self, name, {g: self.branches.part.take(g, v) for g, v in stacked.items()})
+            setattr(self, name, {g: part.take(g, v.repeat(r, 1, 1)) for g, v in values.items()})
 
     def _lay_out(self, encoded: EncodedInputs, noise: dict[str, Tensor], copies: int) -> None:
         """Choose the branches, lay them out in one batch, and read what is given."""
         self.noise, self.batch = noise, len(encoded.class_labels)
         content, prompted = encoded.content, self._prompted(encoded)
         names = ["conditional"]
-        if any(self.guidance[g] != 1 for g in noise) and bool(prompted.any()):
+        if any(self.settings["guidance_scale"][g] != 1 for g in noise) and bool(prompted.any()):
             names.append("unconditional")
         if len(noise) == 2:
-            names += [g for g in ("image", "text") if self.joint_guidance[g] != 1]
+            names += [g for g in ("image", "text") if self.settings["joint_guidance_scale"][g] != 1]
         dropped = torch.cat(
             [prompted if name == "unconditional" else torch.zeros_like(prompted) for name in names]
         )
@@ -121,12 +147,14 @@ class GuidedDenoiser:
         sequence = self.model.decoder.lay_out(repeated, has_class, dropped, encoded.grid)
         self.fixed = {g: part.latents for g, part in content.items()}
         part, cache = whole(sequence, repeated), None
-        if self.use_cache:
+        if self.settings["use_cache"]:
             part = take_part(sequence, repeated, given=False)
             cache = self._read(take_part(sequence, repeated, given=True), labels, copies)
         self.candidates = self.model.candidate_latents(part.content)
         conditional = part.rows(torch.arange(self.batch, device=labels.device))
         self.branches = Branches(names, part, conditional, cache, labels)
+        self._view: tuple[Tensor | None, Branches] = (None, self.branches)
+        self._step = self._choose_step()
 
     @staticmethod
     def _prompted(encoded: EncodedInputs) -> Tensor:
@@ -143,73 +171,142 @@ class GuidedDenoiser:
             rows = torch.arange(len(first), device=first.device).repeat_interleave(copies)
         latents = {g: part.latents for g, part in given.content.items()}
         times = {g: values.new_zeros(1) for g, values in latents.items()}
-        self.model.decoder(
-            given.sequence, given.content, latents, times, class_labels, None, self.keep, cache
-        )
+        inputs = (given.sequence, given.content, latents, times, class_labels)
+        self.model.decoder(*inputs, None, self.settings["keep"], cache)
         cache.freeze()
         return cache if rows is None else cache.rows(rows)
 
-    def _stack(self, values: Tensor) -> Tensor:
-        """The same values (b, ...) in every branch: (r * b, ...)."""
-        return values.repeat(len(self.branches.names), *[1] * (values.dim() - 1))
+    def _choose_step(self) -> Callable[..., "Denoised"]:
+        """One evaluation of the network: as it is, compiled, or replayed as a CUDA graph."""
+        denoise = self.model.denoise
+        if self.settings["compile"]:
+            return self.model.compiled_denoise()
+        is_static = self.branches.cache is not None and not self.settings["stopping_entropy"]
+        if self.settings["cuda_graph"] and is_static and self.model.device.type == "cuda":
+            return GraphedStep(denoise)
+        return denoise
 
     def _branch_inputs(
-        self, z: dict[str, Tensor], t: dict[str, Tensor]
+        self, branches: Branches, items: Tensor | None, z: dict[str, Tensor], t: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """States (r * b, m, d) and times (r,) of all branches, by modality."""
         states, times = {}, {}
-        for g in self.branches.part.content:
+        for g in branches.part.content:
             state = z[g] if g in self.noise else self.fixed[g]
             time = t.get(g, torch.zeros((), device=state.device))
-            at_one = [g != name and name in ("image", "text") for name in self.branches.names]
-            stacked = torch.cat([self.noise[g] if hidden else state for hidden in at_one])
-            states[g] = self.branches.part.take(g, stacked)
+            at_one = [g != name and name in ("image", "text") for name in branches.names]
+            parts = [self.noise[g] if hidden else state for hidden in at_one]
+            stacked = torch.cat(parts if items is None else [part[items] for part in parts])
+            states[g] = branches.part.take(g, stacked)
             times[g] = torch.stack([torch.ones_like(time) if hidden else time for hidden in at_one])
         return states, times
 
     def _guide(self, g: str, outputs: dict[str, Tensor]) -> Tensor:
         """Extrapolate from the weaker branches towards the conditional one."""
+        guidance = self.settings["guidance_scale"][g]
         conditional = outputs["conditional"]
         guided = conditional
-        if "unconditional" in outputs and self.guidance[g] != 1:
-            guided = guided + (self.guidance[g] - 1) * (conditional - outputs["unconditional"])
+        if "unconditional" in outputs and guidance != 1:
+            guided = guided + (guidance - 1) * (conditional - outputs["unconditional"])
         if g in outputs:
-            guided = guided + (self.joint_guidance[g] - 1) * (conditional - outputs[g])
+            joint = self.settings["joint_guidance_scale"][g]
+            guided = guided + (joint - 1) * (conditional - outputs[g])
         return guided
 
-    def __call__(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _choose_items(self, moving: Collection[str] | None) -> tuple[Tensor | None, Branches]:
+        """Items that still need an evaluation (None for all), and their branches."""
+        if not self.settings["stopping_entropy"]:
+            return None, self.branches
+        needed = torch.stack(
+            [~self.stopped[g] for g in self.noise if moving is None or g in moving]
+            or [torch.zeros_like(self.item_evaluations, dtype=torch.bool)]
+        ).any(0)
+        items = needed.nonzero()[:, 0]
+        before = self._view[0]
+        if len(items) == self.batch:
+            self._view = (None, self.branches)
+        elif before is None or not torch.equal(items, before):
+            self._view = (items, self.branches.rows(items))
+        return self._view
+
+    def __call__(
+        self,
+        z: dict[str, Tensor],
+        t: dict[str, Tensor],
+        moving: Collection[str] | None = None,
+    ) -> dict[str, Tensor]:
         """Give clean estimates (b, n, d) of the modalities in z, at the 0-dimensional times t.
 
-        Given positions keep what they are.
+        Given positions keep what they are, and items that are finished what they were.
+
+        Args:
+            z, t: by modality. moving: modalities whose estimates are asked for; None for all.
         """
         # Each branch is fed its own last estimate, as in training. A modality that waits is fed
         # what it was: how long others take must not show in an item that writes it alone.
         moved = [g for g in self.estimates if z[g] is not self.shown[g]]
         self.fed_back |= {g: self.estimates[g] for g in moved}
         self.shown = z
-        branches = self.branches
-        denoised = self.model.denoise(
+        items, branches = self._choose_items(moving)
+        if items is not None and not len(items):
+            return dict(self.results)
+        rows = None if items is None else self.branches.index(items)
+        fed_back = {g: part if rows is None else part[rows] for g, part in self.fed_back.items()}
+        denoised = self._step(
             branches.part.sequence,
             branches.part.content,
-            *self._branch_inputs(z, t),
+            *self._branch_inputs(branches, items, z, t),
             branches.class_labels,
             self.candidates,
-            self.fed_back,
-            self.keep,
+            fed_back,
+            self.settings["keep"],
             branches.cache,
         )
         self.evaluations += 1
-        self.estimates = {g: denoised.clean[g] for g in self.noise}
-        conditional, result = branches.conditional, {}
+        self.item_evaluations[slice(None) if items is None else items] += 1
         for g in self.noise:
-            # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
-            output = denoised.logits.get(g, denoised.clean[g])
-            parts = output.split(self.batch)
-            guided = self._guide(g, dict(zip(branches.names, parts, strict=True)))
-            logits = guided if g in denoised.logits else None
-            if logits is not None:
-                guided = self.model.expected_latent(logits, self.candidates[g])
-            features = denoised.features[g][: self.batch]
-            self.last[g] = LastOutput(conditional, logits, features)
-            result[g] = conditional.put(g, guided.to(self.fixed[g].dtype), self.fixed[g])
-        return result
+            clean = denoised.clean[g]
+            self.estimates[g] = fill(self.estimates.get(g), rows, clean)
+            self._take_result(g, denoised, branches, items)
+        return dict(self.results)
+
+    def _take_result(
+        self, g: str, denoised: "Denoised", branches: Branches, items: Tensor | None
+    ) -> None:
+        """Guide one modality, keep what came out, and see which items are finished with it."""
+        # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
+        output = denoised.logits.get(g, denoised.clean[g])
+        outputs = output.split(len(output) // len(branches.names))
+        guided = self._guide(g, dict(zip(branches.names, outputs, strict=True)))
+        features, logits = denoised.features[g][: len(guided)], None
+        if g in denoised.logits:
+            logits, guided = guided, self.model.expected_latent(guided, self.candidates[g])
+        fixed = self.fixed[g] if items is None else self.fixed[g][items]
+        result = branches.conditional.put(g, guided.to(fixed.dtype), fixed)
+        last = self.last.get(g)
+        self.last[g] = LastOutput(
+            self.branches.conditional,
+            None if logits is None else fill(last and last.logits, items, logits),
+            fill(last and last.features, items, features),
+        )
+        result = fill(self.results.get(g), items, result)
+        if self.stopped[g].any():
+            result = torch.where(self.stopped[g][:, None, None], self.results[g], result)
+        self.results[g] = result
+        if g in self.settings["stopping_entropy"]:
+            self._stop(g, features, branches, items)
+
+    def _stop(self, g: str, features: Tensor, branches: Branches, items: Tensor | None) -> None:
+        """Finish items whose predicted score entropy is low at every position."""
+        entropy = torch.expm1(self.model.score_entropy_head(features))
+        real = branches.conditional.real[g]
+        highest = entropy.masked_fill(~real, float("-inf")).amax(-1)
+        finished = highest < self.settings["stopping_entropy"][g]
+        self.stopped[g] |= fill(torch.zeros_like(self.stopped[g]), items, finished)
+
+
+def fill(values: Tensor | None, index: Tensor | None, new: Tensor) -> Tensor:
+    """Replace some rows of what there is; without an index, all of it."""
+    if index is None:
+        return new
+    return values.index_copy(0, index, new.to(values.dtype))

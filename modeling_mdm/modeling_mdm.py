@@ -6,7 +6,7 @@ Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,6 +241,12 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
                 signal, noise = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
                 clean[g] = signal * z_t[g] + noise * output
         return Denoised(clean, logits, features)
+
+    def compiled_denoise(self) -> Callable[..., "Denoised"]:
+        """`denoise` under torch.compile, made once for a model."""
+        if "_compiled_denoise" not in self.__dict__:
+            self.__dict__["_compiled_denoise"] = torch.compile(self.denoise)
+        return self.__dict__["_compiled_denoise"]
 
     @staticmethod
     def expected_latent(logits: Tensor, candidates: Tensor) -> Tensor:

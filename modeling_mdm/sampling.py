@@ -97,7 +97,7 @@ class StepInfo:
 def run_solvers(
     solvers: dict[str, Generator[Evaluation, Tensor, Tensor]],
     num_steps: dict[str, int],
-    denoise: Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]],
+    denoise: Callable[[dict[str, Tensor], dict[str, Tensor], list[str]], dict[str, Tensor]],
     on_step: Callable[[StepInfo], bool],
     windows: dict[str, tuple[int, int]] | None = None,
     on_finish: Callable[[str, Tensor], None] | None = None,
@@ -110,7 +110,7 @@ def run_solvers(
 
     Args:
         solvers: freshly made generators by modality. num_steps: their steps by modality.
-        denoise: from states and times to clean estimates, by modality.
+        denoise: from states, times and the modalities that move to clean estimates, by modality.
         on_step: called after every sampler step; True ends the run at the clean estimates.
         windows: first sampler step of each modality and the one after its last, from
             `joint_windows`; None spreads the steps of both over the whole run.
@@ -136,7 +136,7 @@ def run_solvers(
     for step in range(total):
         moving = [g for g, n in num_steps.items() if _moves(step, n, windows[g])]
         shown = dict(pending)
-        estimates = denoise({g: shown[g].z for g in shown}, {g: shown[g].t for g in shown})
+        estimates = denoise({g: shown[g].z for g in shown}, {g: shown[g].t for g in shown}, moving)
         estimates = {**estimates, **finished}
         finished_before = set(finished)
         for g in moving:
@@ -144,7 +144,8 @@ def run_solvers(
         correcting = [g for g in moving if g not in finished and pending[g].is_correction]
         if correcting:
             view = {g: pending[g] if g in correcting else shown[g] for g in shown}
-            corrections = denoise({g: view[g].z for g in view}, {g: view[g].t for g in view})
+            states, times = {g: view[g].z for g in view}, {g: view[g].t for g in view}
+            corrections = denoise(states, times, correcting)
             for g in correcting:
                 advance(g, corrections[g])
         if on_finish and len(finished) < len(solvers):

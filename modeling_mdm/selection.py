@@ -8,8 +8,30 @@ the item by.
 Axes: b batch, k scans, l positions.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+
+@dataclass
+class Selection:
+    """Which items every scan of a block reads.
+
+    kept: (b, k, l) bool, by position. longest: the most items that a scan reads.
+    gate: (b, k, l), multiplies Delta and hides the output, in training; None drops what is not kept
+        instead (hard selection).
+    """
+
+    kept: Tensor
+    longest: int
+    gate: Tensor | None = None
+
+
+def kept_count(count: Tensor, keep: float) -> Tensor:
+    """Count the items that are kept of `count` ones: ceil(keep * count)."""
+    # The small offset undoes rounding: 0.75 * 4 must give 3, never 4.
+    return torch.ceil(count.double() * keep - 1e-9).long()
 
 
 def select_items(
@@ -28,9 +50,7 @@ def select_items(
     """
     kept = (special & valid)[:, None].expand_as(importance)
     for part in (given & valid & ~special, ~given & valid & ~special):
-        count = part.sum(-1)  # (b,)
-        # The small offset undoes rounding: 0.75 * 4 must give 3, never 4.
-        wanted = torch.ceil(count.double() * keep - 1e-9).long()
+        wanted = kept_count(part.sum(-1), keep)  # (b,)
         masked = importance.masked_fill(~part[:, None], float("-inf"))
         place = masked.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         kept = kept | ((place < wanted[:, None, None]) & part[:, None])

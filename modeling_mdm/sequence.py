@@ -7,17 +7,18 @@ start of image, time of image, patches ...].
 Axes: b batch, l positions of the joint sequence, k scans.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .scans import given_first_order, joint_rank
+from .selection import kept_count
 
 # Fields of a joint sequence that all items share.
 LAYOUT = ("scan_active", "all_active", "num_null", "text_segment", "text_tokens", "image_tokens")
-LAYOUT += ("has_given", "has_noisy")
+LAYOUT += ("has_given", "has_noisy", "longest_by_keep")
 
 TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
 
@@ -115,6 +116,7 @@ class JointSequence:
     image_tokens: int
     has_given: bool = True
     has_noisy: bool = True
+    longest_by_keep: dict[float, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def words(self) -> slice:
@@ -131,6 +133,19 @@ class JointSequence:
         if scans == tuple(range(self.orders.shape[1])):
             return self.orders, self.inverses
         return self.orders[:, list(scans)], self.inverses[:, list(scans)]
+
+    def longest_selection(self, keep: float) -> int:
+        """Count what the longest scan reads if each keeps this share, as `select_items` does.
+
+        It is read from the device once for a sequence and share, not in every block.
+        """
+        if keep not in self.longest_by_keep:
+            counted = self.valid & ~self.special
+            total = (self.valid & self.special).sum(-1)
+            for part in (counted & self.given, counted & ~self.given):
+                total = total + kept_count(part.sum(-1), keep)
+            self.longest_by_keep[keep] = int(total.max()) if len(total) else 0
+        return self.longest_by_keep[keep]
 
     def at_positions(self, values: Tensor) -> tuple[Tensor, ...]:
         """Spread values of the three times, (r, 3, parts, hidden): parts x (b, l, hidden).

@@ -31,8 +31,9 @@ class Toy:
     def estimate(self, g, z, t):
         return torch.tanh(z + 0.3 * len(g)) * (1 - 0.5 * t)
 
-    def __call__(self, z, t):
-        self.calls.append((z, t))
+    def __call__(self, z, t, moving):
+        assert moving and set(moving) <= set(z)
+        self.calls.append((z, t, moving))
         assert all(time.dim() == 0 for time in t.values())
         result = {g: self.estimate(g, z[g], t[g]) for g in z}
         if self.coupled:
@@ -41,10 +42,10 @@ class Toy:
         return result
 
     def times(self, g):
-        return [round(float(t[g]), 6) for _, t in self.calls]
+        return [round(float(t[g]), 6) for _, t, _ in self.calls]
 
     def states(self, g):
-        return [z[g] for z, _ in self.calls]
+        return [z[g] for z, _, _ in self.calls]
 
 
 def starts():
@@ -159,7 +160,7 @@ def test_heun_on_coupled_modalities_is_the_trapezoid_rule_of_both():
 
     def slopes(z, t):
         """dz/dt of z_t = alpha z_0 + sigma noise, derivatives by a small central difference."""
-        clean = reference(z, {g: torch.tensor(t, dtype=float64) for g in z})
+        clean = reference(z, {g: torch.tensor(t, dtype=float64) for g in z}, list(z))
         result = {}
         for g, state in z.items():
             abar = [SCHEDULES[g].alpha_bar(torch.tensor(t + h, dtype=float64)) for h in (-E, 0, E)]

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
 from modeling_mdm.block import MDMBlock, SelectiveScan
-from modeling_mdm.selection import ScoreEntropyHead, SelectionHead, compact_order, select_items
+from modeling_mdm.selection import (
+    ScoreEntropyHead,
+    Selection,
+    SelectionHead,
+    compact_order,
+    select_items,
+)
 from modeling_mdm.sequence import JointSequence
 
 float64 = torch.float64
@@ -137,6 +143,11 @@ def make_sequence(batch, scans, length, seed, silent=False):
     )
 
 
+def chosen(kept, gate=None):
+    """A selection of these items."""
+    return Selection(kept, int(kept.sum(-1).max()), gate)
+
+
 def scan_by_loops(scan, x, BC, raw_delta, sequence, kept, written=None):
     """Every scan step by step, Delta = 0 and output 0 where `kept` is 0: (b, k, l, h * p)."""
     written = kept if written is None else written
@@ -184,8 +195,8 @@ def test_hard_and_gated_selection_equal_the_scan_with_delta_and_output_zero(scan
     orders = sequence.orders, sequence.inverses
     with torch.no_grad():
         expected = scan_by_loops(scan, *inputs, sequence, kept)
-        hard = scan(*inputs, orders, sequence, selected, None)
-        gated = scan(*inputs, orders, sequence, selected, selected.double())
+        hard = scan(*inputs, orders, sequence, chosen(selected))
+        gated = scan(*inputs, orders, sequence, chosen(selected, selected.double()))
         torch.testing.assert_close(hard, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(gated, expected, rtol=0, atol=1e-10)
         full = scan(*inputs, orders, sequence, None, None)
@@ -205,7 +216,7 @@ def test_hard_selection_has_the_gradients_of_the_masked_scan():
     expected = scan_by_loops(scan, *inputs, sequence, selected.double())
     expected = torch.autograd.grad((expected * weights).sum(), sources)
     for gate in (None, selected.double()):
-        output = scan(*inputs, orders, sequence, selected, gate)
+        output = scan(*inputs, orders, sequence, chosen(selected, gate))
         gradients = torch.autograd.grad((output * weights).sum(), sources)
         torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-9)
 
@@ -217,7 +228,7 @@ def test_the_gate_learns_through_delta_alone():
     inputs = draw_inputs(2, 2, 7)
     gate = (torch.rand(2, 2, 7) < 0.6).double().requires_grad_()
     weights = torch.randn(2, 2, 7, HEADS * WIDTH, dtype=float64)
-    output = scan(*inputs, (sequence.orders, sequence.inverses), sequence, gate > 0.5, gate)
+    output = scan(*inputs, (sequence.orders, sequence.inverses), sequence, chosen(gate > 0.5, gate))
     (gradient,) = torch.autograd.grad((output * weights).sum(), gate)
     expected = scan_by_loops(scan, *inputs, sequence, gate, gate.detach())
     (by_hand,) = torch.autograd.grad((expected * weights).sum(), gate)
@@ -238,7 +249,9 @@ def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch)
     sequence = make_sequence(1, 1, length, seed=0)
     mask = torch.ones(1, length, dtype=torch.bool)
     selected = select_items(torch.rand(1, 1, length), keep, mask, mask, ~mask)
-    scan(*draw_inputs(1, 1, length), (sequence.orders, sequence.inverses), sequence, selected)
+    scan(
+        *draw_inputs(1, 1, length), (sequence.orders, sequence.inverses), sequence, chosen(selected)
+    )
     assert lengths == [keep * length]
 
 
@@ -247,7 +260,7 @@ def test_nothing_selected_gives_zeros():
     sequence = make_sequence(2, 1, 5, seed=0)
     selected = torch.zeros(2, 1, 5, dtype=torch.bool)
     orders = sequence.orders, sequence.inverses
-    assert not scan(*draw_inputs(2, 1, 5), orders, sequence, selected).any()
+    assert not scan(*draw_inputs(2, 1, 5), orders, sequence, chosen(selected)).any()
 
 
 # --- The heads
@@ -301,3 +314,12 @@ def test_score_entropy_head_learns_without_changing_the_features():
     predicted.sum().backward()
     assert hidden.grad is None
     assert head.predict.weight.grad.abs().max() > 0
+
+
+@settings(max_examples=30, deadline=None)
+@examples(seed=st.integers(0, 999), keep=st.sampled_from([1.0, 0.75, 0.5, 0.3]))
+def test_the_longest_selection_is_known_from_the_masks(seed, keep):
+    sequence = make_sequence(3, 2, 9, seed)
+    scores = torch.rand(3, 2, 9, generator=torch.Generator().manual_seed(seed))
+    kept = select_items(scores, keep, sequence.given, sequence.valid, sequence.special)
+    assert sequence.longest_selection(keep) == int(kept.sum(-1).max())

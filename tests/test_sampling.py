@@ -106,7 +106,7 @@ def test_one_modality_alone():
     toy = Toy()
     final = drive(toy, {"text": "ddim"}, {"text": 3}, only=("text",))
     assert set(final) == {"text"} and len(toy.calls) == 3
-    assert all(set(z) == set(t) == {"text"} for z, t in toy.calls)
+    assert all(set(z) == set(t) == {"text"} for z, t, _ in toy.calls)
 
 
 @pytest.mark.parametrize(

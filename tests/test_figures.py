@@ -62,7 +62,7 @@ class LevelProcessor:
         return BatchFeature({"input_ids": torch.zeros(1, 1)})
 
     def post_process(self, out):
-        return [SimpleNamespace(text=t, image=i) for t, i in out]
+        return [SimpleNamespace(text=t, image=i) for t, i in out.samples]
 
 
 class LevelModel(torch.nn.Module):
@@ -95,7 +95,9 @@ class LevelModel(torch.nn.Module):
             said = self.errs("text", n)
             picture = Image.new("L", (6, 6), 20 * (label if seen is None else seen))
             samples.append((TABLE.captions_of(label)[0] if said is None else said, picture))
-        return samples
+        # Every second sample is evaluated twice, the others four times.
+        evaluations = torch.tensor([4 - 2 * (n % 2) for n in range(len(samples))])
+        return SimpleNamespace(samples=samples, item_evaluations=evaluations)
 
 
 class LevelJudge:
@@ -114,6 +116,7 @@ def test_text_to_image():
     )
     assert model.training
     assert (one.guidance_scale, two.guidance_scale) == (1.0, 2.5)
+    assert one.mean_evaluations == 3.0
     assert one.num_samples == 20 and one.share_right == pytest.approx(18 / 20)
     assert one.share_right_by_class == pytest.approx([1, 1, 1, 3 / 5])
     assert one.confusion == [[5, 0, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0], [0, 2, 0, 3]]
@@ -151,6 +154,7 @@ def test_captioning():
     assert figures.share_right == pytest.approx(5 / 8)
     assert figures.share_right_by_class == [1 / 2, 3 / 4, 1 / 2, None]
     assert figures.ill_formed == ["nonsense", ""]
+    assert figures.mean_evaluations == pytest.approx((4 + 2 + 4 + 4 + 2 + 4 + 4 + 2) / 8)
     assert len(model.calls) == 3 and {c["num_inference_steps"] for c in model.calls} == {7}
     assert all("guidance_scale" not in c for c in model.calls)
     model.count = 0

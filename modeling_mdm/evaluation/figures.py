@@ -5,6 +5,7 @@
 Samples are made as a user makes them, `processor(...)`, `model.generate(...)`,
 `processor.post_process(...)`. A caption is *well formed* if it is one of the caption table's; only
 then does it name a class. Every share is of all samples: what is not well formed counts as wrong.
+`mean_evaluations` is how often the network was evaluated for a sample.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class TextToImageFigures(_Figures):
     share_right: float
     share_right_by_class: list[float | None]  # None: no sample of that class
     confusion: list[list[int]]
+    mean_evaluations: float
     seconds: float
 
 
@@ -89,6 +91,7 @@ class CaptioningFigures(_Figures):
     share_right: float
     share_right_by_class: list[float | None]  # None: no sample of that class
     ill_formed: list[str]  # the first few
+    mean_evaluations: float
     seconds: float
 
 
@@ -106,6 +109,7 @@ class JointFigures(_Figures):
     histogram: list[float]
     histogram_of_pictures: list[float]
     ill_formed: list[str]  # the first few
+    mean_evaluations: float
     seconds: float
 
 
@@ -120,10 +124,14 @@ def _evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _generate(model: Any, processor: Any, inputs: Mapping[str, Any], **options: Any) -> list[Any]:
-    """Process, generate and post-process one batch."""
+def _generate(
+    model: Any, processor: Any, inputs: Mapping[str, Any], evaluations: list[int], **options: Any
+) -> list[Any]:
+    """Process, generate and post-process one batch; note each sample's network evaluations."""
     batch = processor(**inputs, return_tensors="pt").to(model.device)
-    return processor.post_process(model.generate(**batch, **options))
+    out = model.generate(**batch, **options)
+    evaluations += out.item_evaluations.tolist()
+    return processor.post_process(out)
 
 
 def _batches(count: int, sampling: Sampling, name: str) -> Iterator[range]:
@@ -183,12 +191,13 @@ def text_to_image_figures(
     figures = []
     for scale in guidance_scales:
         seen: list[int] = []
+        evaluations: list[int] = []
         start = time.perf_counter()
         options = _options(sampling) | {"guidance_scale": scale}
         with _evaluating(model):
             for chosen in _batches(num_samples, sampling, f"text to image, guidance {scale:g}"):
                 inputs = {"text": [texts[n] for n in chosen], "generate": "image"}
-                samples = _generate(model, processor, inputs, **options)
+                samples = _generate(model, processor, inputs, evaluations, **options)
                 seen += judge.classify([sample.image for sample in samples])
         confusion = np.zeros((num_classes, num_classes), dtype=int)  # (asked, seen)
         np.add.at(confusion, (asked, seen), 1)
@@ -199,6 +208,7 @@ def text_to_image_figures(
                 share_right=float(confusion.trace() / num_samples),
                 share_right_by_class=_diagonal_shares(confusion),
                 confusion=confusion.tolist(),
+                mean_evaluations=float(np.mean(evaluations)),
                 seconds=round(time.perf_counter() - start, 1),
             )
         )
@@ -227,12 +237,13 @@ def captioning_figures(
     if labels is None or any(label is None for label in labels[:count]):
         raise ValueError("dataset has items without a label: captioning needs the true class.")
     texts: list[str] = []
+    evaluations: list[int] = []
     start = time.perf_counter()
     options = _options(sampling)
     with _evaluating(model):
         for chosen in _batches(count, sampling, "captioning"):
             inputs = {"images": [dataset[n]["image"] for n in chosen], "generate": "text"}
-            texts += [s.text for s in _generate(model, processor, inputs, **options)]
+            texts += [s.text for s in _generate(model, processor, inputs, evaluations, **options)]
     named = [captions.label_of(text) for text in texts]
     right = np.array([label == name for label, name in zip(labels, named, strict=False)])
     true = np.array(labels[:count])
@@ -245,6 +256,7 @@ def captioning_figures(
             for c in range(captions.num_classes)
         ],
         ill_formed=_ill_formed(texts, named),
+        mean_evaluations=float(np.mean(evaluations)),
         seconds=round(time.perf_counter() - start, 1),
     )
 
@@ -269,12 +281,14 @@ def joint_figures(
     num_classes = _check_same_classes(judge, captions)
     texts: list[str] = []
     seen: list[int] = []
+    evaluations: list[int] = []
     start = time.perf_counter()
     options = _options(sampling)
     with _evaluating(model):
         for chosen in _batches(num_samples, sampling, "joint"):
             options["num_return_sequences"] = len(chosen)
-            samples = _generate(model, processor, {"generate": "joint"}, **options)
+            inputs = {"generate": "joint"}
+            samples = _generate(model, processor, inputs, evaluations, **options)
             texts += [sample.text for sample in samples]
             seen += judge.classify([sample.image for sample in samples])
     named = [captions.label_of(text) for text in texts]
@@ -285,5 +299,6 @@ def joint_figures(
         histogram=_shares(named, num_classes),
         histogram_of_pictures=_shares(seen, num_classes),
         ill_formed=_ill_formed(texts, named),
+        mean_evaluations=float(np.mean(evaluations)),
         seconds=round(time.perf_counter() - start, 1),
     )

@@ -96,7 +96,8 @@ class LevelModel(torch.nn.Module):
             picture = Image.new("L", (6, 6), 20 * (label if seen is None else seen))
             samples.append((TABLE.captions_of(label)[0] if said is None else said, picture))
         # Every second sample is evaluated twice, the others four times.
-        evaluations = torch.tensor([4 - 2 * (n % 2) for n in range(len(samples))])
+        drawn = range(self.count - len(samples), self.count)
+        evaluations = torch.tensor([4 - 2 * (n % 2) for n in drawn])
         return SimpleNamespace(samples=samples, item_evaluations=evaluations)
 
 
@@ -154,7 +155,7 @@ def test_captioning():
     assert figures.share_right == pytest.approx(5 / 8)
     assert figures.share_right_by_class == [1 / 2, 3 / 4, 1 / 2, None]
     assert figures.ill_formed == ["nonsense", ""]
-    assert figures.mean_evaluations == pytest.approx((4 + 2 + 4 + 4 + 2 + 4 + 4 + 2) / 8)
+    assert figures.mean_evaluations == 3.0
     assert len(model.calls) == 3 and {c["num_inference_steps"] for c in model.calls} == {7}
     assert all("guidance_scale" not in c for c in model.calls)
     model.count = 0
@@ -163,6 +164,9 @@ def test_captioning():
     )
     assert (first.num_samples, first.share_right) == (2, 0.5)
     assert first.share_right_by_class == [0.5, None, None, None]
+    model.count = 0
+    one = captioning_figures(model, LevelProcessor(), TABLE, data, 1, Sampling(**QUIET))
+    assert one.mean_evaluations == 4.0
 
 
 def test_joint():

@@ -135,7 +135,7 @@ def transformers_scan(chunk_size: int) -> Scan:
     function = getattr(modeling_mamba2, "mamba2_chunk_scan", None)
     if function is None:
         raise NotAvailable(
-            "this transformers has no scan apart from its mixer: install 5.23 or newer"
+            "this transformers has no scan apart from its mixer: install a newer one"
         )
 
     def scan(given: dict[str, Tensor]) -> Tensor:

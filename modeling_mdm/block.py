@@ -118,7 +118,8 @@ class SelectiveScan(nn.Module):
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
         if sequence.all_active:
             return gate
-        active = sequence.scan_active[list(self.scans)].to(self.delta_bias.dtype)
+        active = torch.stack([sequence.scan_active[k] for k in self.scans])
+        active = active.to(self.delta_bias.dtype)
         return active if gate is None else active * gate
 
     def _recurrence_of_selected(

@@ -182,6 +182,8 @@ class GuidedDenoiser:
         if self.settings["compile"]:
             return self.model.compiled_denoise()
         is_static = self.branches.cache is not None and not self.settings["stopping_entropy"]
+        # The grid of the linear schedule comes from the host, which a graph does not capture.
+        is_static &= all(self.model.schedules[g].name != "linear" for g in self.noise)
         if self.settings["cuda_graph"] and is_static and self.model.device.type == "cuda":
             return GraphedStep(denoise)
         return denoise

@@ -132,7 +132,9 @@ class JointSequence:
         """Orders and inverses (b, len(scans), l) of some scans."""
         if scans == tuple(range(self.orders.shape[1])):
             return self.orders, self.inverses
-        return self.orders[:, list(scans)], self.inverses[:, list(scans)]
+        # Slices: an index from Python would be copied to the device at every call.
+        orders = torch.stack([self.orders[:, k] for k in scans], dim=1)
+        return orders, torch.stack([self.inverses[:, k] for k in scans], dim=1)
 
     def longest_selection(self, keep: float) -> int:
         """Count what the longest scan reads if each keeps this share, as `select_items` does.

@@ -26,6 +26,7 @@ from .loss import Prediction, diffusion_losses, reconstruction_losses, total_los
 from .processes import num_processes
 from .prompt_cache import PromptCache
 from .score_entropy import vocabulary_log_ratio
+from .scoring import MDMScoringMixin
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
 from .sharing import MODEL_TAGS, name_code, write_model_card
@@ -117,7 +118,7 @@ class MDMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.updates)
 
 
-class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin):
+class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMixin):
     """
     Multi-Modal Diffusion Mamba: reads and writes images and text through one diffusion process.
 

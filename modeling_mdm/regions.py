@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Regions that `generate()` opens itself, where its inputs leave nothing to write.
+"""Regions that `generate()` opens, where nothing is left to write, and `score()` in what is given.
 
 Axes: b batch, t words, m pictures an item.
 """
@@ -8,6 +8,7 @@ Axes: b batch, t words, m pictures an item.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
@@ -164,3 +165,66 @@ def _append_picture(inputs: Inputs, turn: Tensor, shape: tuple[int, int, int]) -
             dtype = before.dtype if name == "pixel_values" else value.dtype
             region[name] = torch.cat([before.to(dtype), value.to(dtype)], dim=1)
     inputs.update(region)
+
+
+def open_content(inputs: Inputs, content: str | None, config: MDMConfig) -> Inputs:
+    """Make noisy what is to be scored: the words and / or the pictures of each item's last turn.
+
+    Words get the padding words behind them that a region ends with once it is written, up to
+    `max_text_length`: that is how the model says that a text is over.
+
+    Args:
+        inputs: of `score`, by name; None or absent for what was not passed.
+        content: `"text"`, `"image"` or `"joint"`; None leaves the inputs as they are.
+
+    Raises:
+        ValueError: an unknown content, or one that the inputs do not hold.
+    """
+    if content is None:
+        return inputs
+    if content not in GENERATION_MODES:
+        raise ValueError(
+            f"`content` is {content!r}: choose None or one of {', '.join(GENERATION_MODES)}."
+        )
+    opened = dict(inputs)
+    for name, open_one in (("input_ids", _open_words), ("pixel_values", _open_pictures)):
+        if content not in ("joint", "text" if name == "input_ids" else "image"):
+            continue
+        if inputs.get(name) is None:
+            raise ValueError(f"`content` is {content!r}, but `{name}` is None: pass what to score.")
+        opened |= open_one(inputs, config)
+    return opened
+
+
+def _open_words(inputs: Inputs, config: MDMConfig) -> Inputs:
+    words = inputs["input_ids"]
+    given, real, turn = (
+        torch.full_like(words, default) if inputs.get(name) is None else inputs[name].to(words)
+        for name, default in (("text_given", 1), ("attention_mask", 1), ("turn_ids", 0))
+    )
+    last = turn.masked_fill(real == 0, -1).amax(-1, keepdim=True)  # (b, 1), -1 without any words
+    region = (real != 0) & (turn == last)
+    start = region.int().argmax(-1, keepdim=True)
+    length = region.sum(-1, keepdim=True).clamp(min=config.max_text_length)
+    stop = torch.where(last < 0, start, start + length)
+    longer = max(0, int(stop.max()) - words.shape[1])
+    words, given, real, turn = (F.pad(value, (0, longer)) for value in (words, given, real, turn))
+    places = torch.arange(words.shape[1], device=words.device)
+    region = (places >= start) & (places < stop)  # (b, t)
+    return {
+        "input_ids": words.masked_fill(region & (real == 0), config.pad_token_id or 0),
+        "attention_mask": (region | (real != 0)).long(),
+        "text_given": (given != 0) & ~region,
+        "turn_ids": torch.where(region, last, turn),
+    }
+
+
+def _open_pictures(inputs: Inputs, config: MDMConfig) -> Inputs:
+    pixels, given = inputs["pixel_values"], inputs.get("image_given")
+    real, turn = inputs.get("pixel_attention_mask"), inputs.get("image_turn_ids")
+    if given is None or pixels.dim() == 4 or turn is None:
+        return {"image_given": pixels.new_zeros(*pixels.shape[:-3], *pixels.shape[-2:]).bool()}
+    if real is not None:
+        turn = turn.masked_fill(~real.flatten(2).any(-1), -1)
+    is_last = turn == turn.amax(-1, keepdim=True)  # (b, m)
+    return {"image_given": given.bool() & ~is_last[..., None, None]}

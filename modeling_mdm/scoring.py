@@ -1,0 +1,292 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`score()`: a lower bound on the log-likelihood of content under the model, to compare candidates.
+
+What is noisy (`text_given` / `image_given` False) is scored, the rest is its condition.
+`likelihood.py` derives the bound. Here z_1 is the state whose noise the decoder is trained on,
+SNR_1 = 1 / latent_noise^2. Latents are standardised, so the variance of q(z_0 | x) is the encoder's
+over that of the statistics: x is words or pixels, and no other trace of this change of variables
+is left in log p(x).
+
+Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+
+from .configuration_mdm import MDMConfig
+from .diffusion import MAX_LOG_SNR
+from .inputs import EncodedInputs
+from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
+from .regions import open_content
+from .sampling import written
+from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
+
+if TYPE_CHECKING:
+    from .modeling_mdm import Denoised
+
+LEVELS = ("random", "grid")
+Belief = tuple[Tensor, Tensor]  # mean and variance of z_0, (b, n, d) each
+
+
+@dataclass
+class MDMScoreOutput(ModelOutput):
+    """
+    Output of `score()`, in nats.
+
+    Args:
+        log_likelihood: the lower bound of each item (b,), less than or equal to log p in
+            expectation: `-(reconstruction + diffusion + prior)`. For words p is a probability, for
+            pixels a density over values in [-1, 1].
+        reconstruction, diffusion, prior: its parts (b,).
+        score_entropy: Eq. 4 at the noise levels that were evaluated, summed over positions, a mean
+            over levels (b,). Lower is better. No bound, but it ranks candidates with fewer
+            evaluations.
+        position_log_likelihood: each position's share of the bound (b, n), by modality; 0 where
+            nothing is scored.
+        position_score_entropy: the same of the score entropy.
+        num_evaluations: how often the network was evaluated.
+    """
+
+    log_likelihood: Tensor | None = None
+    reconstruction: Tensor | None = None
+    diffusion: Tensor | None = None
+    prior: Tensor | None = None
+    score_entropy: Tensor | None = None
+    position_log_likelihood: dict[str, Tensor] | None = None
+    position_score_entropy: dict[str, Tensor] | None = None
+    num_evaluations: int | None = None
+
+
+class MDMScoringMixin:
+    """Gives a model `score()`."""
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: Tensor | None = None,
+        content: str | None = None,
+        num_evaluations: int = 32,
+        levels: str = "random",
+        generator: torch.Generator | None = None,
+        shared_noise: bool = True,
+        pixel_std: float = 0.1,
+        **inputs: Tensor | None,
+    ) -> MDMScoreOutput:
+        """
+        Bound log p(what is noisy | what is given) from below, in nats.
+
+        Args:
+            input_ids: words (b, t); with the other inputs of [`MDMForJointGeneration.forward`] as
+                keywords.
+            content: None scores what the masks leave noisy. `"text"` scores every item's words of
+                its last turn, with the padding words that a caption is learned with; `"image"` its
+                pictures of the last turn; `"joint"` both.
+            num_evaluations: at how many noise levels the network is evaluated.
+            levels: `"random"`: drawn from equal parts of the log-SNR, an unbiased estimate of the
+                bound of infinitely many steps. `"grid"`: the bound of a sampler with as many steps,
+                which is lower.
+            generator: of noise and levels.
+            shared_noise: all items see the same noise, so that their differences vary little. False
+                draws it for each item.
+            pixel_std: standard deviation of a pixel about the decoder's picture (Eq. 15), in units
+                of [-1, 1]; with a VQ-VAE, of a value of its code vectors.
+
+        Returns:
+            [`MDMScoreOutput`].
+
+        Raises:
+            ValueError: nothing is noisy, an unknown `content` or `levels`, `num_evaluations` < 1,
+                `pixel_std` <= 0, or inputs that `forward` would reject.
+        """
+        _check(num_evaluations, levels, pixel_std)
+        inputs = open_content({"input_ids": input_ids, **inputs}, content, self.config)
+        encoded = self.encode_inputs(**inputs)
+        posteriors = self._posteriors(encoded)
+        walk = NoiseLevels.draw(
+            first_log_snr(self.config), num_evaluations, levels == "grid", generator
+        )
+        times = {g: time_of(self.schedules[g], walk.log_snrs) for g in posteriors}
+        believe = self._believer(encoded, posteriors)
+        parts = {g: _Parts.of(q.prior(walk.last)) for g, q in posteriors.items()}
+        for index, log_snr in enumerate(walk.log_snrs):
+            noise = _draw_noise(posteriors, shared_noise, generator)
+            z_t = {g: q.diffuse(noise[g], log_snr) for g, q in posteriors.items()}
+            denoised, beliefs = believe(z_t, {g: t[index] for g, t in times.items()}, log_snr)
+            for g, q in posteriors.items():
+                true = q.given(z_t[g], log_snr)
+                parts[g].diffusion += walk.divergence(index, true, beliefs[g])
+                z_1 = q.diffuse(noise[g], walk.first)
+                surprise = self._surprise(g, z_1, walk.first, encoded, pixel_std)
+                parts[g].reconstruction += surprise / num_evaluations
+                entropy = self._score_entropy(g, denoised, q.mean, log_snr, encoded)
+                parts[g].score_entropy += entropy / num_evaluations
+        return _gather(parts, encoded, num_evaluations)
+
+    def _posteriors(self, encoded: EncodedInputs) -> dict[str, Posterior]:
+        """Give q(z_0 | x) (b, n, d) of every modality that is scored."""
+        noisy = written(encoded.content)
+        if not noisy:
+            raise ValueError(
+                "Nothing to score: every position is given or padding. Pass `content`, or masks "
+                "(`text_given`, `image_given`) that leave something noisy."
+            )
+        parts = {g: encoded.modalities[g] for g in noisy}
+        return {
+            g: self._posterior(g, part.posterior_mean, part.posterior_logvar)
+            for g, part in parts.items()
+        }
+
+    def _posterior(self, g: str, mean: Tensor, logvar: Tensor) -> Posterior:
+        """Standardise what the encoder gives of one modality."""
+        statistics = self.vae.statistics[g]
+        mean = statistics.standardize(mean.to(torch.promote_types(mean.dtype, torch.float32)))
+        # The square of the factor by which `LatentStatistics.standardize` scales.
+        return Posterior(mean, logvar.to(mean).exp() / (statistics.variance.to(mean) + 1e-6))
+
+    def _candidate_posteriors(self, posteriors: dict[str, Posterior]) -> dict[str, Posterior]:
+        """Give q(z_0 | v) (v, d) of all words, and of all codes of a VQ-VAE."""
+        candidates = {}
+        if "text" in posteriors:
+            words = torch.arange(self.config.vocab_size, device=self.device)
+            candidates["text"] = self._posterior("text", *self.vae.encode(words, "text"))
+        if "image" in posteriors and self.vq is not None:
+            codes = self.vq.codebook.to(self.dtype)
+            candidates["image"] = self._posterior("image", *self.vae.encode(codes, "image"))
+        return candidates
+
+    def _believer(
+        self, encoded: EncodedInputs, posteriors: dict[str, Posterior]
+    ) -> Callable[
+        [dict[str, Tensor], dict[str, Tensor], Tensor], tuple["Denoised", dict[str, Belief]]
+    ]:
+        """Give a function from states (b, n, d), times and a log-SNR to what the model believes.
+
+        That is one evaluation of the network, and mean and variance of z_0, by modality.
+        """
+        content, batch = encoded.content, encoded.has_class.shape[0]
+        none_dropped = torch.zeros_like(encoded.has_class)
+        sequence = self.decoder.lay_out(content, encoded.has_class, none_dropped, encoded.grid)
+        latents = self.candidate_latents(content)
+        candidates = self._candidate_posteriors(posteriors)
+
+        def believe(
+            states: dict[str, Tensor], at: dict[str, Tensor], log_snr: Tensor
+        ) -> tuple["Denoised", dict[str, Belief]]:
+            z_t, times = {}, {}
+            for g, part in content.items():
+                z_t[g] = states.get(g, part.latents).to(part.latents.dtype)
+                times[g] = at.get(g, torch.zeros(())).to(z_t[g]).expand(batch)
+            denoised = self.denoise(sequence, content, z_t, times, encoded.class_labels, latents)
+            beliefs = {}
+            for g, state in states.items():
+                if g in candidates:
+                    beliefs[g] = candidates[g].mixture(denoised.logits[g], state, log_snr)
+                else:
+                    # The network says nothing of its own error: Eq. 3's step as it is.
+                    beliefs[g] = denoised.clean[g].to(state), torch.zeros_like(state)
+            return denoised, beliefs
+
+        return believe
+
+    def _surprise(
+        self, g: str, z_1: Tensor, log_snr: Tensor, encoded: EncodedInputs, pixel_std: float
+    ) -> Tensor:
+        """-log p(x | z_1) of every position, (b, n): Eq. 16, or a Gaussian about Eq. 15's patch."""
+        # The decoder reads z_0 plus noise: z_1 without its factor of the signal.
+        latents = z_1 / torch.sigmoid(log_snr).sqrt().to(z_1)
+        decoded = self.vae.decode(latents.to(self.dtype), g).to(z_1)
+        part = encoded.modalities[g]
+        if g == "text":
+            return vocabulary_score_entropy(decoded, part.target)
+        if self.vq is not None:
+            squares = torch.cdist(decoded, self.vq.codebook.to(decoded)).square()
+            return vocabulary_score_entropy(-squares / (2 * pixel_std**2), part.symbols)
+        squares = (decoded - part.target).square().sum(-1) / (2 * pixel_std**2)
+        return squares + part.target.shape[-1] * math.log(pixel_std * math.sqrt(2 * math.pi))
+
+    def _score_entropy(
+        self, g: str, denoised: "Denoised", z_0: Tensor, log_snr: Tensor, encoded: EncodedInputs
+    ) -> Tensor:
+        """Eq. 4 of every position over training's exact candidates, (b, n)."""
+        if g in denoised.logits:
+            return vocabulary_score_entropy(denoised.logits[g], encoded.modalities[g].symbols)
+        weight = denoising_weight(torch.sigmoid(log_snr), self.config.denoising_weight_max)
+        return gaussian_score_entropy(denoised.clean[g].to(z_0), z_0, weight.to(z_0))
+
+
+@dataclass
+class _Parts:
+    """Nats of every position of one modality, (b, n) each."""
+
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    score_entropy: Tensor
+
+    @classmethod
+    def of(cls, prior: Tensor) -> "_Parts":
+        """Start with what needs no evaluation of the network."""
+        return cls(prior, *(torch.zeros_like(prior) for _ in range(3)))
+
+
+def first_log_snr(config: MDMConfig) -> float:
+    """Log-SNR of z_1, the state that is decoded."""
+    if config.latent_noise == 0:
+        return MAX_LOG_SNR
+    return max(LAST_LOG_SNR + 1, min(MAX_LOG_SNR, -2 * math.log(config.latent_noise)))
+
+
+def _check(num_evaluations: int, levels: str, pixel_std: float) -> None:
+    if levels not in LEVELS:
+        raise ValueError(f"`levels` is {levels!r}: choose one of {', '.join(LEVELS)}.")
+    if not isinstance(num_evaluations, int) or num_evaluations < 1:
+        raise ValueError(f"`num_evaluations` is {num_evaluations}: use an integer of at least 1.")
+    if not pixel_std > 0:
+        raise ValueError(f"`pixel_std` is {pixel_std}: use a positive number, such as 0.1.")
+
+
+def _draw_noise(
+    posteriors: dict[str, Posterior], shared: bool, generator: torch.Generator | None
+) -> dict[str, Tensor]:
+    """Draw Gaussian noise by modality: (1, n, d) for all items, or (b, n, d)."""
+    noise = {}
+    for g, q in posteriors.items():
+        shape = (1, *q.mean.shape[1:]) if shared else q.mean.shape
+        device = q.mean.device if generator is None else generator.device
+        drawn = torch.randn(shape, generator=generator, device=device, dtype=q.mean.dtype)
+        noise[g] = drawn.to(q.mean.device)
+    return noise
+
+
+def _gather(
+    parts: dict[str, _Parts], encoded: EncodedInputs, num_evaluations: int
+) -> MDMScoreOutput:
+    """Sum every part over the positions that are scored."""
+    names = ("reconstruction", "diffusion", "prior", "score_entropy")
+    kept: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+    for g, part in parts.items():
+        noisy = encoded.content[g].noisy
+        for name in names:
+            kept[name][g] = torch.where(noisy, getattr(part, name), 0)
+    bounds = {g: -sum(kept[name][g] for name in names[:3]) for g in parts}
+
+    def by_item(values: dict[str, Tensor]) -> Tensor:
+        return sum(value.sum(-1) for value in values.values())
+
+    return MDMScoreOutput(
+        log_likelihood=by_item(bounds),
+        **{name: by_item(values) for name, values in kept.items()},
+        position_log_likelihood=bounds,
+        position_score_entropy=kept["score_entropy"],
+        num_evaluations=num_evaluations,
+    )
+
+
+__all__ = ["MDMScoreOutput", "MDMScoringMixin"]

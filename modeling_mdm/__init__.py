@@ -20,6 +20,7 @@ from .modeling_mdm import MDMForJointGeneration, MDMOutput
 from .pipeline_mdm import MDMJointGenerationPipeline
 from .processing_mdm import MDMProcessor
 from .samples import MDMSample
+from .scoring import MDMScoreOutput
 from .sharing import JOINT_TASK
 from .version import __version__
 
@@ -47,5 +48,6 @@ __all__ = [
     "MDMOutput",
     "MDMProcessor",
     "MDMSample",
+    "MDMScoreOutput",
     "__version__",
 ]

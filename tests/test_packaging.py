@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "modeling_mdm"
 VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
-MATH_MODULES = {"diffusion", "score_entropy", "solvers", "ssd", "scans", "selection"}
+MATH_MODULES = {
+    *("diffusion", "likelihood", "score_entropy", "solvers", "ssd", "scans", "selection"),
+}
 HUGGING_FACE = {"transformers", "huggingface-hub", "tokenizers", "safetensors"}
 GENERATED = {"outputs", "runs", "data", "build", "dist"}
 

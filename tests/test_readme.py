@@ -26,6 +26,7 @@ def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
         assert all(sample.text and sample.image.size == (28, 28) for sample in names["samples"])
         for picture in (names["dress"].image, names["boot"].image, names["classified"]):
             assert picture.size == (28, 28)
+        assert names["fitting"] == "a photo of an ankle boot"
         given = names["picture"].crop((0, 0, 28, 14))
         assert names["repainted"].crop((0, 0, 28, 14)).tobytes() == given.tobytes()
         assert [item[0]["image"].size for item in names["drawn"]] == [(28, 28)] * 2

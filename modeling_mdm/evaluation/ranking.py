@@ -1,0 +1,131 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`model.score` as a judge of captions: which of one caption a class belongs to a picture.
+
+::
+
+    python -m modeling_mdm.evaluation.ranking --checkpoint examples/checkpoints/mdm-fashion \\
+        --captions examples/captions/fashion_mnist.json --data_dir FOLDER --output ranking.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.data import PictureDataset, load_training_data
+
+
+@dataclass
+class RankingArguments:
+    """Which model ranks which captions, and with how many evaluations."""
+
+    checkpoint: str = field(metadata={"help": "folder or Hub id of the model and its processor"})
+    captions: str = field(metadata={"help": "JSON table of names and templates of the classes"})
+    dataset: str = field(default="fashion_mnist", metadata={"help": "a labelled data set"})
+    data_dir: str | None = field(default=None, metadata={"help": "folder of its IDX files"})
+    num_pictures: int = field(
+        default=200, metadata={"help": "the first pictures of the test split"}
+    )
+    num_evaluations: list[int] = field(
+        default_factory=lambda: [1, 2, 4, 8], metadata={"help": "noise levels, a run for each"}
+    )
+    batch_size: int = field(default=10, metadata={"help": "pictures at a time"})
+    seed: int = field(default=0, metadata={"help": "seed of phrasings and noise"})
+    output: str = field(default="ranking.json", metadata={"help": "JSON file that is written"})
+    disable_tqdm: bool = field(default=False, metadata={"help": "no progress bars"})
+
+
+@dataclass(frozen=True)
+class RankingFigures:
+    """How often the true class's caption came first among all classes', and its bound."""
+
+    num_evaluations: int
+    num_pictures: int
+    right_by_bound: float
+    right_by_score_entropy: float
+    nats_of_true_caption: float
+    seconds: float
+
+
+def ranking_figures(
+    model: Any,
+    processor: Any,
+    captions: CaptionTable,
+    dataset: PictureDataset,
+    num_evaluations: int,
+    arguments: RankingArguments,
+) -> RankingFigures:
+    """Rank one caption a class, all of one phrasing, for each of the first pictures.
+
+    Raises:
+        ValueError: there is no picture, or one without a label.
+    """
+    count = min(arguments.num_pictures, len(dataset))
+    labels = (dataset.labels or [None])[:count]
+    if count < 1 or any(label is None for label in labels):
+        raise ValueError("dataset has no labelled pictures: ranking needs the true class.")
+    rng = np.random.default_rng(arguments.seed)
+    rows = [captions.captions_of(label) for label in range(captions.num_classes)]
+    phrasings = rng.integers(min(map(len, rows)), size=count)
+    noise = torch.Generator().manual_seed(arguments.seed)
+    bounds, entropies, start = [], [], time.perf_counter()
+    for first in tqdm(
+        range(0, count, arguments.batch_size),
+        desc=f"ranking, {num_evaluations} evaluations",
+        disable=arguments.disable_tqdm,
+    ):
+        chosen = range(first, min(first + arguments.batch_size, count))
+        inputs = processor(
+            images=[dataset[n]["image"] for n in chosen for _ in rows],
+            text=[row[phrasings[n]] for n in chosen for row in rows],
+            return_tensors="pt",
+        ).to(model.device)
+        out = model.score(
+            **inputs, content="text", num_evaluations=num_evaluations, generator=noise
+        )
+        bounds.append(out.log_likelihood.view(len(chosen), -1).cpu())
+        entropies.append(out.score_entropy.view(len(chosen), -1).cpu())
+    bound, true = torch.cat(bounds), torch.tensor(labels)
+    return RankingFigures(
+        num_evaluations=num_evaluations,
+        num_pictures=count,
+        right_by_bound=float((bound.argmax(-1) == true).float().mean()),
+        right_by_score_entropy=float((torch.cat(entropies).argmin(-1) == true).float().mean()),
+        nats_of_true_caption=float(bound.gather(1, true[:, None]).mean()),
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
+    """Measure each number of evaluations, print and write the figures."""
+    from modeling_mdm import MDMForJointGeneration, MDMProcessor
+
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    (chosen,) = HfArgumentParser(RankingArguments).parse_args_into_dataclasses(given)
+    captions = CaptionTable.from_json(chosen.captions)
+    dataset = load_training_data(chosen.dataset, split="test", data_dir=chosen.data_dir)
+    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
+    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).eval()
+    figures = []
+    for count in chosen.num_evaluations:
+        figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
+        print(figures[-1])
+    content = json.dumps([asdict(one) for one in figures], indent=2)
+    Path(chosen.output).write_text(content + "\n", encoding="utf-8")
+    return figures
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ from .processing_mdm import MDMProcessor
 from .samples import MDMSample
 from .scoring import MDMScoreOutput
 from .sharing import JOINT_TASK
+from .streaming import MDMStreamer, save_trajectory
 from .version import __version__
 
 # With the package imported, local folders load through the Auto classes without trust_remote_code.
@@ -49,5 +50,7 @@ __all__ = [
     "MDMProcessor",
     "MDMSample",
     "MDMScoreOutput",
+    "MDMStreamer",
     "__version__",
+    "save_trajectory",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
@@ -29,6 +30,7 @@ from .sampling import (
     written,
 )
 from .ssd import resolve_backend
+from .streaming import StreamFeed
 from .vae import unpatchify
 
 MODEL_INPUTS = (
@@ -96,6 +98,7 @@ class MDMGenerationMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: Callable[[StepInfo], bool | None] | None = None,
         output_trajectory: bool = False,
+        streamer: BaseStreamer | None = None,
         **kwargs: Any,
     ) -> MDMGenerateOutput:
         """
@@ -115,6 +118,8 @@ class MDMGenerationMixin:
                 result.
             callback_on_step_end: sees a [`StepInfo`] after every step; True ends the run there.
             output_trajectory: also return the clean estimate of every step.
+            streamer: shows the only item of a call at every step: an [`MDMStreamer`], or one of
+                transformers' for text.
 
         Returns:
             [`MDMGenerateOutput`].
@@ -137,8 +142,11 @@ class MDMGenerationMixin:
         if not noisy:
             raise ValueError("Nothing to generate: the inputs hold 0 items, pass at least one.")
         estimates: list[dict[str, Tensor]] = []
+        feed = None if streamer is None else StreamFeed(streamer, self, encoded, inputs)
 
         def on_step(info: StepInfo) -> bool:
+            if feed is not None:
+                feed.step(info)
             if output_trajectory:
                 estimates.append(info.clean_estimates)
             return bool(callback_on_step_end and callback_on_step_end(info))
@@ -146,7 +154,7 @@ class MDMGenerationMixin:
         denoiser, final = self._sample(encoded, noisy, settings, generator, on_step)
         sequences = self.write_text(final["text"], encoded) if "text" in final else None
         trajectory = self._decode_trajectory(estimates, encoded, inputs)
-        return MDMGenerateOutput(
+        output = MDMGenerateOutput(
             sequences=sequences,
             images=self.write_images(final["image"], encoded, inputs) if "image" in final else None,
             turn_ids=None if sequences is None else _turns(encoded),
@@ -157,6 +165,9 @@ class MDMGenerationMixin:
             kernel_backend=self._kernel_backend(),
             trajectory=trajectory if output_trajectory else None,
         )
+        if feed is not None:
+            feed.end(output)
+        return output
 
     def _sample(
         self,

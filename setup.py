@@ -81,7 +81,12 @@ setup(
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=["modeling_mdm", "modeling_mdm.training", "modeling_mdm.evaluation"],
+    packages=[
+        "modeling_mdm",
+        "modeling_mdm.training",
+        "modeling_mdm.evaluation",
+        "modeling_mdm.cli",
+    ],
     package_data={"modeling_mdm": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require={
@@ -90,6 +95,7 @@ setup(
         "kernels": KERNELS,
         "dev": sorted({*TRAIN, *EVAL, *DEV}),
     },
+    entry_points={"console_scripts": ["mdm = modeling_mdm.cli.main:main"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 3 - Alpha",

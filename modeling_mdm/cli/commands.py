@@ -1,0 +1,154 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What each command of `mdm` does, as calls of the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
+
+CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
+
+
+def load(chosen: Namespace) -> tuple[Any, Any]:
+    """Load model and processor."""
+    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
+    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint)
+    return model.to(chosen.device).eval(), processor
+
+
+def open_picture(path: str) -> Image.Image:
+    """Read a picture now, so that a broken file fails here."""
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
+
+
+def generate(chosen: Namespace) -> None:
+    """Write samples, print their words and save their pictures."""
+    if chosen.mask and not chosen.image:
+        raise ValueError("--mask says what to repaint in a picture: give one by --image.")
+    if chosen.watch and chosen.num_samples > 1:
+        raise ValueError("--watch shows one sample: leave --num_samples out.")
+    request: dict[str, Any] = {"generate": chosen.write}
+    if chosen.text is not None:
+        request["text"] = [chosen.text]
+    if chosen.image is not None:
+        request["images"] = [open_picture(chosen.image)]
+    if chosen.class_label is not None:
+        request["class_labels"] = [chosen.class_label]
+    model, processor = load(chosen)
+    if chosen.mask is not None:
+        size = processor.image_processor.size
+        mask = open_picture(chosen.mask).convert("L").resize((size.width, size.height))
+        request["image_mask"] = [(np.asarray(mask) >= 128).astype(np.int64)]
+    inputs = processor(**request, return_tensors="pt").to(model.device)
+    out = model.generate(
+        **inputs,
+        num_inference_steps=chosen.num_inference_steps,
+        num_return_sequences=chosen.num_samples,
+        guidance_scale=chosen.guidance_scale,
+        generator=torch.Generator().manual_seed(chosen.seed),
+        streamer=MDMStreamer(processor, file=sys.stderr) if chosen.watch else None,
+        show_progress=not (chosen.quiet or chosen.watch),
+    )
+    results = []
+    for number, sample in enumerate(processor.post_process(out, inputs)):
+        result: dict[str, Any] = {"text": sample.text, "image": None}
+        if sample.image is not None:
+            folder = Path(chosen.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{chosen.write}-{chosen.seed}-{number}.png"
+            sample.image.save(path)
+            result["image"] = str(path)
+        results.append(result)
+    if chosen.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print("  ".join(part for part in (result["image"], result["text"]) if part is not None))
+
+
+def score(chosen: Namespace) -> None:
+    """Print the texts, the best first, with the bound on their log-likelihood in nats."""
+    request: dict[str, Any] = {"text": chosen.text}
+    if chosen.image is not None:
+        request["images"] = [open_picture(chosen.image)] * len(chosen.text)
+    model, processor = load(chosen)
+    out = model.score(
+        **processor(**request, return_tensors="pt").to(model.device),
+        content="text",
+        num_evaluations=chosen.num_evaluations,
+        generator=torch.Generator().manual_seed(chosen.seed),
+    )
+    results = [
+        {"text": text, "log_likelihood": bound, "score_entropy": entropy}
+        for text, bound, entropy in zip(
+            chosen.text, out.log_likelihood.tolist(), out.score_entropy.tolist(), strict=True
+        )
+    ]
+    results.sort(key=lambda result: -result["log_likelihood"])
+    if chosen.json:
+        print(json.dumps(results, indent=2))
+    else:
+        for result in results:
+            print(f"{result['log_likelihood']:10.2f} nats  {result['text']}")
+
+
+def chat(chosen: Namespace) -> None:
+    """Read messages from standard input, a line each, and answer each of them."""
+    pictures = [] if chosen.image is None else [open_picture(chosen.image)]
+    model, processor = load(chosen)
+    noise = torch.Generator().manual_seed(chosen.seed)
+    messages: list[dict[str, Any]] = []
+    if chosen.system:
+        messages.append({"role": "system", "content": chosen.system})
+    for line in _lines(chosen):
+        if line.startswith("/image "):
+            pictures.append(open_picture(line.removeprefix("/image ").strip()))
+            continue
+        content = [{"type": "image", "image": picture} for picture in pictures]
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": line}]})
+        pictures = []
+        inputs = processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            generate="text",
+            max_new_tokens=chosen.max_new_tokens,
+        ).to(model.device)
+        out = model.generate(
+            **inputs,
+            num_inference_steps=chosen.num_inference_steps,
+            generator=noise,
+            show_progress=not chosen.quiet,
+        )
+        reply = processor.post_process(out, inputs)[0].text
+        messages.append({"role": "assistant", "content": reply})
+        print(json.dumps({"user": line, "assistant": reply}) if chosen.json else reply, flush=True)
+
+
+def _lines(chosen: Namespace) -> Iterator[str]:
+    """Messages, until one is empty, is /quit, or there are no more."""
+    asks = sys.stdin.isatty()
+    if asks:
+        print(CHAT_HELP, file=sys.stderr)
+    while True:
+        if asks:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline().strip()
+        if not line or line == "/quit":
+            return
+        yield line

@@ -1,0 +1,141 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`mdm` as a user runs it: results, JSON, exit status, help."""
+
+import io
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from tiny_digits import make_config, make_processor
+
+from modeling_mdm import MDMForJointGeneration
+from modeling_mdm.cli.main import main
+from modeling_mdm.version import __version__
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Save an untrained model, a picture and a mask."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    processor = make_processor()
+    processor.save_pretrained(path)
+    MDMForJointGeneration(make_config(len(processor.tokenizer))).save_pretrained(path)
+    Image.new("L", (8, 8), 200).save(path / "picture.png")
+    mask = Image.new("L", (8, 8))
+    mask.paste(255, (0, 4, 8, 8))
+    mask.save(path / "mask.png")
+    return path
+
+
+def run(folder, command, *options):
+    steps = [] if command == "score" else ["--num_inference_steps", "2"]
+    return main([command, "--checkpoint", str(folder), "--quiet", *steps, *map(str, options)])
+
+
+def test_generate_saves_pictures_and_prints_words(folder, tmp_path, capsys):
+    options = ("--write", "joint", "--num_samples", 2, "--output_dir", tmp_path, "--json")
+    assert run(folder, "generate", *options) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["image"] for result in results] == [
+        str(tmp_path / f"joint-0-{number}.png") for number in range(2)
+    ]
+    assert all(isinstance(result["text"], str) for result in results)
+    with Image.open(results[1]["image"]) as picture:
+        assert picture.size == (8, 8)
+    # The same seed writes the same samples, another one others; without --json, a line each.
+    assert run(folder, "generate", *options[:-1]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{results[0]['image']}  {results[0]['text']}"
+
+
+def test_generate_repaints_where_the_mask_is_white(folder, tmp_path):
+    given = ("--image", folder / "picture.png", "--mask", folder / "mask.png", "--text", "a zero")
+    assert run(folder, "generate", "--write", "image", "--output_dir", tmp_path, *given) == 0
+    with Image.open(tmp_path / "image-0-0.png") as picture:
+        pixels = picture.convert("L")
+    assert set(pixels.crop((0, 0, 8, 4)).tobytes()) == {200}
+    assert set(pixels.crop((0, 4, 8, 8)).tobytes()) != {200}
+
+
+def test_watch_shows_the_sample_beside_the_result(folder, tmp_path, capsys):
+    options = ("--write", "text", "--watch", "--image", folder / "picture.png", "--json")
+    assert run(folder, "generate", *options, "--output_dir", tmp_path) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)[0]["text"].strip() in shown.err
+
+
+def test_score_ranks_texts(folder, capsys):
+    texts = ("--text", "a zero", "a one", "a two", "--image", folder / "picture.png")
+    assert run(folder, "score", *texts, "--num_evaluations", 2, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    bounds = [result["log_likelihood"] for result in results]
+    assert bounds == sorted(bounds, reverse=True)
+    assert {result["text"] for result in results} == {"a zero", "a one", "a two"}
+    assert run(folder, "score", *texts, "--num_evaluations", 2) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith(results[0]["text"]) and f"{bounds[0]:.2f} nats" in first
+
+
+def test_chat_answers_line_by_line(folder, capsys, monkeypatch):
+    lines = f"a zero\n/image {folder / 'picture.png'}\na one\n/quit\nnever read\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert run(folder, "chat", "--json", "--system", "a two", "--max_new_tokens", 4) == 0
+    replies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [reply["user"] for reply in replies] == ["a zero", "a one"]
+    assert all(isinstance(reply["assistant"], str) for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("generate", ("--write", "image", "--mask", "m.png"), "--mask says what to repaint"),
+        ("generate", ("--write", "text", "--image", "nowhere.png"), "nowhere.png"),
+        ("generate", ("--write", "joint", "--watch", "--num_samples", 2), "--watch shows one"),
+        ("generate", ("--write", "image", "--class_label", 99), "class_labels has 99"),
+    ],
+)
+def test_failures_are_one_line_and_status_1(folder, capsys, command, options, message):
+    assert run(folder, command, *options) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = [line for line in shown.err.splitlines() if line.startswith(f"mdm {command}: ")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("fly",),
+        ("score", "--checkpoint", "x"),
+        ("generate", "--checkpoint", "x", "--write", "x"),
+    ],
+)
+def test_misunderstood_commands_have_status_2(options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(list(options))
+    assert ended.value.code == 2
+    assert "usage: mdm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "score", "chat"])
+def test_help_names_every_option(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--checkpoint", "--seed", "--json", "--quiet", "--device", "--image"):
+        assert option in shown
+
+
+def test_the_module_is_the_command(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mdm", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("modeling_mdm.cli", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mdm {__version__}\n"

@@ -22,6 +22,7 @@ VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
 MATH_MODULES = {
     *("diffusion", "likelihood", "score_entropy", "solvers", "ssd", "scans", "selection"),
+    *("ssd_kernels", "ssd_triton", "convolution_triton"),
 }
 HUGGING_FACE = {"transformers", "huggingface-hub", "tokenizers", "safetensors"}
 GENERATED = {"outputs", "runs", "data", "build", "dist"}

@@ -115,6 +115,77 @@ def ssd_in_compiled_code() -> dict[str, float]:
     return errors
 
 
+def convolution_ground_truth(x, order, weight, bias, tail):
+    """Gather, put the tail before, sum over shifted taps, SiLU."""
+    scans, steps = order.shape[1:]
+    source = x[:, None].expand(-1, scans, -1, -1) if x.dim() == 3 else x
+    read = source.gather(2, order[..., None].expand(*order.shape, x.shape[-1]))
+    padded = torch.cat([tail, read], 2)
+    total = bias[None, :, None]
+    for tap in range(weight.shape[-1]):
+        total = total + weight[None, :, None, :, tap] * padded[:, :, tap : tap + steps]
+    return total * torch.sigmoid(total)
+
+
+def compare_convolution(length, steps=None, shared=True, tail=True, **options) -> dict[str, float]:
+    """Relative errors of y and all gradients; `steps` < length: scans that leave positions out.
+
+    Options: batch, scans, channels, taps, device, dtype.
+    """
+    from modeling_mdm.convolution_triton import convolution_triton
+
+    device, dtype = options.get("device", "cpu"), options.get("dtype", torch.float32)
+    batch, scans = options.get("batch", 2), options.get("scans", 2)
+    channels, taps = options.get("channels", 20), options.get("taps", 4)
+    torch.manual_seed(length)
+    inverse = torch.rand(batch, scans, length).argsort(-1)
+    first = length - (steps or length)  # steps before it are left out: they read the given part
+    order = inverse.argsort(-1)[:, :, first:].to(device)
+    inverse = (inverse - first).to(device)
+    shape = (batch, length, channels) if shared else (batch, scans, length, channels)
+    wide = torch.randn(*shape[:-1], channels + 8, dtype=float64)[..., :channels]
+    exact = [
+        wide,
+        torch.randn(scans, channels, taps, dtype=float64),
+        torch.randn(scans, channels, dtype=float64),
+        torch.randn(batch, scans, taps - 1, channels, dtype=float64) * tail,
+    ]
+    inputs = [tensor.to(device, dtype).requires_grad_() for tensor in exact]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    x, weight, bias, before = inputs
+    result = convolution_triton(x, order, inverse, weight, bias, before if tail else None)
+    truth = convolution_ground_truth(exact[0], order, *exact[1:])
+    factor = torch.randn_like(truth).to(dtype)
+    known = 4 if tail else 3
+    ours = torch.autograd.grad((result * factor).sum(), inputs[:known])
+    true = torch.autograd.grad((truth * factor.double()).sum(), exact[:known])
+    errors = {"y": relative(result, truth)}
+    for name, one, other in zip(["x", "weight", "bias", "tail"], ours, true, strict=False):
+        errors[f"gradient of {name}"] = relative(one, other)
+    return errors
+
+
+def convolution_in_compiled_code() -> dict[str, float]:
+    """Under `torch.compile`, with no graph break: the difference from eager code."""
+    from modeling_mdm.convolution_triton import convolution_triton
+
+    order = torch.rand(1, 2, 9).argsort(-1)
+    inverse = order.argsort(-1)
+    inputs = [torch.randn(1, 9, 4), torch.randn(2, 4, 3), torch.randn(2, 4)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+
+    def total(x, weight, bias):
+        return convolution_triton(x, order, inverse, weight, bias).square().sum()
+
+    compiled = torch.compile(total, backend="aot_eager", fullgraph=True)
+    values = [function(*inputs) for function in (compiled, total)]
+    grads = [torch.autograd.grad(value, inputs) for value in values]
+    errors = {"total": relative(values[0], values[1].double())}
+    for name, one, other in zip(["x", "weight", "bias"], *grads, strict=True):
+        errors[f"gradient of {name}"] = relative(one, other.double())
+    return errors
+
+
 CASES = {
     "ssd, length 1": lambda: compare_ssd(1),
     "ssd, odd length": lambda: compare_ssd(37, groups=2),
@@ -124,6 +195,13 @@ CASES = {
     "ssd, strong decay": lambda: compare_ssd(64, heads=1, chunk=64, decay=25.0),
     "ssd, segments": ssd_segments,
     "ssd, compiled": ssd_in_compiled_code,
+    "convolution, shared": lambda: compare_convolution(37),
+    "convolution, separate": lambda: compare_convolution(40, shared=False, tail=False),
+    "convolution, shorter than its taps": lambda: compare_convolution(2),
+    "convolution, of a part": lambda: compare_convolution(45, steps=20),
+    "convolution, many channels": lambda: compare_convolution(9, channels=131, taps=7, batch=1),
+    "convolution, many steps": lambda: compare_convolution(300, batch=1, scans=1, channels=3),
+    "convolution, compiled": convolution_in_compiled_code,
 }
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
 Axes: b batch, k scans, l storage positions, m steps of a scan, c channels, w taps.
 
 The kernels read storage order through `order`, so no permuted copy of x exists. Numbers moved for a
-position and channel, k scans of one shared x: reordering, convolution and SiLU apart read and
-write 3 k each; together 1 + k, because the scans of a tile run next to each other and find x in the
-cache, all orders of a pair among them. The gradient of x is gathered by `inverse` and summed over
-the scans in registers: no atomics, the same to the bit in every run.
+position and channel, k scans of one shared x: reordering, convolution and SiLU apart read 3 k
+and write 3 k; together they read 1 and write k, because the scans of a tile run next to each other
+and find x in the cache, all orders of a pair among them. The gradient of x is gathered by `inverse`
+and summed over the scans in registers: no atomics, the same to the bit in every run.
 """
 
 from __future__ import annotations

@@ -56,8 +56,10 @@ class LatentStatistics(nn.Module):
     """Running mean and variance of one modality's latents, by dimension, to standardise them.
 
     A schedule then means the same throughout training. The first updates are plain averages, later
-    ones exponential.
+    ones exponential; where `frozen` is set, there are none.
     """
+
+    frozen = False
 
     def __init__(self, latent_dim: int, momentum: float) -> None:
         super().__init__()
@@ -72,6 +74,8 @@ class LatentStatistics(nn.Module):
 
         None where this process has none; where there are several, each must call this.
         """
+        if self.frozen:
+            return
         if latents is None:
             count, mean = self.mean.new_zeros(()), torch.zeros_like(self.mean)
             variance = torch.zeros_like(self.mean)

@@ -22,6 +22,8 @@ from tiny_digits import make_processor
 from modeling_mdm.training.checkpoints import find_fault
 from modeling_mdm.training.ema import EMA_FILE
 
+pytestmark = pytest.mark.timeout(600)
+
 TESTS = Path(__file__).parent
 MIXED = {"joint": 0.2, "text": 0.4, "image": 0.4}  # of two items, often none has text, or a picture
 JOINT = {"joint": 1.0}

@@ -1,0 +1,210 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Teach a trained MDM to answer: LoRA on conversations with pictures (the paper's InstructMDM).
+
+    # questions about Fashion-MNIST, from the Hub or from IDX files
+    python examples/finetune.py examples/configs/fashion_questions.yaml --data_dir FOLDER
+
+    # your own: JSON lines, Parquet or an id on the Hub, with a column `messages` and, where
+    # messages only say {"type": "image"}, a column `images`
+    python examples/finetune.py --model examples/checkpoints/mdm-fashion --dataset talk.jsonl \\
+        --output_dir runs/talk
+
+An answer of the assistant is the noisy region; all that comes before it is given. Only the adapters
+learn: they go to `output_dir`, and the model with the adapters merged into it to
+`output_dir/merged`. The same command with `--resume_from_checkpoint last` goes on where a run was
+cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+from transformers import HfArgumentParser, set_seed
+
+from modeling_mdm.evaluation.questions import answer_accuracy
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
+from modeling_mdm.training.conversations import (
+    ConversationCollator,
+    adapter_targets,
+    freeze_statistics,
+)
+from modeling_mdm.training.data import load_training_data
+from modeling_mdm.training.questions import DRAWING, FashionQuestions
+from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
+
+QUESTIONS = "fashion_questions"
+
+
+@dataclass
+class AdapterArguments:
+    """What is tuned."""
+
+    model: str = field(metadata={"help": "Folder or Hub id of a trained model and its processor."})
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    merge: bool = field(default=True, metadata={"help": "Also write the merged model."})
+
+
+@dataclass
+class ConversationArguments:
+    """What it is tuned on."""
+
+    dataset: str = field(
+        metadata={"help": f"'{QUESTIONS}', a file or folder, or the id of a set on the Hub."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": f"For {QUESTIONS}: the folder with the four IDX files."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Length of an answer's region; the processor's if None."}
+    )
+    drawings: float = field(
+        default=0.3,
+        metadata={"help": f"For {QUESTIONS}: share of items that ask for a picture instead."},
+    )
+    captions: str = field(
+        default="examples/captions/fashion_mnist.json",
+        metadata={"help": f"For {QUESTIONS}: names and templates of those pictures."},
+    )
+    test_questions: int = field(
+        default=0,
+        metadata={"help": f"For {QUESTIONS}: held-out questions asked before and after."},
+    )
+
+
+def load_conversations(args: ConversationArguments, seed: int) -> Any:
+    """Load what the arguments name: items with `messages` and perhaps `images`.
+
+    Raises:
+        ValueError: if the set has no column `messages`.
+    """
+    if args.dataset == QUESTIONS:
+        pictures = load_training_data(
+            "fashion_mnist", split=args.train_split, data_dir=args.data_dir, seed=seed
+        )
+        return FashionQuestions(
+            pictures, seed, args.drawings, CaptionTable.from_json(args.captions)
+        )
+    import datasets
+
+    path = Path(args.dataset)
+    if path.is_file():
+        kind = "parquet" if path.suffix == ".parquet" else "json"
+        data = datasets.load_dataset(kind, data_files=str(path), split=args.train_split)
+    else:
+        data = datasets.load_dataset(args.dataset, split=args.train_split)
+    if "messages" not in data.column_names:
+        raise ValueError(
+            f"dataset={args.dataset!r} has the columns {data.column_names}: it needs `messages`."
+        )
+    return data
+
+
+def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
+    """Ask about pictures of the test split; the same questions every time."""
+    pictures = load_training_data("fashion_mnist", split="test", data_dir=args.data_dir)
+    questions = FashionQuestions(pictures, seed=1)
+    items = [questions[index] for index in range(min(args.test_questions, len(questions)))]
+    return [item for item in items if item["kind"] != DRAWING]
+
+
+def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.PeftModel:
+    """Put new adapters on a model, which stays as it is."""
+    freeze_statistics(model)
+    config = peft.LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=adapter_targets(model),
+    )
+    return peft.get_peft_model(model, config)
+
+
+def parse(
+    argv: list[str],
+) -> tuple[AdapterArguments, ConversationArguments, MDMTrainingArguments]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    parser = HfArgumentParser(
+        (AdapterArguments, ConversationArguments, MDMTrainingArguments),
+        description=__doc__,
+        allow_abbrev=False,
+    )
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        import yaml
+
+        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
+        known = {action.dest for action in parser._actions}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{argv[0]} has the unknown keys {unknown}; --help lists all.")
+        parser.set_defaults(**values)
+        for action in parser._actions:
+            action.required = action.required and action.dest not in values
+        argv = argv[1:]
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Tune as the command line says, and return the accuracies before and after."""
+    adapter_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint == "last":
+        checkpoint = last_whole_checkpoint(args.output_dir)
+    elif checkpoint is None and list_checkpoints(args.output_dir):
+        raise ValueError(
+            f"output_dir={args.output_dir!r} holds checkpoints of an earlier run: add "
+            "--resume_from_checkpoint last to go on with it, or choose another output_dir."
+        )
+    set_seed(args.seed)
+    processor = MDMProcessor.from_pretrained(adapter_args.model)
+    model = MDMForJointGeneration.from_pretrained(adapter_args.model)
+    questions = held_out_questions(data_args) if data_args.test_questions else []
+    results = {}
+
+    def ask(when: str, model: Any) -> None:
+        if questions and args.process_index == 0:
+            results[when] = answer_accuracy(
+                model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
+            )
+            print(json.dumps({when: results[when]}), flush=True)
+
+    ask("before", model)
+    tuned = make_adapters(model, adapter_args)
+    tuned.print_trainable_parameters()
+    trainer = MDMTrainer(
+        model=tuned,
+        args=args,
+        train_dataset=load_conversations(data_args, args.data_seed),
+        data_collator=ConversationCollator(processor, data_args.max_new_tokens, args.data_seed),
+        processing_class=processor,
+    )
+    trainer.train(checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if args.process_index == 0:
+        base = MDMForJointGeneration.from_pretrained(adapter_args.model)
+        merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
+        ask("after", merged)
+        if adapter_args.merge:
+            merged.save_pretrained(Path(args.output_dir) / "merged")
+            processor.save_pretrained(Path(args.output_dir) / "merged")
+        if results:
+            text = json.dumps(results, indent=2) + "\n"
+            (Path(args.output_dir) / "answers.json").write_text(text, encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

@@ -1,0 +1,208 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction tuning: conversations in, batches whose noisy region is one answer out.
+
+Axis legend: batch, text_length, pictures, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Messages = list[dict[str, Any]]
+
+
+class ConversationCollator:
+    """Makes a batch of conversations; of each, one answer is written and all before it is given.
+
+    An item holds `messages` (see `MDMProcessor.apply_chat_template`), perhaps `images`, the
+    pictures of parts that only say `{"type": "image"}`, and perhaps `seed`. Which of its answers
+    is the noisy region is drawn from (seed, item["seed"]), so a long conversation teaches all of
+    them in time. The region is as long as `max_new_tokens`, so that the length of an answer is
+    learned from the `<pad>` after its `<end>`. An answer with a picture is a picture to be written.
+
+    Args:
+        processor: an `MDMProcessor`.
+        max_new_tokens: length of the region of an answer; the processor's `max_text_length` if
+            None.
+        seed: seed of the choice.
+
+    Raises:
+        ValueError: when called, if a conversation has no answer, or an answer does not fit.
+    """
+
+    def __init__(self, processor: Any, max_new_tokens: int | None = None, seed: int = 0) -> None:
+        self.processor = processor
+        self.max_new_tokens = max_new_tokens or processor.max_text_length
+        self.seed = seed
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        return stack_inputs(
+            [self._one(item) for item in items], self.processor.tokenizer.pad_token_id
+        )
+
+    def _one(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        messages = place_images(item["messages"], item.get("images"))
+        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
+        seed = item.get("seed")
+        rng = np.random.default_rng(
+            (self.seed, int(torch.randint(2**62, ())) if seed is None else seed)
+        )
+        chosen = answers[int(rng.integers(len(answers)))]
+        words, pictures = answer_parts(messages[chosen])
+        kind = ("joint" if words else "image") if pictures else "text"
+        inputs = dict(
+            self.processor.apply_chat_template(
+                messages[:chosen],
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=True,
+                generate=kind,
+                **({} if kind == "image" else {"max_new_tokens": self.max_new_tokens}),
+            )
+        )
+        if kind != "image":
+            self._write_words(inputs, words)
+        if pictures:
+            self._write_picture(inputs, pictures)
+        return inputs
+
+    def _write_words(self, inputs: dict[str, torch.Tensor], words: str) -> None:
+        tokenizer = self.processor.tokenizer
+        answer = tokenizer(words, add_special_tokens=False)["input_ids"]
+        answer.append(tokenizer.eos_token_id)
+        missing = self.max_new_tokens - len(answer)
+        if missing < 0:
+            raise ValueError(
+                f"the answer {words!r:.60} has {len(answer)} tokens with <end>, more than "
+                f"max_new_tokens={self.max_new_tokens}; raise it, or shorten the answer."
+            )
+        inputs["input_ids"][~inputs["text_given"]] = torch.tensor(
+            answer + [tokenizer.pad_token_id] * missing
+        )
+
+    def _write_picture(self, inputs: dict[str, torch.Tensor], pictures: list[Any]) -> None:
+        if len(pictures) > 1:
+            raise ValueError(
+                f"an answer has {len(pictures)} pictures; a reply holds one, so split it."
+            )
+        shown = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        if inputs["pixel_values"].dim() == 4:  # the answer's picture is the only one
+            inputs["pixel_values"] = shown
+        else:
+            inputs["pixel_values"][:, -1] = shown
+
+
+def place_images(messages: Messages, images: Sequence[Any] | None) -> Messages:
+    """Put `images`, in order, into the parts of messages that have none.
+
+    Raises:
+        ValueError: if there are more or fewer of them than such parts.
+    """
+    waiting = list(images or [])
+    placed = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [{k: v for k, v in part.items() if v is not None} for part in parts]
+        for part in parts:
+            if part["type"] == "image" and not {"image", "url", "path", "base64"} & part.keys():
+                if not waiting:
+                    raise ValueError(
+                        f"images has {len(images or [])} pictures, fewer than the messages show."
+                    )
+                part["image"] = waiting.pop(0)
+        placed.append({**message, "content": parts})
+    if waiting:
+        raise ValueError(f"images has {len(waiting)} pictures more than the messages show.")
+    return placed
+
+
+def answer_parts(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Give the words and the pictures of a message."""
+    content = message["content"]
+    if isinstance(content, str):
+        return content, []
+    words = "".join(part["text"] for part in content if part["type"] == "text")
+    keys = ("image", "url", "path", "base64")
+    pictures = [
+        next(part[key] for key in keys if key in part)
+        for part in content
+        if part["type"] == "image"
+    ]
+    return words, pictures
+
+
+def stack_inputs(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+    """Stack the inputs of single items, with padding where one has fewer words or pictures.
+
+    Args:
+        rows: inputs of batches of one.
+        pad: the id of `<pad>`.
+    """
+    batch: dict[str, torch.Tensor] = {}
+    length = max(row["input_ids"].shape[1] for row in rows)
+    for name, filling in (
+        ("input_ids", pad),
+        ("attention_mask", 0),
+        ("text_given", False),
+        ("turn_ids", 0),
+    ):
+        table = rows[0]["input_ids"].new_full((len(rows), length), filling)
+        for index, row in enumerate(rows):
+            value = row.get(name, torch.zeros_like(row["input_ids"]))[0]
+            table[index, : len(value)] = value
+        batch[name] = table.bool() if name == "text_given" else table
+    with_pictures = [row for row in rows if "pixel_values" in row]
+    if not with_pictures:
+        return batch
+    shape = with_pictures[0]["pixel_values"].shape[-3:]
+    most = max(_pictures(row) for row in with_pictures)
+    size = (len(rows), most)
+    batch["pixel_values"] = torch.zeros(*size, *shape)
+    batch["image_given"] = torch.ones(*size, *shape[1:], dtype=torch.bool)
+    batch["pixel_attention_mask"] = torch.zeros(*size, *shape[1:], dtype=torch.long)
+    batch["image_turn_ids"] = torch.zeros(size, dtype=torch.long)
+    for index, row in enumerate(rows):
+        if count := _pictures(row):
+            view = (count, *shape)
+            batch["pixel_values"][index, :count] = row["pixel_values"].view(view)
+            batch["image_given"][index, :count] = row["image_given"].view(count, *shape[1:])
+            batch["pixel_attention_mask"][index, :count] = 1
+            batch["image_turn_ids"][index, :count] = row.get("image_turn_ids", torch.zeros(1, 1))[0]
+    return batch
+
+
+def _pictures(row: Mapping[str, torch.Tensor]) -> int:
+    if "pixel_values" not in row:
+        return 0
+    return 1 if row["pixel_values"].dim() == 4 else row["pixel_values"].shape[1]
+
+
+def adapter_targets(model: nn.Module) -> list[str]:
+    """Name the layers that adapters are put on: every projection of the decoder and both heads.
+
+    The VAE stays as it is, and with it the latents that the rest was trained on. So do the heads
+    that predict score entropy and importance, which no answer trains.
+    """
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name.startswith(("decoder.", "text_head", "image_head"))
+        and ".selection." not in name
+    ]
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    """Keep the statistics of the latents as they are: an adapter would be saved without them."""
+    for statistics in model.vae.statistics.values():
+        statistics.frozen = True

@@ -1,0 +1,523 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Instruction tuning: answers are the noisy region; every adapter learns on every back-end."""
+
+import json
+
+import numpy as np
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_chat import assistant, say, show, user
+from test_processing import DRESS, END, GOWN, MASK, PAD, A, make_processor, picture, pixels
+from tiny_digits import ROOT, load_script, save_config_folder
+from tiny_model import MIXERS, make_model, mixed_batch
+
+import modeling_mdm.block
+from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
+from modeling_mdm.evaluation.questions import answer_accuracy
+from modeling_mdm.ssd import BACKENDS, ssd_reference
+from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.conversations import (
+    ConversationCollator,
+    adapter_targets,
+    freeze_statistics,
+    place_images,
+)
+from modeling_mdm.training.data import PictureDataset, Source
+from modeling_mdm.training.questions import (
+    DRAWING,
+    GARMENTS,
+    KINDS,
+    WHICH,
+    YES_OR_NO,
+    FashionQuestions,
+)
+
+# peft asks the model by transformers' old name.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+CPU_BACKENDS = [name for name in BACKENDS if name not in ("triton", "mamba_ssm")]
+TALK = [
+    user(show(picture(1)), say("a dress")),
+    assistant(say("a gown")),
+    user(say("a")),
+    assistant(say("a dress")),
+]
+
+
+# Batches
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+def test_the_answer_is_the_noisy_region_and_all_before_it_is_given(processor):
+    collate = ConversationCollator(processor, max_new_tokens=4)
+    (batch,) = [collate([{"messages": TALK[:2], "seed": 0}])]
+    assert batch["input_ids"].tolist() == [[A, DRESS, END, A, GOWN, END, PAD]]
+    assert batch["text_given"].tolist() == [[True] * 3 + [False] * 4]
+    assert batch["attention_mask"].tolist() == [[1] * 7]  # <pad> after <end> is learned, too
+    assert batch["turn_ids"].tolist() == [[0] * 3 + [1] * 4]
+    assert batch["image_given"].all() and batch["image_turn_ids"].tolist() == [[0]]
+    torch.testing.assert_close(batch["pixel_values"][0, 0, 0], pixels(picture(1)))
+
+
+def test_every_answer_of_a_conversation_is_taught_in_time(processor):
+    collate = ConversationCollator(processor, max_new_tokens=4)
+    lengths = []
+    for seed in range(20):
+        batch = collate([{"messages": TALK, "seed": seed}])
+        again = collate([{"messages": TALK, "seed": seed}])
+        assert all(torch.equal(value, again[name]) for name, value in batch.items())
+        # What comes after the answer is not there at all.
+        assert batch["text_given"].int().diff().sum() == -1 and not batch["text_given"][0, -1]
+        lengths.append(batch["input_ids"].shape[1])
+    assert set(lengths) == {7, 12}
+
+
+def test_answers_of_all_kinds_in_one_batch(processor):
+    talks = [
+        TALK[:2],
+        [user(say("a gown")), assistant(show(picture(2)))],
+        [user(say("a")), assistant(say("a gown"), show(picture(3)))],
+        [user(say("a gown"), show(picture(4)), show(picture(5))), assistant(say("a"))],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a gown"}],
+    ]
+    collate = ConversationCollator(processor, max_new_tokens=3)
+    batch = collate([{"messages": talk, "seed": 0} for talk in talks])
+    noisy_words = (batch["attention_mask"].bool() & ~batch["text_given"]).sum(1)
+    assert noisy_words.tolist() == [3, 0, 3, 3, 3]
+    present = batch["pixel_attention_mask"].flatten(2).any(-1)
+    noisy = present & ~batch["image_given"].flatten(2).any(-1)
+    assert present.sum(1).tolist() == [1, 1, 1, 2, 0]
+    assert noisy.sum(1).tolist() == [0, 1, 1, 0, 0]
+    torch.testing.assert_close(batch["pixel_values"][1, 0, 0], pixels(picture(2)))
+    torch.testing.assert_close(batch["pixel_values"][2, 0, 0], pixels(picture(3)))
+    assert batch["image_turn_ids"][:, 0].tolist() == [0, 0, 1, 0, 0]
+    model = MDMForJointGeneration(tiny(processor)).train()
+    loss = model(**batch).loss
+    assert loss.isfinite()
+
+
+def test_the_loss_is_on_answers_only(processor):
+    batch = ConversationCollator(processor, 4)([{"messages": TALK[:2], "seed": 0}])
+    model = MDMForJointGeneration(tiny(processor)).eval()
+    out = model(**batch)
+    assert out.loss_se_image == 0  # the picture is given
+    shown = model(**{**batch, "text_given": torch.ones_like(batch["text_given"])})
+    assert shown.loss_se == 0 and out.loss_se_text > 0
+
+
+def test_pictures_beside_the_messages_are_placed_in_order():
+    messages = [user({"type": "image", "text": None}, say("a")), assistant({"type": "image"})]
+    one, two = picture(1), picture(2)
+    placed = place_images(messages, [one, two])
+    assert placed[0]["content"][0]["image"] is one and placed[1]["content"][0]["image"] is two
+    assert "image" not in messages[1]["content"][0]
+    with pytest.raises(ValueError, match="images has 1 pictures, fewer"):
+        place_images(messages, [one])
+    with pytest.raises(ValueError, match="images has 1 pictures more"):
+        place_images(messages, [one, two, one])
+
+
+@pytest.mark.parametrize(
+    ("talk", "message"),
+    [
+        ([user(say("a"))], "no answer of the assistant"),
+        ([user(say("a")), assistant(say("a gown a gown"))], "more than max_new_tokens=3"),
+        ([user(say("a")), assistant(show(picture()), show(picture()))], "has 2 pictures"),
+    ],
+)
+def test_faults_of_conversations(processor, talk, message):
+    with pytest.raises(ValueError, match=message):
+        ConversationCollator(processor, 3)([{"messages": talk, "seed": 0}])
+
+
+# Questions
+
+
+def make_questions(**kwargs):
+    labels = np.arange(200) % 10
+    images = np.broadcast_to(labels[:, None, None] * 20, (200, 8, 8)).astype(np.uint8)
+    return FashionQuestions(PictureDataset(Source(images, labels=labels)), **kwargs)
+
+
+def label_of(part):
+    return int(np.asarray(part["image"])[0, 0]) // 20
+
+
+def test_questions_are_answered_by_the_labels():
+    questions = make_questions(seed=3)
+    counts = dict.fromkeys(KINDS, 0)
+    said_yes = []
+    for index in range(len(questions)):
+        item = questions[index]
+        counts[item["kind"]] += 1
+        *pictures, question = item["messages"][0]["content"]
+        answer = item["messages"][1]["content"][0]["text"]
+        labels = [label_of(part) for part in pictures]
+        if item["kind"] == "yes or no":
+            said_yes.append(answer == "yes")
+            assert (answer == "yes") == (labels[0] in YES_OR_NO[question["text"]])
+        elif item["kind"] == "what":
+            assert answer == GARMENTS[labels[0]]
+        else:
+            asked = labels[("first", "second").index(answer)]
+            assert question["text"] == WHICH.format(GARMENTS[asked])
+            assert labels[0] != labels[1]
+    assert min(counts.values()) > 40
+    assert 0.3 < np.mean(said_yes) < 0.7
+
+
+def test_questions_depend_on_seed_epoch_and_index_alone():
+    one, two = make_questions(seed=3), make_questions(seed=3)
+    assert [one[n]["messages"] for n in (5, 7)] != [one[n]["messages"] for n in (7, 5)]
+    shown = [str(one[n]["messages"][0]["content"][-1]) for n in range(50)]
+    assert shown[::-1] == [str(two[n]["messages"][0]["content"][-1]) for n in range(49, -1, -1)]
+    two.set_epoch(1)
+    assert shown != [str(two[n]["messages"][0]["content"][-1]) for n in range(50)]
+
+
+def test_some_items_ask_for_a_picture():
+    table = CaptionTable(labels=tuple((f"thing {n}",) for n in range(10)), templates=("see {}",))
+    questions = make_questions(drawings=0.5, captions=table)
+    items = [questions[n] for n in range(200)]
+    drawings = [item for item in items if item["kind"] == DRAWING]
+    assert 60 < len(drawings) < 140
+    for item in drawings:
+        (asked,), (drawn,) = (message["content"] for message in item["messages"])
+        assert asked["text"] == f"see thing {label_of(drawn)}"
+
+
+def test_the_names_are_those_of_the_caption_table():
+    table = CaptionTable.from_json(ROOT / "examples" / "captions" / "fashion_mnist.json")
+    assert tuple(names[0] for names in table.labels) == GARMENTS
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"seed": -1}, "seed=-1"),
+        ({"drawings": 1.0}, r"drawings=1\.0 must"),
+        ({"drawings": 0.5}, "needs captions"),
+    ],
+)
+def test_faults_of_questions(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_questions(**kwargs)
+    unlabelled = PictureDataset(Source(np.zeros((3, 8, 8), np.uint8), texts=["a"] * 3))
+    with pytest.raises(ValueError, match="without a label"):
+        FashionQuestions(unlabelled)
+
+
+def test_accuracy_is_the_share_of_answers_word_for_word(processor):
+    model = MDMForJointGeneration(tiny(processor)).eval()
+    items = [
+        {"messages": [user(say("a")), assistant(say(answer))], "kind": kind}
+        for answer, kind in (("a gown", "x"), ("a dress", "x"), ("a gown", "y"))
+    ]
+
+    class AlwaysAGown:
+        training, device = False, torch.device("cpu")
+        eval = train = lambda self, mode=True: self
+
+        def generate(self, input_ids, turn_ids, **kwargs):
+            assert kwargs["num_inference_steps"] == 3
+            sequences = torch.where(turn_ids == 1, PAD, input_ids)
+            for row, turns in zip(sequences, turn_ids, strict=True):
+                (places,) = (turns == 1).nonzero(as_tuple=True)
+                row[places[:3]] = torch.tensor([A, GOWN, END])
+            return sequences
+
+    def ask(model, **kwargs):
+        return answer_accuracy(
+            model, processor, items, max_new_tokens=4, batch_size=2, num_inference_steps=3, **kwargs
+        )
+
+    assert ask(AlwaysAGown()) == {"all": 2 / 3, "x": 0.5, "y": 1.0}
+    assert set(ask(model)) == {"all", "x", "y"}
+    with pytest.raises(ValueError, match="items is empty"):
+        answer_accuracy(model, processor, [])
+
+
+# Adapters
+
+
+def tiny(processor, **changes):
+    return MDMConfig(
+        vocab_size=len(processor.tokenizer),
+        max_text_length=10,
+        image_size=8,
+        patch_size=4,
+        latent_dim=4,
+        vae_hidden_size=16,
+        vae_num_layers=1,
+        hidden_size=16,
+        num_hidden_layers=1,
+        state_size=8,
+        head_dim=16,
+        **changes,
+    )
+
+
+def adapted(model, seed=0):
+    """Adapters that change something: as made, their second factor is zero."""
+    freeze_statistics(model)
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=adapter_targets(model))
+    tuned = peft.get_peft_model(model, config)
+    fill(tuned, seed)
+    return tuned
+
+
+def fill(tuned, seed, adapter="default"):
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if f".lora_B.{adapter}." in name:
+                noise = torch.randn(parameter.shape, generator=draw)
+                parameter.copy_(0.2 * noise)
+
+
+def without_gradient(tuned):
+    """Names of the adapter tensors that a training step leaves without a gradient."""
+    tuned.train()
+    batch = mixed_batch(torch.float32)
+    batch["drop_prompt"] = torch.zeros(8, dtype=torch.bool)
+    tuned(**batch, keep=1.0, self_condition=True).loss.backward()
+    adapters = {n: p for n, p in tuned.named_parameters() if "lora_" in n}
+    assert adapters and all(p.requires_grad == (n in adapters) for n, p in tuned.named_parameters())
+    return [n for n, p in adapters.items() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_adapter_learns_on_every_back_end(mixer, backend):
+    if mixer == "attention" and backend != CPU_BACKENDS[0]:
+        pytest.skip("attention has no back-ends")
+    model = make_model(torch.float32, **MIXERS[mixer], kernel_backend=backend)
+    assert without_gradient(adapted(model)) == []
+
+
+class FusedKernel(torch.autograd.Function):
+    """Like a kernel on a GPU: autograd sees its inputs and outputs, and nothing inside."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        ctx.save_for_backward(*inputs)
+        return ssd_reference(*inputs)[0]
+
+    @staticmethod
+    def backward(ctx, gradient):
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            return torch.autograd.grad(ssd_reference(*inputs)[0], inputs, gradient)
+
+
+@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "attention"])
+def test_every_adapter_learns_with_a_fused_kernel(mixer, monkeypatch):
+    used = []
+
+    def fused(x, input_scale, log_decay, B, C, *rest):
+        used.append(x.shape)
+        return FusedKernel.apply(x, input_scale, log_decay, B, C), None
+
+    monkeypatch.setattr(modeling_mdm.block, "ssd", fused)
+    assert without_gradient(adapted(make_model(torch.float32, **MIXERS[mixer]))) == []
+    assert used
+
+
+def test_a_kernel_that_reads_the_projection_itself_would_be_caught(monkeypatch):
+    """The trap: fused kernels that take `out_proj.weight` go around the adapter, silently."""
+    tuned = adapted(make_model(torch.float32))
+    mixer = modeling_mdm.block.MDMMamba2Mixer
+    usual = mixer.forward
+
+    def fused(self, *args, **kwargs):
+        around = self.out_proj
+        self.out_proj = lambda y: F.linear(y, around.base_layer.weight)
+        try:
+            return usual(self, *args, **kwargs)
+        finally:
+            self.out_proj = around
+
+    monkeypatch.setattr(mixer, "forward", fused)
+    monkeypatch.setattr(torch.nn.Module, "__setattr__", object.__setattr__)
+    for module in tuned.modules():
+        if isinstance(module, mixer):
+            module.__dict__["out_proj"] = module._modules["out_proj"]
+    names = without_gradient(tuned)
+    assert len(names) == 4 and all(".out_proj.lora_" in name for name in names)
+
+
+def outputs(model):
+    sources = {
+        "times": {g: torch.full((8,), 0.4) for g in ("text", "image")},
+        "noise": noise(1),
+        "posterior_noise": noise(2),
+    }
+    model.eval()
+    with torch.no_grad():
+        out = model(**mixed_batch(torch.float32), **sources, return_loss=False)
+    return torch.cat([out.logits.flatten(), out.clean_estimates["image"].flatten()])
+
+
+def noise(seed):
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "text": torch.randn(8, 6, 6, generator=draw),
+        "image": torch.randn(8, 4, 6, generator=draw),
+    }
+
+
+def test_adapters_are_saved_loaded_switched_and_merged(tmp_path):
+    base = outputs(make_model(torch.float32))
+    tuned = adapted(make_model(torch.float32), seed=1)
+    first = outputs(tuned)
+    assert (first - base).abs().max() > 0.05
+    tuned.save_pretrained(tmp_path / "first")
+    other = adapted(make_model(torch.float32), seed=2)
+    second = outputs(other)
+    other.save_pretrained(tmp_path / "second")
+    saved = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert "model.safetensors" not in saved and "adapter_model.safetensors" in saved
+
+    loaded = peft.PeftModel.from_pretrained(make_model(torch.float32), tmp_path / "first")
+    torch.testing.assert_close(outputs(loaded), first, rtol=0, atol=0)
+    loaded.load_adapter(tmp_path / "second", adapter_name="second")
+    loaded.set_adapter("second")
+    torch.testing.assert_close(outputs(loaded), second, rtol=0, atol=0)
+    loaded.set_adapter("default")
+    torch.testing.assert_close(outputs(loaded), first, rtol=0, atol=0)
+    with loaded.disable_adapter():
+        torch.testing.assert_close(outputs(loaded), base, rtol=0, atol=0)
+    merged = loaded.merge_and_unload()
+    assert isinstance(merged, MDMForJointGeneration)
+    assert (outputs(merged) - first).abs().max() < 1e-5
+    merged.save_pretrained(tmp_path / "merged")
+    again = MDMForJointGeneration.from_pretrained(tmp_path / "merged")
+    assert (outputs(again) - first).abs().max() < 1e-5
+
+
+def test_tuning_leaves_the_vae_and_its_statistics_alone(processor):
+    model = MDMForJointGeneration(tiny(processor))
+    tuned = adapted(model).train()
+    before = {name: value.clone() for name, value in model.vae.state_dict().items()}
+    batch = ConversationCollator(processor, 4)([{"messages": TALK, "seed": 0}] * 2)
+    loss = tuned(**batch).loss
+    loss.backward()
+    assert all(torch.equal(value, before[name]) for name, value in model.vae.state_dict().items())
+    assert not any(name.startswith("vae.") for name in adapter_targets(make_model(torch.float32)))
+
+
+# The script
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    save_config_folder(folder)
+    torch.manual_seed(0)
+    MDMForJointGeneration(MDMConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("talks")
+    path = folder / "talks.jsonl"
+    lines = []
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(folder / f"{number}.png")
+        shown = {"type": "image", "path": str(folder / f"{number}.png")}
+        question = [shown, {"type": "text", "text": "a zero"}]
+        answer = [{"type": "text", "text": "a one"}]
+        messages = [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        lines.append(json.dumps({"messages": messages}))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def script_arguments(trained, talks, output):
+    return [
+        *("--model", str(trained), "--dataset", str(talks), "--output_dir", str(output)),
+        *("--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--lora_rank", "2"),
+        *("--per_device_train_batch_size", "2", "--learning_rate", "1e-2", "--save_steps", "2"),
+    ]
+
+
+def test_the_script_tunes_saves_merges_and_goes_on(trained, talks, tmp_path):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    arguments = script_arguments(trained, talks, tmp_path)
+    script.main([*arguments, "--max_steps", "2"])
+    with pytest.raises(ValueError, match="--resume_from_checkpoint last"):
+        script.main([*arguments, "--max_steps", "4"])
+    script.main([*arguments, "--max_steps", "4", "--resume_from_checkpoint", "last"])
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    processor = MDMProcessor.from_pretrained(tmp_path)
+    question = [user(show(Image.new("L", (8, 8))), say("a zero"))]
+    inputs = processor.apply_chat_template(
+        question,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        max_new_tokens=4,
+    )
+    assert MASK in inputs["input_ids"]
+    base = MDMForJointGeneration.from_pretrained(trained)
+    adapters = peft.PeftModel.from_pretrained(base, tmp_path)
+    merged = MDMForJointGeneration.from_pretrained(tmp_path / "merged")
+    estimates = []
+    for model in (adapters, merged):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            estimates.append(model.eval()(**inputs, return_loss=False).logits)
+    assert (estimates[0] - estimates[1]).abs().max() < 1e-5
+    out = adapters.generate(**inputs, num_inference_steps=1, show_progress=False)
+    assert isinstance(processor.post_process(out, inputs)[0].text, str)
+
+
+def test_the_script_asks_before_and_after(trained, tmp_path, monkeypatch):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    questions = make_questions(seed=1)
+    monkeypatch.setattr(script, "load_training_data", lambda *args, **kwargs: questions.pictures)
+    arguments = script_arguments(trained, "fashion_questions", tmp_path)
+    captions = str(ROOT / "examples" / "captions" / "fashion_mnist.json")
+    options = ["--test_questions", "3", "--max_new_tokens", "40", "--captions", captions]
+    results = script.main([*arguments, *options, "--max_steps", "1", "--merge", "false"])
+    assert json.loads((tmp_path / "answers.json").read_text()) == results
+    assert set(results) == {"before", "after"} and 0 <= results["after"]["all"] <= 1
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_set_without_messages_is_refused(trained, tmp_path):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    (tmp_path / "no.jsonl").write_text('{"text": "a"}\n')
+    arguments = script_arguments(trained, tmp_path / "no.jsonl", tmp_path / "run")
+    with pytest.raises(ValueError, match="it needs `messages`"):
+        script.main([*arguments, "--max_steps", "1"])
+
+
+def test_the_shipped_file_of_questions(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    script = load_script(ROOT / "examples" / "finetune.py")
+    adapters, data, args = script.parse(["examples/configs/fashion_questions.yaml", "--seed", "3"])
+    assert (data.dataset, args.seed) == ("fashion_questions", 3) and args.max_steps > 0
+    tokenizer = MDMProcessor.from_pretrained(adapters.model).tokenizer
+    answers = ["yes", "no", "first", "second", *GARMENTS]
+    longest = max(map(len, tokenizer(answers, add_special_tokens=False)["input_ids"]))
+    assert longest + 1 <= data.max_new_tokens
+    (tmp_path / "wrong.yaml").write_text("modle: x\n")
+    with pytest.raises(ValueError, match=r"\['modle'\]"):
+        script.parse([str(tmp_path / "wrong.yaml")])

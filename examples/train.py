@@ -42,6 +42,7 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
 from modeling_mdm.training.data import PictureDataset, load_training_data
+from modeling_mdm.training.streams import MixedStream, read_recipe
 from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
@@ -73,8 +74,9 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', 'fashion_mnist', a folder, or the id of a data set on the Hub with "
-            "an image column and a text and/or label column."
+            "help": "'digits', 'fashion_mnist', a folder, the id of a data set on the Hub with an "
+            "image column and a text and/or label column, or a YAML file that names several to "
+            "stream, such as configuration/data/paper.yaml."
         }
     )
     data_dir: str | None = field(
@@ -199,6 +201,14 @@ def load_split(
     )
 
 
+def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int) -> MixedStream:
+    """Open the streams that a YAML file names, for pictures in the ratio that the model sees."""
+    size = processor.image_processor.size
+    return MixedStream(
+        read_recipe(args.dataset), (size.height, size.width), seed, batch_size, buckets=8
+    )
+
+
 def checkpoint_to_resume(args: MDMTrainingArguments) -> str | None:
     """Return the checkpoint that `resume_from_checkpoint` asks for; `last` may find none.
 
@@ -221,9 +231,13 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = MDMProcessor.from_pretrained(model_args.processor or model_args.config)
-    train_data = load_split(
-        data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
-    )
+    if data_args.dataset.endswith((".yaml", ".yml")):
+        batch_size = args.per_device_train_batch_size
+        train_data = load_stream(data_args, processor, batch_size, args.data_seed)
+    else:
+        train_data = load_split(
+            data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
+        )
     eval_data = None
     if data_args.eval_split is not None:
         eval_data = load_split(

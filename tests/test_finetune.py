@@ -389,14 +389,14 @@ def test_adapters_are_saved_loaded_switched_and_merged(tmp_path):
     assert "model.safetensors" not in saved and "adapter_model.safetensors" in saved
 
     loaded = peft.PeftModel.from_pretrained(make_model(torch.float32), tmp_path / "first")
-    torch.testing.assert_close(outputs(loaded), first, rtol=0, atol=0)
+    assert (outputs(loaded) - first).abs().max() < 1e-5
     loaded.load_adapter(tmp_path / "second", adapter_name="second")
     loaded.set_adapter("second")
-    torch.testing.assert_close(outputs(loaded), second, rtol=0, atol=0)
+    assert (outputs(loaded) - second).abs().max() < 1e-5
     loaded.set_adapter("default")
-    torch.testing.assert_close(outputs(loaded), first, rtol=0, atol=0)
+    assert (outputs(loaded) - first).abs().max() < 1e-5
     with loaded.disable_adapter():
-        torch.testing.assert_close(outputs(loaded), base, rtol=0, atol=0)
+        assert (outputs(loaded) - base).abs().max() < 1e-5
     merged = loaded.merge_and_unload()
     assert isinstance(merged, MDMForJointGeneration)
     assert (outputs(merged) - first).abs().max() < 1e-5

@@ -22,6 +22,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import ModelOutput
 
+from modeling_mdm.training import trainer as trainer_module
 from modeling_mdm.training.checkpoints import MANIFEST, STAGING_FOLDER, find_fault
 from modeling_mdm.training.ema import EMA_FILE
 from modeling_mdm.training.trainer import (
@@ -216,6 +217,48 @@ def test_samples_are_drawn_from_the_average_once_an_evaluation(tmp_path):
     assert torch.equal(weights[0], trainer.average.averages["weight"])
     with Image.open(tmp_path / "samples" / "step-0000004.png") as picture:
         assert picture.size == (5, 1)
+
+
+def test_tensorboard_gets_losses_speed_and_samples(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    trainer = make_trainer(
+        tmp_path,
+        max_steps=4,
+        num_samples=5,
+        logging_steps=2,
+        report_to="tensorboard",
+        eval_strategy="steps",
+        eval_steps=4,
+    )
+    trainer.sample_sheet = lambda model, processor, args: Image.new("L", (7, args.num_samples), 90)
+    trainer.train()
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"images": 0})
+    events.Reload()
+    logged = {h["step"]: h for h in trainer.state.log_history if "loss" in h}
+    for name in ("loss", "loss_se_image", "loss_se_text", "loss_kl", "grad_norm"):
+        found = {e.step: e.value for e in events.Scalars(f"train/{name}")}
+        assert found == pytest.approx({step: h[name] for step, h in logged.items()}, rel=1e-6)
+    assert events.Scalars("eval/loss_se_image")[0].step == 4
+    (sheet,) = events.Images("samples")
+    assert (sheet.step, sheet.width, sheet.height) == (4, 7, 5)
+    assert all(e.value > 0 for e in events.Scalars("train/samples_per_second"))
+
+
+def test_the_speed_counts_all_items_and_leaves_evaluation_out(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=3)
+    now = [100.0]
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    trainer._last_log = (10, 100.0)
+    trainer.state.global_step = 15
+    monkeypatch.setattr(
+        trainer_module.Trainer, "evaluate", lambda *args: now.__setitem__(0, now[0] + 50) or {}
+    )
+    trainer.evaluate()
+    now[0] += 2
+    assert trainer._speed() == pytest.approx(5 * BATCH * 3 / 2)
+    assert trainer._last_log == (15, 152.0)
 
 
 def test_training_stops_with_a_checkpoint_when_its_time_is_over(tmp_path):

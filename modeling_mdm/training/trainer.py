@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer: transformers' own, with what diffusion training needs besides (Sec. 5.1).
 
-It adds the parts of the loss to the logs, an average of the weights, pictures of samples during
-evaluation, checkpoints that are whole or absent, a time limit, and seeds that make a resumed run
-equal to one that was never interrupted.
+It adds the parts of the loss and the speed to the logs, an average of the weights, pictures of
+samples during evaluation, also for TensorBoard, checkpoints that are whole or absent, a time limit,
+and seeds that make a resumed run equal to one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class MDMTrainer(Trainer):
         self.average: ExponentialMovingAverage | None = None
         self._average_is_in = False
         self._train_parts, self._eval_parts = RunningMeans(), RunningMeans()
+        self._last_log = (0, time.monotonic())
         self._resumed_from: str | None = None
         self._staging: Path | None = None
         self.add_callback(_TrainingEvents(self))
@@ -133,10 +134,20 @@ class MDMTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log values, together with the mean of each part of the loss since the last time."""
+        """Log values; with a loss, also the mean of its parts and the speed since the last time."""
         if "loss" in logs:
             logs.update(self._train_parts.pop(self.accelerator.gather))
+            logs["samples_per_second"] = self._speed()
+            if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
+                logs["skipped_samples"] = sum(skipped.values())
         super().log(logs, *args, **kwargs)
+
+    def _speed(self) -> float:
+        """Samples a second, of all processes, since the last call; evaluation does not count."""
+        args, (step, since) = self.args, self._last_log
+        self._last_log = (self.state.global_step, time.monotonic())
+        items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return (self.state.global_step - step) * items / max(time.monotonic() - since, 1e-9)
 
     def evaluate(
         self,
@@ -145,12 +156,15 @@ class MDMTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Evaluate the averaged weights with fixed noise, and write a picture of samples."""
+        start = time.monotonic()
         with self._averaged_weights(), fixed_random_state(self.args.sample_seed):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             # Of several data sets, each comes through here once more under a longer prefix.
             wanted = metric_key_prefix == "eval" and self.args.num_samples > 0
             if wanted and (self.is_world_process_zero() or is_split(self.model)):
                 self._write_samples()
+        step, since = self._last_log
+        self._last_log = (step, since + time.monotonic() - start)
         return metrics
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -171,6 +185,10 @@ class MDMTrainer(Trainer):
             folder = Path(self.args.output_dir) / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             sheet.save(folder / f"step-{self.state.global_step:07d}.png")
+            for callback in self.callback_handler.callbacks:
+                if (writer := getattr(callback, "tb_writer", None)) is not None:
+                    pixels = np.asarray(sheet.convert("RGB"))  # (height, width, 3)
+                    writer.add_image("samples", pixels, self.state.global_step, dataformats="HWC")
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -307,6 +325,7 @@ class _TrainingEvents(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if args.max_train_seconds is not None:
             self.stop_at = time.monotonic() + args.max_train_seconds
+        self.trainer._last_log = (state.global_step, time.monotonic())
         self.trainer._start_average()
         if self.trainer._resumed_from is None:
             self.trainer._load_rng_state(None)

@@ -188,16 +188,17 @@ def _pictures(row: Mapping[str, torch.Tensor]) -> int:
 
 
 def adapter_targets(model: nn.Module) -> list[str]:
-    """Name the layers that adapters are put on: every projection of the decoder and both heads.
+    """Name the layers that adapters are put on: every projection of the decoder, and the heads.
 
-    The VAE stays as it is, and with it the latents that the rest was trained on. So do the heads
-    that predict score entropy and importance, which no answer trains.
+    The VAE's encoder stays as it is, and with it the latents that the rest was trained on. Its word
+    head learns, or a word that no caption had would be denoised and then decoded as another. The
+    heads that predict score entropy and importance stay, which no answer trains.
     """
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
-        and name.startswith(("decoder.", "text_head", "image_head"))
+        and name.startswith(("decoder.", "text_head", "image_head", "vae.word_head"))
         and ".selection." not in name
     ]
 

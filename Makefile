@@ -81,6 +81,11 @@ bench-keep: $(DEV_STAMP) ## quality of the shipped checkpoint at keep 100, 75, 5
 gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere a dry run of them
 	$(RUN_AS_IS) -m benchmarks.gpu
 
+.PHONY: conformance
+conformance: $(DEV_STAMP) ## transformers' own common tests on MDM; fetched from the package index once
+	$(RUN) tests/conformance/upstream.py
+	$(PYTEST) tests/conformance -rs --timeout 1800
+
 .PHONY: format
 format: $(DEV_STAMP) ## let ruff rewrite the sources
 	$(RUN) -m ruff check --fix .

@@ -60,15 +60,18 @@ KERNELS = [
 ]
 
 DEV = [
+    "bitsandbytes>=0.46.1",  # like torchao, for weights of few bits
     "diffusers>=0.36",  # its schedulers are a ground truth in the tests of the solvers
     "hypothesis>=6.130",
     "mypy>=1.18",
+    "parameterized>=0.9",  # of transformers' common tests
     "pre-commit>=4.0",
     "pytest>=8.4",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ruff>=0.14",
     "setuptools>=77",
+    "torchao>=0.18",
 ]
 
 setup(

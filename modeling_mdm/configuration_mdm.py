@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .version import check_readable
+
 # A joint scan pairs an image order with a text order (paper, Fig. 2f-g): 1-1, 2-2, 3-1, 4-2.
 # Image: 1 rows forward, 2 rows reverse, 3 columns forward, 4 columns reverse. Text: 1 forward, 2
 # reverse.
@@ -76,6 +78,10 @@ class MDMConfig(PreTrainedConfig):
         num_trajectory_candidates (`int`): K of the latter.
         exact_ratio_gain (`bool`): add Eq. 5's log ratio to the word logits with a learned gain per
             time.
+
+    Origin:
+        mdm_version (`str`, *optional*): version of this package that wrote the weights; set by
+            `save_pretrained`, checked at loading.
 
     Loss (Eq. 18):
         se_weight (`float`): lambda. se_weight_image, se_weight_text (`float`): balance of the two
@@ -149,6 +155,7 @@ class MDMConfig(PreTrainedConfig):
     image_token_id: int = 2
     eos_token_id: int | list[int] | None = 3
     tie_word_embeddings: bool = False
+    mdm_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.num_attention_heads is None:
@@ -182,6 +189,8 @@ class MDMConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError for fields that contradict each other, at construction and loading."""
+        if self.mdm_version is not None:
+            check_readable(self.mdm_version)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(

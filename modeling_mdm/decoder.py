@@ -6,6 +6,8 @@ Axes: b batch, l positions of the joint sequence, n positions of one modality, d
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +36,22 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero, so that what it adds or gates does too."""
 
 
+class StartTokens(nn.Module):
+    """The start token of every modality; read by a call, so that offloading can bring it back."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        for g in sorted(MODALITIES):  # the order in which seeds fill them
+            self.register_parameter(g, nn.Parameter(torch.zeros(hidden_size)))
+
+    def forward(self, modality: str) -> Tensor:
+        """Give one of them, (hidden,)."""
+        return getattr(self, modality)
+
+
+# In the modules below a type is asked of a bias: quantisation gives weights types of its own.
+
+
 class PlaceEmbedding(nn.Module):
     """Embeds where a position stands: word index, or row and column; and its turn."""
 
@@ -47,7 +65,7 @@ class PlaceEmbedding(nn.Module):
         """place (b, n) or (b, n, axes) and turn (b, n), long -> (b, n, hidden)."""
         place = place if place.dim() == 3 else place[..., None]
         coordinates = torch.cat([place, turn[..., None]], dim=-1)
-        waves = sinusoids(coordinates.to(self.proj.weight.dtype), self.features, 10000.0)
+        waves = sinusoids(coordinates.to(self.proj.bias.dtype), self.features, 10000.0)
         return self.proj(waves.flatten(-2))
 
 
@@ -64,8 +82,24 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """times (b, 3) in [0, 1] -> (b, 3, hidden)."""
-        waves = sinusoids(times.to(self.in_proj.weight.dtype) * 1000, self.features, 10000.0)
+        waves = sinusoids(times.to(self.kind.dtype) * 1000, self.features, 10000.0)
         return self.out_proj(F.silu(self.in_proj(waves))) + self.kind
+
+
+@contextmanager
+def recorded_states(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """Collect what enters every block and what leaves the last one, while the context is open."""
+    states: list[Tensor] = []
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        for layer in layers
+    ]
+    handles.append(layers[-1].register_forward_hook(lambda _, __, output: states.append(output)))
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class MDMDecoder(nn.Module):
@@ -82,9 +116,7 @@ class MDMDecoder(nn.Module):
         )
         self.class_embedding = nn.Embedding(max(1, config.num_classes), width)
         self.null_tokens = nn.Parameter(torch.zeros(config.num_null_tokens, width))
-        self.start_tokens = nn.ParameterDict(
-            {g: nn.Parameter(torch.zeros(width)) for g in MODALITIES}
-        )
+        self.start_tokens = StartTokens(width)
         self.time_embedding = TimeEmbedding(width)
         self.time_token = nn.ModuleDict({g: nn.Linear(width, width) for g in MODALITIES})
         self.modulation = ZeroLinear(width, modulation_parts(config) * width)
@@ -136,9 +168,9 @@ class MDMDecoder(nn.Module):
                 fed_back = (estimates or {}).get(g)
                 last = torch.zeros_like(latents) if fed_back is None else fed_back * written
                 latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
-            latents = latents.to(self.latent_proj[g].weight.dtype)
+            latents = latents.to(self.latent_proj[g].bias.dtype)
             if sequence.has_given:
-                parts.append(self.start_tokens[g].expand(batch, 1, -1))
+                parts.append(self.start_tokens(g).expand(batch, 1, -1))
             if sequence.has_noisy:
                 parts.append(self.time_token[g](clock[:, index, None]))
             parts.append(self.latent_proj[g](latents) + self._places(g, part, cache))

@@ -55,7 +55,7 @@ class EncodedInputs:
     def sample_posterior(self, noise: dict[str, Tensor], vae: MDMVAE) -> dict[str, Tensor]:
         """Draw standardised z_0 of every position (b, n, d), by modality."""
         return {
-            g: vae.statistics[g].standardize(
+            g: vae.statistics[g](
                 part.posterior_mean
                 + torch.exp(0.5 * part.posterior_logvar) * noise[g].to(part.posterior_mean.dtype)
             )
@@ -105,7 +105,7 @@ def encode_text(
     given = torch.zeros_like(valid) if text_given is None else text_given.bool()
     turn = torch.zeros_like(input_ids) if turn_ids is None else turn_ids.long()
     mean, logvar = vae.encode(input_ids, "text")
-    latents = vae.statistics["text"].standardize(mean)
+    latents = vae.statistics["text"](mean)
     content = ModalityContent(latents, given, valid, turn, _index_in_turn(valid, turn))
     return EncodedModality(content, input_ids, mean, logvar, input_ids)
 
@@ -154,7 +154,7 @@ def encode_images(
     else:
         symbols = front_end(flat).view(batch, -1)
         patches = front_end.codebook[symbols]
-    patches = patches.to(vae.patch_embedding.weight.dtype)
+    patches = patches.to(vae.patch_embedding.bias.dtype)
     mean, logvar = vae.encode(patches, "image")
     if image_turn_ids is None:
         image_turn_ids = torch.zeros(batch, pictures, dtype=torch.long, device=pixel_values.device)
@@ -167,7 +167,7 @@ def encode_images(
     column = torch.arange(columns, device=pixel_values.device)[None].expand(rows, columns)
     place = torch.stack([row, column], -1).view(1, 1, -1, 2).expand(batch, pictures, -1, 2)
     content = ModalityContent(
-        vae.statistics["image"].standardize(mean),
+        vae.statistics["image"](mean),
         all_pixels(image_given, False),
         all_pixels(pixel_attention_mask, True),
         image_turn_ids.long().repeat_interleave(rows * columns, dim=1),

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .configuration_mdm import MDMConfig
-from .decoder import MDMDecoder, TimeEmbedding, ZeroLinear
+from .decoder import MDMDecoder, StartTokens, TimeEmbedding, ZeroLinear, recorded_states
 from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
@@ -47,6 +48,8 @@ class MDMOutput(ModelOutput):
         logits: pair logits of every word (b, t, vocab).
         clean_estimates: by modality, standardised latents (b, n, latent_dim).
         score_entropy: predicted score entropy of every position (b, n), by modality.
+        hidden_states: on request, what enters every block and what leaves the last one: features
+            (b, l, hidden) of the joint sequence in storage order.
     """
 
     loss: Tensor | None = None
@@ -60,13 +63,14 @@ class MDMOutput(ModelOutput):
     logits: Tensor | None = None
     clean_estimates: dict[str, Tensor] | None = None
     score_entropy: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class MDMPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by MDM's models."""
 
     config_class = MDMConfig
-    base_model_prefix = "decoder"
+    base_model_prefix = ""  # there is no smaller model inside that loads on its own
     main_input_name = "input_ids"
     model_tags = list(MODEL_TAGS)
     input_modalities = ("image", "text")
@@ -109,8 +113,8 @@ class MDMPreTrainedModel(PreTrainedModel):
             init.normal_(module.kind, std=self.config.initializer_range)
         elif isinstance(module, MDMDecoder):
             init.normal_(module.null_tokens, std=self.config.initializer_range)
-        elif isinstance(module, nn.ParameterDict):  # the decoder's start tokens
-            for token in module.values():
+        elif isinstance(module, StartTokens):
+            for token in module.parameters():
                 init.normal_(token, std=self.config.initializer_range)
         elif isinstance(module, LatentStatistics):
             init.zeros_(module.mean)
@@ -149,6 +153,42 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         if config.exact_ratio_gain:
             self.ratio_gain = ZeroLinear(config.hidden_size, 1, bias=False)
         self.post_init()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes: of its statistics, which are not offloaded as weights are."""
+        return self.vae.statistics["text"].mean.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embedding of the words."""
+        return self.vae.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of the words."""
+        self.vae.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Head of the words; `vae.word_head` is another of the same size."""
+        return self.text_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the head of the words."""
+        self.text_head = value
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Change the number of words, in all three modules that have a row for each."""
+        embedding = super().resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
+        self.vae.word_head = self._get_resized_lm_head(
+            self.vae.word_head, len(embedding.weight), mean_resizing=mean_resizing
+        )
+        return embedding
 
     def encode_inputs(
         self,
@@ -254,6 +294,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         """Mean of the candidates' latents (v, d) under s_theta (Eq. 7): (b, n, v) -> (b, n, d)."""
         return logits.softmax(-1) @ candidates.to(logits.dtype)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -274,6 +315,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         keep: float | None = None,
         self_condition: bool | None = None,
         return_loss: bool = True,
+        output_hidden_states: bool | None = None,
     ) -> MDMOutput:
         """
         One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
@@ -296,12 +338,14 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             keep: share of items that each scan reads.
             self_condition: feed a first estimate back.
             return_loss: False leaves every loss None.
+            output_hidden_states: also return the features between blocks; None asks the
+                configuration.
 
         What is random, from `drop_prompt` to `self_condition`, is drawn where None: in training as
         `MDMConfig` says, else with uniform times, nothing dropped and nothing fed back.
 
         Returns:
-            [`MDMOutput`].
+            [`MDMOutput`], or its entries as a tuple with `return_dict=False`.
 
         Raises:
             ValueError: neither text nor image, or shapes that do not fit; names the argument and
@@ -345,7 +389,13 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         if self.config.self_conditioning and self._flip(self_condition):
             with torch.no_grad():
                 estimates = self.denoise(*step, None, keep).clean
-        denoised = self.denoise(*step, estimates, keep)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_hidden_states:
+            with recorded_states(self.decoder.layers) as hidden_states:
+                denoised = self.denoise(*step, estimates, keep)
+        else:
+            hidden_states, denoised = None, self.denoise(*step, estimates, keep)
         predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
             for g, statistics in self.vae.statistics.items():
@@ -357,6 +407,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             logits=denoised.logits.get("text"),
             clean_estimates=denoised.clean,
             score_entropy={g: torch.expm1(value).clamp(min=0) for g, value in predicted.items()},
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         if return_loss:
             predictions = {

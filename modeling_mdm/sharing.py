@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from .configuration_mdm import MDMConfig
+from .version import __version__
 
 # Every Auto class that the model can be loaded by.
 AUTO_MODELS = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForImageTextToText")
@@ -49,7 +50,8 @@ def custom_pipelines() -> dict[str, dict[str, Any]]:
 
 
 def name_code(config: MDMConfig, model_class: type) -> None:
-    """Write into a configuration where every Auto class and pipeline finds its code."""
+    """Write into a configuration what wrote it, and where every Auto class finds its code."""
+    config.mdm_version = __version__
     model = f"modeling_mdm.{model_class.__name__}"
     config.auto_map = {
         "AutoConfig": f"configuration_mdm.{type(config).__name__}",

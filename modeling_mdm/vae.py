@@ -96,6 +96,10 @@ class LatentStatistics(nn.Module):
         """Shift and scale latents (..., d) to mean 0, variance 1."""
         return (latents - self.mean) * torch.rsqrt(self.variance + 1e-6)
 
+    def forward(self, latents: Tensor) -> Tensor:
+        """Standardise latents, by a call, so that offloading can bring the statistics back."""
+        return self.standardize(latents)
+
 
 def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and variance of all processes' latents from those of each."""
@@ -157,17 +161,16 @@ class MDMVAE(nn.Module):
     def code_latents(self, codebook: Tensor) -> Tensor:
         """y_v of every code of a VQ-VAE (v, e): standardised posterior means, (v, d)."""
         mean, _ = self.encode(codebook, "image")
-        return self.statistics["image"].standardize(mean)
+        return self.statistics["image"](mean)
 
     def word_latents(self) -> Tensor:
         """y_v of every word v: standardised posterior means, (vocab, d)."""
-        mean, _ = self.encode(
-            torch.arange(self.embed_tokens.num_embeddings, device=self.embed_tokens.weight.device),
-            "text",
-        )
-        return self.statistics["text"].standardize(mean)
+        # Not the device of a weight, which may be offloaded.
+        device = self.statistics["text"].mean.device
+        mean, _ = self.encode(torch.arange(self.embed_tokens.num_embeddings, device=device), "text")
+        return self.statistics["text"](mean)
 
     def forward(self, content: Tensor, modality: str) -> Tensor:
         """Encode to standardised posterior means: (..., n, d)."""
         mean, _ = self.encode(content, modality)
-        return self.statistics[modality].standardize(mean)
+        return self.statistics[modality](mean)

@@ -1,0 +1,62 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""One denoising step as a graph: torch.export and torch.compile without a break."""
+
+import pytest
+import torch
+from tiny_model import LATENT, MIXERS, PATCHES, WORDS, make_model, mixed_batch
+from torch import nn
+
+pytestmark = pytest.mark.slow
+
+
+class DenoisingStep(nn.Module):
+    """Noisy latents and times to clean estimates; what is given is laid out once."""
+
+    def __init__(self, model, keep):
+        super().__init__()
+        self.model, self.keep = model, keep
+        encoded = model.encode_inputs(**mixed_batch(torch.float32))
+        nothing = torch.zeros_like(encoded.has_class)
+        self.content, self.labels = encoded.content, encoded.class_labels
+        self.sequence = model.decoder.lay_out(
+            encoded.content, encoded.has_class, nothing, encoded.grid
+        )
+        self.candidates = model.candidate_latents(encoded.content)
+
+    def forward(self, text, image, times):
+        z_t = {"text": text, "image": image}
+        denoised = self.model.denoise(
+            self.sequence,
+            self.content,
+            z_t,
+            dict.fromkeys(z_t, times),
+            self.labels,
+            self.candidates,
+            z_t,
+            self.keep,
+        )
+        return denoised.clean["text"], denoised.clean["image"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch has several of its own while it compiles
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("way", ["export", "compile"])
+@pytest.mark.parametrize("name", ["parallel", "cyclic", "separate", "attention"])
+def test_a_denoising_step_is_one_graph(name, way):
+    """The fastest scan on a CPU looks at its values, so the back-end without a look is named."""
+    torch._dynamo.reset()
+    model = make_model(torch.float32, **MIXERS[name], kernel_backend="torch")
+    step = DenoisingStep(model, 1.0).eval()
+    first, second = (
+        (torch.randn(8, WORDS, LATENT), torch.randn(8, PATCHES, LATENT), torch.rand(8))
+        for _ in range(2)
+    )
+    with torch.no_grad():
+        if way == "export":
+            graph = torch.export.export(step, first).module()
+        else:
+            graph = torch.compile(step, fullgraph=True)
+        for latents in (first, second):  # the second finds a constant that should not be one
+            for ours, theirs in zip(graph(*latents), step(*latents), strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-5)

@@ -157,7 +157,7 @@ class SelectiveScan(nn.Module):
             C,
             None if entering is None else entering.flatten(0, 1),
             self.chunk_size,
-            resolve_backend(self.backend, x.device),
+            resolve_backend(self.backend, x.device, length=length, dtype=x.dtype),
         )
         if cache is not None:
             cache.store(state=state.unflatten(0, (batch, k)))

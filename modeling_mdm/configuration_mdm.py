@@ -22,7 +22,9 @@ CHOICES = {
     "image_schedule": ("linear", "cosine", "tan"),
     "text_schedule": ("linear", "cosine", "tan"),
     "se_candidates": ("exact", "trajectory"),
-    "kernel_backend": ("auto", "reference", "torch", "torch_factored"),
+    "kernel_backend": (
+        *("auto", "reference", "torch", "torch_factored", "quadratic", "triton", "mamba_ssm"),
+    ),
 }
 
 

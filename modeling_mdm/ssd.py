@@ -1,17 +1,23 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""State-space duality: the recurrence of Eq. 10-11, one definition and two fast forms.
+"""State-space duality: the recurrence of Eq. 10-11, its forms, and the choice between them.
 
 Axes: g sequences (batch x scans), l positions, h heads, p head width, n state width, c chunks,
 q positions of a chunk. All forms take what is already discretised: `log_decay` = Delta A (Eq. 12)
 and `input_scale`, with B-bar = input_scale B (Eq. 13).
 """
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .ssd_factored import MAX_FACTORED_DECAY, into_chunks, ssd_factored, state_dtype
+from .ssd_kernels import INTERPRETED
+from .ssd_mamba import load_kernels, ssd_mamba
+from .ssd_triton import ssd_triton
 
 
 def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
@@ -41,26 +47,28 @@ def ssd_reference(
     B: Tensor,
     C: Tensor,
     initial_state: Tensor | None = None,
+    chunk_size: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence position by position: Eq. 10-11 without the skip term.
 
     Args:
         x: (g, l, h, p). input_scale, log_decay: (g, l, h). B, C: (g, l, n), shared by all heads.
-        initial_state: (g, h, n, p), zeros where None.
+        initial_state: (g, h, n, p), zeros where None. chunk_size: not used.
 
     Returns:
-        y (g, l, h, p) and the state after the last position (g, h, n, p).
+        y (g, l, h, p) in the dtype of x and the state after the last position (g, h, n, p), which
+        is float32 at least.
     """
     groups, length, heads, width = x.shape
-    x = x * input_scale[..., None]
-    state = (
-        x.new_zeros(groups, heads, B.shape[-1], width) if initial_state is None else initial_state
-    )
+    dtype = state_dtype(x, log_decay)
+    inputs = x * input_scale[..., None].to(dtype)
+    state = inputs.new_zeros(groups, heads, B.shape[-1], width)
+    state = state if initial_state is None else initial_state.to(dtype)
     outputs = []
     for n in range(length):
-        update = B[:, n, None, :, None] * x[:, n, :, None, :]  # (g, h, n, p)
+        update = B[:, n, None, :, None] * inputs[:, n, :, None, :]  # (g, h, n, p)
         state = log_decay[:, n].exp()[:, :, None, None] * state + update  # Eq. 10
-        outputs.append((C[:, n, None, :, None] * state).sum(-2))  # Eq. 11
+        outputs.append((C[:, n, None, :, None] * state).sum(-2).to(x.dtype))  # Eq. 11
     return torch.stack(outputs, 1) if outputs else torch.empty_like(x), state
 
 
@@ -76,103 +84,34 @@ def ssd_chunked(
     """Run the recurrence that `ssd_reference` defines as matrix products over chunks.
 
     Decays are only ever exponentiated as differences that are <= 0, so no decay, however strong,
-    overflows.
+    overflows. Products of matrices are in the dtype of x, all else in float32 at least.
     """
     groups, length, heads, width = x.shape
-    x, log_decay, B, C = _into_chunks(
-        x * input_scale[..., None].to(x.dtype), log_decay, B, C, chunk_size
-    )
-    chunk = x.shape[2]
-    x = x.transpose(2, 3)  # (g, c, h, q, p)
+    dtype, chunk = state_dtype(x, log_decay), max(1, min(chunk_size, length))
+    if not length:
+        empty = x.new_zeros(groups, heads, B.shape[-1], width, dtype=dtype)
+        return torch.empty_like(x), empty if initial_state is None else initial_state.to(dtype)
+    scaled = into_chunks(x * input_scale[..., None].to(dtype), chunk).transpose(2, 3)
+    log_decay, B, C = (into_chunks(tensor, chunk) for tensor in (log_decay.to(dtype), B, C))
     cumulative = log_decay.cumsum(2).transpose(2, 3)  # (g, c, h, q)
 
     # Within a chunk: Y = (C B^T * decay from j to i) X, one C B^T for all heads.
     future = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).triu(1)
     between = cumulative[..., :, None] - cumulative[..., None, :]  # (g, c, h, q, q)
-    decay = between.masked_fill(future, float("-inf")).exp().to(x.dtype)
-    scores = C @ B.transpose(-1, -2)  # (g, c, q, q)
-    y = (scores[:, :, None] * decay) @ x  # (g, c, h, q, p)
+    decay = between.masked_fill(future, float("-inf")).exp()
+    scores = (C @ B.transpose(-1, -2))[:, :, None] * decay
+    y = (scores.to(x.dtype) @ scaled.to(x.dtype)).to(dtype)  # (g, c, h, q, p)
 
     # What each chunk adds to the state at its end, and what the state at its start gives to
     # every position.
-    to_end = (cumulative[..., -1:] - cumulative).exp().to(x.dtype)  # (g, c, h, q)
-    added = B.transpose(-1, -2)[:, :, None] @ (x * to_end[..., None])  # (g, c, h, n, p)
+    to_end = (scaled * (cumulative[..., -1:] - cumulative).exp()[..., None]).to(x.dtype)
+    added = (B.transpose(-1, -2)[:, :, None] @ to_end).to(dtype)  # (g, c, h, n, p)
     entering, state = _pass_states(added, cumulative[..., -1], initial_state)
     if entering is not None:
         from_state = C[:, :, None] @ entering.to(C.dtype)  # (g, c, h, q, p)
-        y = y + from_state * cumulative.exp()[..., None].to(x.dtype)
-    return y.transpose(2, 3).reshape(groups, -1, heads, width)[:, :length], state
-
-
-# Half of the range of a chunk's decay may be exponentiated in float32 (exp(88) overflows) with room
-# for products.
-MAX_FACTORED_DECAY = 120.0
-
-
-def ssd_factored(
-    x: Tensor,
-    input_scale: Tensor,
-    log_decay: Tensor,
-    B: Tensor,
-    C: Tensor,
-    initial_state: Tensor | None = None,
-    chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
-    """Run the same recurrence with one product for all heads.
-
-    The decay is split into a factor of i and a factor of j: exp(cs_i - cs_j) =
-    exp(cs_i - m) exp(m - cs_j), cs the cumulative decay, m the middle of its range. A chunk whose
-    decay spans more than `MAX_FACTORED_DECAY` would overflow, and in float16
-    one of far less: `ssd_chunked` then takes over.
-    """
-    groups, length, heads, width = x.shape
-    chunked = _into_chunks(x, log_decay, B, C, chunk_size)
-    cumulative = chunked[1].cumsum(2)  # (g, c, q, h)
-    overflows = float(cumulative.detach()[:, :, -1].amin()) < -MAX_FACTORED_DECAY
-    if overflows or x.dtype == torch.float16:
-        return ssd_chunked(x, input_scale, log_decay, B, C, initial_state, chunk_size)
-    x, _, B, C = chunked
-    chunks, chunk = x.shape[1:3]
-    middle = cumulative[:, :, -1:] / 2  # (g, c, 1, h)
-    scale = F.pad(input_scale, (0, 0, 0, chunks * chunk - length)).reshape(cumulative.shape)
-    rising = (torch.exp(middle - cumulative) * scale).to(x.dtype)
-    falling = torch.exp(cumulative - middle).to(x.dtype)
-    scaled = (x * rising[..., None]).flatten(-2)  # (g, c, q, h * p)
-    y = (C @ B.transpose(-1, -2)).tril() @ scaled
-
-    total = cumulative[:, :, -1]  # (g, c, h)
-    added = B.transpose(-1, -2) @ scaled  # (g, c, n, h * p)
-    added = added.reshape(*added.shape[:-1], heads, width)  # (g, c, n, h, p)
-    added = (added * torch.exp(total - middle[:, :, 0])[:, :, None, :, None].to(x.dtype)).transpose(
-        2, 3
-    )
-    entering, state = _pass_states(added, total, initial_state)
-    if entering is not None:
-        at_middle = entering * torch.exp(middle[:, :, 0])[..., None, None].to(
-            entering.dtype
-        )  # (g, c, h, n, p)
-        y = y + C @ at_middle.transpose(2, 3).flatten(-2).to(C.dtype)
-    y = y.reshape(*y.shape[:-1], heads, width) * falling[..., None]
-    return y.reshape(groups, -1, heads, width)[:, :length], state
-
-
-def _into_chunks(
-    x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cut (g, l, ...) into (g, c, q, ...); padding has decay 1, input 0: it changes no state."""
-    groups, length = x.shape[:2]
-    chunk = max(1, min(chunk_size, length))
-    padding = -length % chunk if length else 1  # of an empty sequence, one chunk that does nothing
-    if padding:
-        x = F.pad(x, (0, 0, 0, 0, 0, padding))
-        log_decay, B, C = (F.pad(tensor, (0, 0, 0, padding)) for tensor in (log_decay, B, C))
-    chunks = (length + padding) // chunk
-    return (
-        x.reshape(groups, chunks, chunk, *x.shape[2:]),
-        log_decay.reshape(groups, chunks, chunk, log_decay.shape[-1]),
-        B.reshape(groups, chunks, chunk, B.shape[-1]),
-        C.reshape(groups, chunks, chunk, C.shape[-1]),
-    )
+        y = y + from_state * cumulative.exp()[..., None]
+    y = y.transpose(2, 3).reshape(groups, -1, heads, width)
+    return y[:, :length].to(x.dtype), state
 
 
 def _pass_states(
@@ -190,8 +129,9 @@ def _pass_states(
     chunks = added.shape[1]
     if initial_state is None and chunks == 1:
         return None, added[:, 0]
-    decay = log_decay.exp()[..., None, None].to(added.dtype)
-    state = torch.zeros_like(added[:, 0]) if initial_state is None else initial_state
+    decay = log_decay.exp()[..., None, None]
+    state = torch.zeros_like(added[:, 0])
+    state = state if initial_state is None else initial_state.to(added.dtype)
     entering = []
     for index in range(chunks):
         entering.append(state)
@@ -199,11 +139,54 @@ def _pass_states(
     return torch.stack(entering, 1), state
 
 
+def ssd_quadratic(
+    x: Tensor,
+    input_scale: Tensor,
+    log_decay: Tensor,
+    B: Tensor,
+    C: Tensor,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence as one dense matrix, for short sequences.
+
+    y = exp(cs - m) * [tril(C B^T) (x^ exp(m - cs)) + C S exp(m)], cs the cumulative decay, m the
+    middle of its range. Decays that this form cannot hold go to `ssd_factored`, which halves.
+    """
+    _, length, heads, width = x.shape
+    if not length or -float(log_decay.detach().sum(1).amin()) > MAX_FACTORED_DECAY:
+        return ssd_factored(x, input_scale, log_decay, B, C, initial_state, chunk_size)
+    dtype = state_dtype(x, log_decay)
+    B, C = B.to(dtype), C.to(dtype)
+    cumulative = log_decay.to(dtype).cumsum(1)  # (g, l, h)
+    middle = cumulative[:, -1:] / 2  # m cancels, but its gradient halves what rounding leaves
+    rising = input_scale * torch.exp(middle - cumulative)
+    falling = torch.exp(cumulative - middle)[..., None]
+    scaled = (x * rising[..., None]).flatten(-2)  # (g, l, h * p)
+    y = (C @ B.transpose(-1, -2)).tril() @ scaled
+    state = B.transpose(-1, -2) @ scaled  # (g, n, h * p), relative to the middle
+    if initial_state is not None:
+        entering = initial_state.to(dtype) * torch.exp(middle.transpose(1, 2))[..., None]
+        entering = entering.transpose(1, 2).flatten(-2)
+        y, state = y + C @ entering, state + entering
+    y = torch.unflatten(y, -1, (heads, width)) * falling
+    state = torch.unflatten(state, -1, (heads, width)) * falling[:, -1:]
+    return y.to(x.dtype), state.transpose(1, 2)
+
+
 BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": ssd_reference,
     "torch": ssd_chunked,
     "torch_factored": ssd_factored,
+    "quadratic": ssd_quadratic,
+    "triton": ssd_triton,
+    "mamba_ssm": ssd_mamba,
 }
+
+# Sequences up to this length are faster as one dense matrix than in chunks.
+QUADRATIC_LENGTH = 128
+
+BACKEND_VARIABLE = "MDM_KERNEL_BACKEND"
 
 
 def ssd(
@@ -214,18 +197,65 @@ def ssd(
     C: Tensor,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
-    backend: str = "torch",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence with a back-end of `BACKENDS`; the rest is as for `ssd_reference`."""
-    if backend == "reference":
-        return ssd_reference(x, input_scale, log_decay, B, C, initial_state)
+    """Run the recurrence with a back-end of `BACKENDS`; the rest is as for `ssd_reference`.
+
+    A named back-end is taken at its word; `"auto"` asks `resolve_backend`.
+
+    Raises:
+        ValueError: the back-end is unknown or cannot run on these tensors.
+    """
+    if backend == "auto":
+        backend = resolve_backend(backend, x.device, length=x.shape[1], dtype=x.dtype)
+    else:
+        _check_backend(backend, "`backend`", x.device, x.dtype)
     return BACKENDS[backend](x, input_scale, log_decay, B, C, initial_state, chunk_size)
 
 
-def resolve_backend(requested: str, device: torch.device) -> str:
-    """Name the back-end that a tensor on this device runs on; `"auto"` chooses."""
-    if requested != "auto":
-        return requested
-    return (
-        "torch_factored" if device.type == "cpu" and not torch.compiler.is_compiling() else "torch"
-    )
+def resolve_backend(
+    requested: str,
+    device: torch.device,
+    length: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Name the back-end for tensors of this device and dtype and sequences of this length.
+
+    The environment variable `MDM_KERNEL_BACKEND` wins over `requested`, the configuration's
+    `kernel_backend`; `"auto"` chooses. A length of None is a long one.
+
+    Raises:
+        ValueError: the back-end is unknown or cannot run on such tensors.
+    """
+    override = os.environ.get(BACKEND_VARIABLE)
+    name, source = (override, BACKEND_VARIABLE) if override else (requested, "`kernel_backend`")
+    if name != "auto":
+        _check_backend(name, source, device, dtype)
+        return name
+    if device.type == "cuda" and unusable("triton", device, dtype) is None:
+        return "triton"
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return "torch"  # the others look at the decays to choose their blocks
+    return "quadratic" if length is not None and length <= QUADRATIC_LENGTH else "torch_factored"
+
+
+def unusable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Say why a back-end cannot run on such tensors, None where it can."""
+    if backend not in ("triton", "mamba_ssm"):
+        return None
+    if device.type != "cuda" and not (backend == "triton" and INTERPRETED):
+        return f"it needs tensors on a CUDA device, and these are on {device.type}"
+    if dtype == torch.float64:
+        return "it has no float64"
+    if (find_spec("triton") if backend == "triton" else load_kernels()) is None:
+        return f'{backend} is not installed: pip install "modeling-mdm[kernels]"'
+    return None
+
+
+def _check_backend(backend: str, source: str, device: torch.device, dtype: torch.dtype) -> None:
+    if backend not in BACKENDS:
+        names = ", ".join(repr(name) for name in ("auto", *BACKENDS))
+        raise ValueError(f"{source} is {backend!r}; choose one of {names}")
+    reason = unusable(backend, device, dtype)
+    if reason is not None:
+        raise ValueError(f"{source} is {backend!r}, but {reason}; choose 'auto' or 'torch'")

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "modeling_mdm"
 VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
 MATH_MODULES = {
-    *("diffusion", "likelihood", "score_entropy", "solvers", "ssd", "scans", "selection"),
-    *("ssd_kernels", "ssd_triton", "convolution_triton"),
+    *("diffusion", "likelihood", "score_entropy", "solvers", "scans", "selection"),
+    *("ssd", "ssd_factored", "ssd_mamba", "ssd_kernels", "ssd_triton", "convolution_triton"),
 }
 HUGGING_FACE = {"transformers", "huggingface-hub", "tokenizers", "safetensors"}
 GENERATED = {"outputs", "runs", "data", "build", "dist"}

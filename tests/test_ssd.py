@@ -10,18 +10,11 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm.ssd import (
-    MAX_FACTORED_DECAY,
-    discretize,
-    resolve_backend,
-    ssd,
-    ssd_chunked,
-    ssd_factored,
-    ssd_reference,
-)
+from modeling_mdm.ssd import discretize, ssd, ssd_chunked, ssd_quadratic, ssd_reference
+from modeling_mdm.ssd_factored import MAX_FACTORED_DECAY, ssd_factored
 
 float64 = torch.float64
-FAST = [ssd_chunked, ssd_factored]
+FAST = [ssd_chunked, ssd_factored, ssd_quadratic]
 fast_forms = pytest.mark.parametrize("fast", FAST)
 
 
@@ -238,10 +231,11 @@ def test_strong_decays_stay_finite_and_right_in_float32(fast, decay):
     exact = gradients(ssd_reference, inputs, weights)
     single = [tensor.float() for tensor in inputs]
     computed = gradients(fast, single, [w.float() for w in weights], chunk_size=chunk_size)
-    for value, truth in zip(computed, exact, strict=True):
+    for i, (value, truth) in enumerate(zip(computed, exact, strict=True)):
         assert value.isfinite().all()
-        # Gradients of a decay that leaves nothing are 0 but for what rounding leaves of a sum.
-        assert rms(value.double() - truth) < 1e-4 * rms(truth) + 1e-7
+        # The gradient of a decay that leaves nothing is 0 but for what rounding leaves of sums
+        # that are as large as the gradients of the other inputs.
+        assert rms(value.double() - truth) < 1e-4 * rms(truth) + (1e-5 if i == 4 else 1e-7)
 
 
 @fast_forms
@@ -257,22 +251,23 @@ def test_the_strongest_decay_that_delta_may_have_gives_each_item_alone(fast):
     assert after.isfinite().all()
 
 
-@fast_forms
+@pytest.mark.parametrize("form", [ssd_reference, *FAST])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_finite_and_right(fast, dtype):
+@pytest.mark.parametrize("decay", [0.05, 2.0])
+def test_half_precision_stays_finite_and_right(form, dtype, decay):
     """x, B and C in half precision, decays in float32, as a model in half precision has them."""
     inputs = [
-        tensor.to(torch.float32 if i in (1, 2) else dtype)
-        for i, tensor in enumerate(draw(130, decay=2.0))
+        tensor.to(torch.float32 if i in (1, 2, 5) else dtype)
+        for i, tensor in enumerate(draw(130, width=16, state=8, decay=decay))
     ]
     exact = [tensor.double() for tensor in inputs]
-    weights = draw_weights(exact)
-    half_weights = [weight.to(dtype) for weight in weights]
-    computed = gradients(fast, inputs, half_weights, chunk_size=64)
-    expected = gradients(ssd_reference, exact, [weight.double() for weight in half_weights])
-    for i, (value, truth) in enumerate(zip(computed, expected, strict=True)):
-        # Gradients of decays are sums of differences, which half precision rounds one by one.
-        assert rms(value.double() - truth) < (0.02 if i < 2 else 0.1) * rms(truth)
+    y, state = draw_weights(exact)
+    weights = [y.to(dtype), state.float()]
+    computed = gradients(form, inputs, weights)
+    expected = gradients(ssd_reference, exact, [weight.double() for weight in weights])
+    assert [value.dtype for value in computed[:2]] == [dtype, torch.float32]
+    for value, truth in zip(computed, expected, strict=True):
+        assert rms(value.double() - truth) < 0.02 * rms(truth)
 
 
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
@@ -283,17 +278,12 @@ def test_what_a_form_reads_is_left_unchanged(form):
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
 
 
-# --- Back-ends
-
-
-@pytest.mark.parametrize("backend", ["reference", "torch", "torch_factored"])
-def test_every_backend_computes_the_recurrence(backend):
-    inputs = draw(7)
+@pytest.mark.parametrize("scans", [1, 2, 4])
+@pytest.mark.parametrize("backend", ["reference", "torch", "torch_factored", "quadratic"])
+def test_every_backend_computes_the_recurrence_of_stacked_scans(backend, scans):
+    """Scans of one sequence, each with its own A and order, are so many sequences."""
+    x, scale, log_decay, B, C, state = draw(7, groups=2 * scans)
+    A = torch.rand(scans, 1, 3, dtype=float64) * 3
+    log_decay = (log_decay.unflatten(0, (2, scans)) * A).flatten(0, 1)
+    inputs = [x, scale, log_decay, B, C, state]
     torch.testing.assert_close(ssd(*inputs, 3, backend), dense(*inputs), rtol=0, atol=1e-12)
-
-
-def test_a_named_backend_is_taken_at_its_word():
-    for name in ("reference", "torch", "torch_factored"):
-        assert resolve_backend(name, torch.device("cpu")) == name
-    assert resolve_backend("auto", torch.device("cpu")) == "torch_factored"
-    assert resolve_backend("auto", torch.device("cuda")) == "torch"

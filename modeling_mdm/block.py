@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution
+from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
 from .scans import merge, reorder, spread
 from .selection import Selection, SelectionHead, compact_order
@@ -91,11 +92,9 @@ class SelectiveScan(nn.Module):
             # The state that is kept is that of the last real position.
             steps = torch.arange(order.shape[-1], device=order.device)
             delta = delta * (steps < count[:, None])[:, None, :, None]
-        x = spread(x, order, inverse) if x.dim() == 3 else reorder(x, order, inverse)
-        BC = reorder(BC, order, inverse)
         split = x.shape[-1]
-        x = self._convolve("x_tail", x, slice(None, split), count, cache)
-        BC = self._convolve("BC_tail", BC, slice(split, None), count, cache)
+        x = self._convolve("x_tail", x, slice(None, split), orders, count, cache)
+        BC = self._convolve("BC_tail", BC, slice(split, None), orders, count, cache)
         if selection is None or selection.gate is not None:
             y = self._recurrence(x, BC, delta, cache)
         else:
@@ -105,12 +104,28 @@ class SelectiveScan(nn.Module):
         return y if weight is None else y * weight.detach().to(y.dtype)
 
     def _convolve(
-        self, name: str, x: Tensor, channels: slice, count: Tensor, cache: LayerCache | None
+        self,
+        name: str,
+        x: Tensor,
+        channels: slice,
+        orders: tuple[Tensor, Tensor],
+        count: Tensor,
+        cache: LayerCache | None,
     ) -> Tensor:
-        """Convolve some channels (b, k, l, c) in scan order, from the cache's last inputs."""
+        """Read some channels in every order, convolve them from the cache's last inputs, SiLU.
+
+        x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, l, c) in scan order.
+        """
         weight, bias = self.conv_weight[:, channels], self.conv_bias[:, channels]
         tail = None if cache is None else cache.get(name)
-        if cache is not None and cache.is_recording:
+        is_recording = cache is not None and cache.is_recording
+        backend = resolve_backend(self.backend, x.device, dtype=x.dtype)
+        if backend == "triton" and not is_recording:
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+            tail = None if tail is None else tail.to(x.dtype)
+            return convolution_triton(x, *orders, weight, bias, tail)
+        x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
+        if is_recording:
             cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
         return F.silu(causal_convolution(x, weight, bias, tail))
 
@@ -133,13 +148,16 @@ class SelectiveScan(nn.Module):
     ) -> Tensor:
         """Hard selection: gather, scan the shorter sequences, scatter; dropped items give 0."""
         steps, real = compact_order(order, selection.kept, selection.longest)  # (b, k, longest)
+        batch, k, length, inner = x.shape
+        first = torch.arange(batch * k, device=x.device).view(batch, k, 1) * length
+        rows = (steps + first).flatten()
 
         def take(tensor: Tensor) -> Tensor:
-            return tensor.gather(2, steps[..., None].expand(*steps.shape, tensor.shape[-1]))
+            return tensor.flatten(0, 2).index_select(0, rows).view(*steps.shape, -1)
 
         y = self._recurrence(take(x), take(BC), take(delta) * real[..., None], cache)
-        y = y * real[..., None]
-        return torch.zeros_like(x).scatter(2, steps[..., None].expand_as(y), y.to(x.dtype))
+        y = (y * real[..., None]).to(x.dtype).flatten(0, 2)
+        return x.new_zeros(batch * k * length, inner).index_copy_(0, rows, y).view(x.shape)
 
     def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, cache: LayerCache | None) -> Tensor:
         """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""

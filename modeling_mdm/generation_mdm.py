@@ -162,7 +162,7 @@ class MDMGenerationMixin:
             samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
             item_evaluations=denoiser.item_evaluations,
-            kernel_backend=self._kernel_backend(),
+            kernel_backend=self._kernel_backend(denoiser),
             trajectory=trajectory if output_trajectory else None,
         )
         if feed is not None:
@@ -286,10 +286,13 @@ class MDMGenerationMixin:
                 decoded.setdefault("image", []).append(images)
         return {g: torch.stack(steps, 1) for g, steps in decoded.items()}
 
-    def _kernel_backend(self) -> str:
+    def _kernel_backend(self, denoiser: GuidedDenoiser) -> str:
+        """Name what scanned the positions of the last evaluations."""
         if self.config.mixer == "attention":
             return "sdpa"
-        return resolve_backend(self.config.kernel_backend, self.device)
+        length = denoiser.branches.part.sequence.valid.shape[1]
+        backend = self.config.kernel_backend
+        return resolve_backend(backend, self.device, length=length, dtype=self.dtype)
 
     def adjust_generation_fn(
         self,

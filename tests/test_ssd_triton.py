@@ -52,6 +52,15 @@ def test_equals_the_ground_truth_in_the_interpreter():
         assert {name: e for name, e in errors.items() if not e < limit} == {}, case
 
 
+def test_a_whole_model_runs_on_the_kernels():
+    """In the interpreter: training, and generation from a prompt cache."""
+    script = str(ROOT / "tests" / "triton_cases.py")
+    printed = run_python(script, "decoder", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    (errors,) = json.loads(printed).values()
+    assert {"loss", "images", "A_log", "conv_weight", "delta_bias"} <= set(errors)
+    assert {name: e for name, e in errors.items() if not e < 1e-4} == {}
+
+
 def launches(groups, length, heads, width, states, dtype=torch.bfloat16):
     """Make all launches of a forward and a backward pass, without data."""
 

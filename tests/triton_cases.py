@@ -186,7 +186,28 @@ def convolution_in_compiled_code() -> dict[str, float]:
     return errors
 
 
+def decoder_with_kernels() -> dict[str, float]:
+    """A whole model by the kernels and by plain torch: the loss, gradients, cached generation."""
+    from tiny_model import every_random_source, make_model, mixed_batch
+
+    outputs = {}
+    for backend in ("torch", "triton"):
+        model = make_model(torch.float32, kernel_backend=backend, num_hidden_layers=1)
+        batch = {name: value[[2, 5, 7]] for name, value in mixed_batch(torch.float32).items()}
+        loss = model.train()(**batch, **every_random_source(3, torch.float32)).loss
+        loss.backward()
+        scan = model.decoder.layers[0].mixer.scan
+        grads = {name: value.grad for name, value in scan.named_parameters()}
+        generator = torch.Generator().manual_seed(0)
+        options = {"generator": generator, "num_inference_steps": 2, "show_progress": False}
+        images = model.eval().generate(**batch, guidance_scale=2.0, **options).images
+        outputs[backend] = {"loss": loss.detach(), "images": images, **grads}
+    expected = outputs["torch"]
+    return {name: relative(v, expected[name].double()) for name, v in outputs["triton"].items()}
+
+
 CASES = {
+    "decoder": decoder_with_kernels,
     "ssd, length 1": lambda: compare_ssd(1),
     "ssd, odd length": lambda: compare_ssd(37, groups=2),
     "ssd, no states": lambda: compare_ssd(48, initial=False, final=False),

@@ -153,7 +153,7 @@ class SelectiveScan(nn.Module):
         rows = (steps + first).flatten()
 
         def take(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 2).index_select(0, rows).view(*steps.shape, -1)
+            return tensor.flatten(0, 2).index_select(0, rows).view(*steps.shape, tensor.shape[-1])
 
         y = self._recurrence(take(x), take(BC), take(delta) * real[..., None], cache)
         y = (y * real[..., None]).to(x.dtype).flatten(0, 2)

@@ -90,7 +90,7 @@ def test_a_stream_goes_on_where_it_was(sources, buckets):
         return MixedStream(sources, seed=2, batch_size=2, buckets=buckets)
 
     whole = list(make())
-    for place in (0, 1, 2, 5, 6, 7, 13, len(whole) - 1):
+    for place in (0, 1, 6, len(whole) - 1):
         first = make()
         before = list(islice(first, place))
         second = make()

@@ -20,6 +20,12 @@ from modeling_mdm.training.streams import MixedStream, StreamSource, crop_to_rat
 PICTURES, TEXTS = 30, 40
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """`datasets` waits ten seconds after every pass over Parquet, for Arrow's threads at exit."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 def png(value, size=(8, 8)):
     buffer = io.BytesIO()
     Image.new("L", size, value).save(buffer, "PNG")

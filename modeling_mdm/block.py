@@ -15,13 +15,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
-from .convolution import causal_convolution
+from .convolution import causal_convolution, convolution_at
 from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
-from .scans import merge, reorder, spread
+from .scans import gather_rows, merge, reorder, spread
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
+
+# Where a scan reads at most one item in so many, it convolves at these alone.
+SHORT_SELECTION = 2
 
 
 class GatedRMSNorm(nn.Module):
@@ -80,28 +83,49 @@ class SelectiveScan(nn.Module):
         Returns:
             (b, k, l, h * p) in scan order; 0 where an item is not read.
         """
-        order, inverse = orders
-        raw_delta = reorder(raw_delta, order, inverse).to(self.delta_bias.dtype)
+        order = orders[0]
+        is_hard = selection is not None and selection.gate is None
+        steps, real = None, None
+        if is_hard:
+            steps, real = compact_order(order, selection.kept, selection.longest)  # (b, k, m)
+        raw_delta = self._read(raw_delta, orders, steps).to(self.delta_bias.dtype)
         delta = F.softplus(raw_delta + self.delta_bias[:, None]).clamp(*self.delta_limit)
         weight = self._weight(sequence, None if selection is None else selection.gate)
         if weight is not None:
-            weight = reorder(weight.expand(order.shape)[..., None], order, inverse)
+            weight = self._read(weight.expand(order.shape)[..., None], orders, steps)
             delta = delta * weight
         count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
-        if cache is not None and cache.is_recording:
+        if is_hard:
+            delta = delta * real[..., None]
+        elif cache is not None and cache.is_recording:
             # The state that is kept is that of the last real position.
-            steps = torch.arange(order.shape[-1], device=order.device)
-            delta = delta * (steps < count[:, None])[:, None, :, None]
+            places = torch.arange(order.shape[-1], device=order.device)
+            delta = delta * (places < count[:, None])[:, None, :, None]
         split = x.shape[-1]
-        x = self._convolve("x_tail", x, slice(None, split), orders, count, cache)
-        BC = self._convolve("BC_tail", BC, slice(split, None), orders, count, cache)
-        if selection is None or selection.gate is not None:
-            y = self._recurrence(x, BC, delta, cache)
-        else:
-            y = self._recurrence_of_selected(x, BC, delta, order, selection, cache)
-        # The gate learns through Delta alone: the norm behind this scales any share of an output
-        # that no other scan adds to up to full size, so its gradient here would explode.
-        return y if weight is None else y * weight.detach().to(y.dtype)
+        x = self._convolve("x_tail", x, slice(None, split), orders, steps, count, cache)
+        BC = self._convolve("BC_tail", BC, slice(split, None), orders, steps, count, cache)
+        y = self._recurrence(x, BC, delta, cache)
+        if weight is not None:
+            # The gate learns through Delta alone: the norm behind this scales any share of an
+            # output that no other scan adds to up to full size, so its gradient would explode.
+            y = y * weight.detach().to(y.dtype)
+        return self._scatter(y * real[..., None], steps, order.shape[-1]) if is_hard else y
+
+    @staticmethod
+    def _read(values: Tensor, orders: tuple[Tensor, Tensor], steps: Tensor | None) -> Tensor:
+        """Read (b, k, l, c) in every scan's order, all of it or at some steps (b, k, m)."""
+        if steps is None:
+            return reorder(values, *orders)
+        return gather_rows(values, orders[0].gather(-1, steps))
+
+    @staticmethod
+    def _scatter(y: Tensor, steps: Tensor, length: int) -> Tensor:
+        """Put (b, k, m, c) back to the steps that it comes from, 0 elsewhere: (b, k, l, c)."""
+        batch, k, _, inner = y.shape
+        first = torch.arange(batch * k, device=y.device).view(batch, k, 1) * length
+        result = y.new_zeros(batch * k * length, inner)
+        rows = (steps + first).flatten()
+        return result.index_copy_(0, rows, y.flatten(0, 2)).view(batch, k, length, inner)
 
     def _convolve(
         self,
@@ -109,25 +133,32 @@ class SelectiveScan(nn.Module):
         x: Tensor,
         channels: slice,
         orders: tuple[Tensor, Tensor],
+        steps: Tensor | None,
         count: Tensor,
         cache: LayerCache | None,
     ) -> Tensor:
         """Read some channels in every order, convolve them from the cache's last inputs, SiLU.
 
-        x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, l, c) in scan order.
+        x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, l, c) in scan order, or
+        (b, k, m, c) at `steps`.
         """
         weight, bias = self.conv_weight[:, channels], self.conv_bias[:, channels]
         tail = None if cache is None else cache.get(name)
         is_recording = cache is not None and cache.is_recording
-        backend = resolve_backend(self.backend, x.device, dtype=x.dtype)
-        if backend == "triton" and not is_recording:
+        uses_triton = resolve_backend(self.backend, x.device, dtype=x.dtype) == "triton"
+        is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
+        if is_short and not is_recording and not uses_triton:
+            return F.silu(convolution_at(x, orders[0], steps, weight, bias, tail))
+        if uses_triton and not is_recording:
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
             tail = None if tail is None else tail.to(x.dtype)
-            return convolution_triton(x, *orders, weight, bias, tail)
-        x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
-        if is_recording:
-            cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
-        return F.silu(causal_convolution(x, weight, bias, tail))
+            convolved = convolution_triton(x, *orders, weight, bias, tail)
+        else:
+            x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
+            if is_recording:
+                cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
+            convolved = F.silu(causal_convolution(x, weight, bias, tail))
+        return convolved if steps is None else gather_rows(convolved, steps)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
@@ -136,28 +167,6 @@ class SelectiveScan(nn.Module):
         active = torch.stack([sequence.scan_active[k] for k in self.scans])
         active = active.to(self.delta_bias.dtype)
         return active if gate is None else active * gate
-
-    def _recurrence_of_selected(
-        self,
-        x: Tensor,
-        BC: Tensor,
-        delta: Tensor,
-        order: Tensor,
-        selection: Selection,
-        cache: LayerCache | None,
-    ) -> Tensor:
-        """Hard selection: gather, scan the shorter sequences, scatter; dropped items give 0."""
-        steps, real = compact_order(order, selection.kept, selection.longest)  # (b, k, longest)
-        batch, k, length, inner = x.shape
-        first = torch.arange(batch * k, device=x.device).view(batch, k, 1) * length
-        rows = (steps + first).flatten()
-
-        def take(tensor: Tensor) -> Tensor:
-            return tensor.flatten(0, 2).index_select(0, rows).view(*steps.shape, tensor.shape[-1])
-
-        y = self._recurrence(take(x), take(BC), take(delta) * real[..., None], cache)
-        y = (y * real[..., None]).to(x.dtype).flatten(0, 2)
-        return x.new_zeros(batch * k * length, inner).index_copy_(0, rows, y).view(x.shape)
 
     def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, cache: LayerCache | None) -> Tensor:
         """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""

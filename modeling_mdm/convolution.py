@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .scans import gather_rows
+
 
 class _CausalConvolution(torch.autograd.Function):
     """The gradient of the input is the same convolution, run backwards in time with reversed taps.
@@ -80,3 +82,34 @@ def causal_convolution(
         x = torch.cat([tail.to(x.dtype), x], dim=2)
     result: Tensor = _CausalConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype))
     return result[:, :, before:]
+
+
+def convolution_at(
+    x: Tensor, order: Tensor, steps: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None
+) -> Tensor:
+    """Convolve as `causal_convolution` does, at some steps of every scan only.
+
+    It reads the inputs of these steps, as many rows as there are taps for each.
+
+    Args:
+        x: (b, l, c), shared by all scans, or (b, k, l, c), in storage order. order: (b, k, l).
+        steps: (b, k, m), rising in every scan but for fillers at its end, unused.
+        weight, bias, tail: as for `causal_convolution`.
+
+    Returns:
+        (b, k, m, c).
+    """
+    taps = weight.shape[-1]
+    weight, result = weight.to(x.dtype), bias.to(x.dtype)[:, None]  # (k, 1, c)
+    start = slice(None, taps - 1)  # only the first of rising steps look before the first input
+    for tap in range(taps):
+        earlier = steps - (taps - 1 - tap)
+        values = gather_rows(x, order.gather(-1, earlier.clamp(min=0)))  # (b, k, m, c)
+        before = (earlier[:, :, start] < 0)[..., None]
+        past = torch.zeros_like(values[:, :, start])
+        if tail is not None and taps > 1:
+            index = (earlier[:, :, start] + taps - 1).clamp(0, taps - 2)[..., None]
+            past = tail.to(x.dtype).gather(2, index.expand_as(past))
+        values[:, :, start] = torch.where(before, past, values[:, :, start])
+        result = torch.addcmul(result, values, weight[:, None, :, tap])
+    return result

@@ -100,12 +100,12 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.shared = x.dim() == 3
-        return _gather_rows(x, order)
+        return gather_rows(x, order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        back = _sum_rows if ctx.shared else _gather_rows
+        back = _sum_rows if ctx.shared else gather_rows
         return back(gradients[0], inverse), None, None
 
 
@@ -120,19 +120,21 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (order,) = ctx.saved_tensors
-        return _gather_rows(gradients[0], order), None, None
+        return gather_rows(gradients[0], order), None, None
 
 
-def _row_numbers(order: Tensor, sources: int) -> Tensor:
-    """Number the rows of `sources` stacked sequences that an order (b, k, l) reads: (b, k, l)."""
-    batch, _, length = order.shape
-    return order + torch.arange(sources, device=order.device).view(batch, -1, 1) * length
+def _row_numbers(order: Tensor, sources: int, length: int) -> Tensor:
+    """Number the rows of `sources` stacked sequences of a length that an order (b, k, m) reads."""
+    first = torch.arange(sources, device=order.device) * length
+    return order + first.view(order.shape[0], -1, 1)
 
 
-def _gather_rows(x: Tensor, order: Tensor) -> Tensor:
-    """Read rows of (b, l, c) or (b, k, l, c) by an order (b, k, l): (b, k, l, c)."""
+def gather_rows(x: Tensor, order: Tensor) -> Tensor:
+    """Read rows of (b, l, c) or (b, k, l, c) by an order (b, k, m): (b, k, m, c)."""
     sources = order.shape[0] * (1 if x.dim() == 3 else order.shape[1])
-    rows = x.reshape(-1, x.shape[-1]).index_select(0, _row_numbers(order, sources).flatten())
+    rows = x.reshape(-1, x.shape[-1]).index_select(
+        0, _row_numbers(order, sources, x.shape[-2]).flatten()
+    )
     return rows.view(*order.shape, x.shape[-1])
 
 
@@ -140,10 +142,12 @@ def _sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
     """Bring (b, k, l, c) back to storage order and sum over the scans, in one pass: (b, l, c)."""
     batch, scans, length, width = x.shape
     if scans == 1:
-        return _gather_rows(x, inverse)[:, 0]
-    rows = _row_numbers(inverse, batch * scans).transpose(1, 2).reshape(batch * length, scans)
+        return gather_rows(x, inverse)[:, 0]
+    rows = (
+        _row_numbers(inverse, batch * scans, length).transpose(1, 2).reshape(batch * length, scans)
+    )
     if x.dtype == torch.float64:  # embedding_bag has no fast path there
-        return _gather_rows(x, inverse).sum(1)
+        return gather_rows(x, inverse).sum(1)
     return F.embedding_bag(rows, x.reshape(-1, width), mode="sum").view(batch, length, width)
 
 

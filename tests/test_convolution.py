@@ -9,7 +9,7 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm.convolution import causal_convolution
+from modeling_mdm.convolution import causal_convolution, convolution_at
 
 float64 = torch.float64
 
@@ -101,3 +101,26 @@ def test_a_strided_input_and_a_strided_gradient_are_read_rightly():
     (gradient,) = torch.autograd.grad(output, wide, ones)
     (by_hand,) = torch.autograd.grad(expected, x, ones)
     torch.testing.assert_close(gradient, by_hand, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@examples(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 9), st.integers(1, 3)),
+    taps=st.integers(1, 4),
+    shared=st.booleans(),
+    earlier=st.booleans(),
+)
+def test_some_steps_alone_equal_those_of_the_whole(shape, taps, shared, earlier):
+    batch, scans, length, channels = shape
+    x = torch.randn(batch, *([] if shared else [scans]), length, channels, dtype=float64)
+    order = torch.rand(batch, scans, length).argsort(-1)
+    steps = torch.rand(batch, scans, length).argsort(-1)[..., : (length + 1) // 2].sort(-1).values
+    weight = torch.randn(scans, channels, taps, dtype=float64)
+    bias = torch.randn(scans, channels, dtype=float64)
+    tail = torch.randn(batch, scans, taps - 1, channels, dtype=float64) if earlier else None
+    index = order[..., None].expand(*order.shape, channels)
+    ordered = (x[:, None].expand(-1, scans, -1, -1) if shared else x).gather(2, index)
+    whole = causal_convolution(ordered, weight, bias, tail)
+    expected = whole.gather(2, steps[..., None].expand(*steps.shape, channels))
+    got = convolution_at(x, order, steps, weight, bias, tail)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)

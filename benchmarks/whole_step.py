@@ -68,5 +68,6 @@ def step_rows(plan: Plan, device: torch.device, peaks: Peaks) -> Iterator[Row]:
         }
         for name, seconds in time_alternately(calls, device, plan.effort).items():
             memory = peak_memory(calls[name], device)
-            row.contenders[name] = Contender(seconds, memory, model._kernel_backend(), dict(least))
+            backend = model._kernel_backend(patches)
+            row.contenders[name] = Contender(seconds, memory, backend, dict(least))
         yield row

@@ -162,7 +162,7 @@ class MDMGenerationMixin:
             samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
             item_evaluations=denoiser.item_evaluations,
-            kernel_backend=self._kernel_backend(denoiser),
+            kernel_backend=self._kernel_backend(denoiser.branches.part.sequence.valid.shape[1]),
             trajectory=trajectory if output_trajectory else None,
         )
         if feed is not None:
@@ -286,11 +286,10 @@ class MDMGenerationMixin:
                 decoded.setdefault("image", []).append(images)
         return {g: torch.stack(steps, 1) for g, steps in decoded.items()}
 
-    def _kernel_backend(self, denoiser: GuidedDenoiser) -> str:
-        """Name what scanned the positions of the last evaluations."""
+    def _kernel_backend(self, length: int) -> str:
+        """Name what scans sequences of this length here."""
         if self.config.mixer == "attention":
             return "sdpa"
-        length = denoiser.branches.part.sequence.valid.shape[1]
         backend = self.config.kernel_backend
         return resolve_backend(backend, self.device, length=length, dtype=self.dtype)
 

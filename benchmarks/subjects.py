@@ -6,7 +6,6 @@ Axes: b batch, k scans, l positions, h heads, p head width, n state width.
 """
 
 import importlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from transformers import Mamba2Config
 from transformers.models.mamba2 import modeling_mamba2
 
 from modeling_mdm.block import MDMMamba2Mixer
-from modeling_mdm.configuration_mdm import CHOICES, MDMConfig
+from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.scans import image_rank, merge, spread
 from modeling_mdm.sequence import JointSequence, ModalityContent, build_sequence
 from modeling_mdm.ssd import resolve_backend, ssd
@@ -82,16 +81,10 @@ class Task:
         Raises:
             NotAvailable: it cannot run here.
         """
-        sizes = {"length": self.length, "dtype": self.dtype}
-        known = inspect.signature(resolve_backend).parameters
-        sizes = {name: value for name, value in sizes.items() if name in known}
         try:
-            backend = resolve_backend(requested, self.device, **sizes)
+            return resolve_backend(requested, self.device, length=self.length, dtype=self.dtype)
         except ValueError as error:
             raise NotAvailable(str(error)) from error
-        if backend not in CHOICES["kernel_backend"]:
-            raise NotAvailable(f"there is no back-end `{backend}`")
-        return backend
 
 
 # --- the scan alone ---

@@ -292,11 +292,12 @@ class GuidedDenoiser:
             fill(last and last.features, items, features),
         )
         result = fill(self.results.get(g), items, result)
-        if self.stopped[g].any():
-            result = torch.where(self.stopped[g][:, None, None], self.results[g], result)
-        self.results[g] = result
         if g in self.settings["stopping_entropy"]:
+            # What is finished stays; before the first result nothing is.
+            kept = self.results.get(g, result)
+            result = torch.where(self.stopped[g][:, None, None], kept, result)
             self._stop(g, features, branches, items)
+        self.results[g] = result
 
     def _stop(self, g: str, features: Tensor, branches: Branches, items: Tensor | None) -> None:
         """Finish items whose predicted score entropy is low at every position."""

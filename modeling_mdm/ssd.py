@@ -7,9 +7,10 @@ q positions of a chunk. All forms take what is already discretised: `log_decay` 
 and `input_scale`, with B-bar = input_scale B (Eq. 13).
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -187,6 +188,9 @@ BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 QUADRATIC_LENGTH = 128
 
 BACKEND_VARIABLE = "MDM_KERNEL_BACKEND"
+
+# Every scan of every block asks: the file system is searched once.
+find_spec = cache(importlib.util.find_spec)
 
 
 def ssd(

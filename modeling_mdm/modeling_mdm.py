@@ -7,7 +7,7 @@ Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_image
 from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
 from .processes import num_processes
 from .prompt_cache import PromptCache
+from .randomness import Randomness
 from .score_entropy import vocabulary_log_ratio
 from .scoring import MDMScoringMixin
 from .selection import ScoreEntropyHead
@@ -362,160 +363,104 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             image_turn_ids,
             class_labels,
         )
-        draws = self.draw_randomness(
-            encoded, drop_prompt, times, noise, posterior_noise, decoder_noise, candidate_noise
-        )
-        keep = self._draw_keep() if keep is None else keep
-        z_0 = encoded.sample_posterior(draws.posterior_noise, self.vae)
-        scale = self.config.latent_gradient_scale
-        diffused = {g: scale_gradient(latents, scale) for g, latents in z_0.items()}
-        content, has_class = self._training_content(encoded, draws.drop_prompt)
-        z_t = {
-            g: add_noise(
-                diffused[g],
-                draws.noise[g],
-                self.schedules[g].alpha_bar(draws.times[g])[:, None, None],
-            )
-            for g in diffused
-        }
-        labels = torch.where(has_class, encoded.class_labels, -1)
-        sequence = self.decoder.lay_out(content, has_class, draws.drop_prompt, encoded.grid)
-        candidates = {
-            g: scale_gradient(latents, scale)
-            for g, latents in self.candidate_latents(content).items()
-        }
-        step = (sequence, content, z_t, draws.times, labels, candidates)
-        estimates = None
-        if self.config.self_conditioning and self._flip(self_condition):
-            with torch.no_grad():
-                estimates = self.denoise(*step, None, keep).clean
+        random = Randomness(
+            drop_prompt,
+            times,
+            noise,
+            posterior_noise,
+            decoder_noise,
+            candidate_noise,
+            keep,
+            self_condition,
+        ).drawn(encoded, self.config, self.training)
+        step = self.noise_inputs(encoded, random)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if output_hidden_states:
-            with recorded_states(self.decoder.layers) as hidden_states:
-                denoised = self.denoise(*step, estimates, keep)
-        else:
-            hidden_states, denoised = None, self.denoise(*step, estimates, keep)
+        with recorded_states(self.decoder.layers, output_hidden_states) as hidden_states:
+            denoised = self.denoise(**step.arguments, estimates=self._feed_back(step, random))
         predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
-            for g, statistics in self.vae.statistics.items():
-                if part := encoded.modalities.get(g):
-                    statistics.update(part.posterior_mean.detach(), part.content.valid)
-                elif num_processes() > 1:  # another process may have what this batch lacks
-                    statistics.update(None, None)
-        output = MDMOutput(
+            self._update_statistics(encoded)
+        losses = self._losses(encoded, random, step, denoised, predicted) if return_loss else {}
+        return MDMOutput(
+            **losses,
             logits=denoised.logits.get("text"),
             clean_estimates=denoised.clean,
             score_entropy={g: torch.expm1(value).clamp(min=0) for g, value in predicted.items()},
-            hidden_states=None if hidden_states is None else tuple(hidden_states),
+            hidden_states=tuple(hidden_states) if output_hidden_states else None,
         )
-        if return_loss:
-            predictions = {
-                g: Prediction(
-                    diffused[g],
-                    z_t[g],
-                    denoised.clean[g],
-                    draws.times[g],
-                    self.schedules[g],
-                    draws.candidate_noise.get(g),
-                    denoised.logits.get(g),
-                    encoded.modalities[g].symbols,
-                )
-                for g in content
-            }
-            losses = diffusion_losses(self.config, content, predictions, predicted)
-            # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
-            z_0 = {g: latents.to(self.dtype) for g, latents in z_0.items()}
-            losses |= reconstruction_losses(
-                self.vae, encoded, z_0, draws.decoder_noise, self.config.latent_noise
-            )
-            for name, value in losses.items():
-                output[name] = value
-            output["loss"] = total_loss(self.config, losses)
-        return output
 
-    def _training_content(
-        self, encoded: EncodedInputs, dropped: Tensor
-    ) -> tuple[dict[str, ModalityContent], Tensor]:
+    def noise_inputs(self, encoded: EncodedInputs, random: Randomness) -> "NoisyInputs":
+        """Sample z_0, drop prompts, noise what is to be written (Eq. 1), lay out the sequence."""
         scale = self.config.latent_gradient_scale
-        content = {
-            g: ModalityContent(
-                scale_gradient(part.latents, scale), part.given, part.valid, part.turn, part.place
-            )
+        z_0 = encoded.sample_posterior(random.posterior_noise, self.vae)
+        diffused = {g: scale_gradient(latents, scale) for g, latents in z_0.items()}
+        given = {
+            g: replace(part, latents=scale_gradient(part.latents, scale))
             for g, part in encoded.content.items()
         }
-        return drop_prompt(content, encoded.has_class, dropped)
+        content, has_class = drop_prompt(given, encoded.has_class, random.drop_prompt)
+        z_t = {}
+        for g, latents in diffused.items():
+            alpha_bar = self.schedules[g].alpha_bar(random.times[g])[:, None, None]
+            z_t[g] = add_noise(latents, random.noise[g], alpha_bar)
+        candidates = self.candidate_latents(content)
+        arguments = {
+            "sequence": self.decoder.lay_out(content, has_class, random.drop_prompt, encoded.grid),
+            "content": content,
+            "z_t": z_t,
+            "times": random.times,
+            "class_labels": torch.where(has_class, encoded.class_labels, -1),
+            "candidates": {g: scale_gradient(y, scale) for g, y in candidates.items()},
+            "keep": random.keep,
+        }
+        return NoisyInputs(z_0, diffused, arguments)
 
-    def _flip(self, chosen: bool | None) -> bool:
-        """Self-condition on half of the training batches."""
-        if chosen is not None:
-            return chosen
-        return self.training and bool(torch.rand(()) < 0.5)
+    def _feed_back(self, step: "NoisyInputs", random: Randomness) -> dict[str, Tensor] | None:
+        """Estimate once for self-conditioning, without a gradient."""
+        if not random.self_condition:
+            return None
+        with torch.no_grad():
+            return self.denoise(**step.arguments).clean
 
-    def _draw_keep(self) -> float:
-        if not (self.training and self.config.use_selection and self.config.mixer == "mamba2"):
-            return 1.0
-        choices = self.config.selection_keep
-        return float(choices[int(torch.randint(len(choices), ()))])
+    def _update_statistics(self, encoded: EncodedInputs) -> None:
+        """Let the running latent statistics see this batch."""
+        for g, statistics in self.vae.statistics.items():
+            if part := encoded.modalities.get(g):
+                statistics.update(part.posterior_mean.detach(), part.content.valid)
+            elif num_processes() > 1:  # another process may have what this batch lacks
+                statistics.update(None, None)
 
-    def draw_randomness(
+    def _losses(
         self,
         encoded: EncodedInputs,
-        dropped: Tensor | None,
-        times: dict[str, Tensor] | None,
-        noise: dict[str, Tensor] | None,
-        posterior_noise: dict[str, Tensor] | None,
-        decoder_noise: dict[str, Tensor] | None,
-        candidate_noise: dict[str, Tensor] | None,
-    ) -> "Randomness":
-        """Draw whatever the caller did not pass."""
-        shapes = {g: part.latents for g, part in encoded.content.items()}
-        batch, device = encoded.has_class.shape[0], encoded.has_class.device
-
-        def gaussians(passed: dict[str, Tensor] | None) -> dict[str, Tensor]:
-            passed = passed or {}
-            return {g: passed.get(g, torch.randn_like(like)) for g, like in shapes.items()}
-
-        if dropped is None:
-            rate = (
-                self.config.null_prompt_probability
-                if self.training and self.config.num_null_tokens
-                else 0.0
-            )
-            dropped = torch.rand(batch, device=device) < rate
-        if times is None or len(times) < len(shapes):
-            times = {**self._draw_times(encoded, batch, device), **(times or {})}
-        candidates = dict(candidate_noise or {})
-        if self.config.se_candidates == "trajectory":
-            for g, like in shapes.items():
-                drawn = like[:, :, None].expand(-1, -1, self.config.num_trajectory_candidates, -1)
-                candidates.setdefault(g, torch.randn_like(drawn))
-        return Randomness(
-            dropped,
-            times,
-            gaussians(noise),
-            gaussians(posterior_noise),
-            gaussians(decoder_noise),
-            candidates,
-        )
-
-    def _draw_times(
-        self, encoded: EncodedInputs, batch: int, device: torch.device
+        random: Randomness,
+        step: "NoisyInputs",
+        denoised: "Denoised",
+        predicted: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Uniform times; where both modalities are noisy, sometimes t = 1 for one of them.
-
-        That is what joint guidance asks of the network.
-        """
-        times = {g: torch.rand(batch, device=device) for g in encoded.content}
-        if len(times) == 2 and self.training:
-            both = encoded.content["image"].noisy.any(-1) & encoded.content["text"].noisy.any(-1)
-            hidden = both & (
-                torch.rand(batch, device=device) < self.config.null_modality_probability
+        """Eq. 18 and its parts, by their names in [`MDMOutput`]."""
+        content = step.arguments["content"]
+        predictions = {
+            g: Prediction(
+                step.diffused[g],
+                step.arguments["z_t"][g],
+                denoised.clean[g],
+                random.times[g],
+                self.schedules[g],
+                random.candidate_noise.get(g),
+                denoised.logits.get(g),
+                encoded.modalities[g].symbols,
             )
-            image_side = torch.rand(batch, device=device) < 0.5
-            times["image"] = torch.where(hidden & image_side, 1.0, times["image"])
-            times["text"] = torch.where(hidden & ~image_side, 1.0, times["text"])
-        return times
+            for g in content
+        }
+        losses = diffusion_losses(self.config, content, predictions, predicted)
+        # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
+        z_0 = {g: latents.to(self.dtype) for g, latents in step.z_0.items()}
+        losses |= reconstruction_losses(
+            self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise
+        )
+        return {**losses, "loss": total_loss(self.config, losses)}
 
 
 @dataclass
@@ -532,15 +477,17 @@ class Denoised:
 
 
 @dataclass
-class Randomness:
-    """Every random source of a training step; see [`MDMForJointGeneration.forward`]."""
+class NoisyInputs:
+    """A batch on its way into the network.
 
-    drop_prompt: Tensor
-    times: dict[str, Tensor]
-    noise: dict[str, Tensor]
-    posterior_noise: dict[str, Tensor]
-    decoder_noise: dict[str, Tensor]
-    candidate_noise: dict[str, Tensor]
+    z_0: standardised latents (b, n, d) by modality. diffused: the same, with the share of their
+    gradient that diffusion may send to the VAE. arguments: of
+    [`MDMForJointGeneration.denoise`].
+    """
+
+    z_0: dict[str, Tensor]
+    diffused: dict[str, Tensor]
+    arguments: dict[str, Any]
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:

@@ -11,9 +11,9 @@
         --output_dir runs/talk
 
 An answer of the assistant is the noisy region; all that comes before it is given. Only the adapters
-learn: they go to `output_dir`, and the model with the adapters merged into it to
-`output_dir/merged`. The same command with `--resume_from_checkpoint last` goes on where a run was
-cut off.
+learn, and with them the embeddings of words that the model never saw: they go to `output_dir`, and
+the model with the adapters merged into it to `output_dir/merged`. The same command with
+`--resume_from_checkpoint last` goes on where a run was cut off.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkp
 from modeling_mdm.training.conversations import (
     ConversationCollator,
     adapter_targets,
+    draw_embeddings,
     freeze_statistics,
+    unseen_words,
 )
 from modeling_mdm.training.data import load_training_data
 from modeling_mdm.training.questions import DRAWING, FashionQuestions
@@ -121,13 +123,17 @@ def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
 
 
 def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.PeftModel:
-    """Put new adapters on a model, which stays as it is."""
+    """Put new adapters on a model; words that it never saw get embeddings that learn."""
     freeze_statistics(model)
+    words = unseen_words(model)
+    if words:
+        draw_embeddings(model, words)
     config = peft.LoraConfig(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=adapter_targets(model),
+        trainable_token_indices={"vae.embed_tokens": words} if words else None,
     )
     return peft.get_peft_model(model, config)
 

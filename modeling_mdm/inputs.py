@@ -89,7 +89,7 @@ def encode_text(
                 f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, "
                 f"{tuple(input_ids.shape)}."
             )
-    vocabulary = vae.embed_tokens.num_embeddings
+    vocabulary = vae.config.vocab_size
     if _may_read_values(input_ids) and input_ids.numel():
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocabulary:

@@ -116,6 +116,7 @@ class MDMVAE(nn.Module):
 
     def __init__(self, config: MDMConfig, patch_values: int | None = None) -> None:
         super().__init__()
+        self.config = config
         size, epsilon = config.vae_hidden_size, config.layer_norm_epsilon
         if patch_values is None:
             patch_values = config.patch_size**2 * config.num_channels
@@ -167,7 +168,7 @@ class MDMVAE(nn.Module):
         """y_v of every word v: standardised posterior means, (vocab, d)."""
         # Not the device of a weight, which may be offloaded.
         device = self.statistics["text"].mean.device
-        mean, _ = self.encode(torch.arange(self.embed_tokens.num_embeddings, device=device), "text")
+        mean, _ = self.encode(torch.arange(self.config.vocab_size, device=device), "text")
         return self.statistics["text"](mean)
 
     def forward(self, content: Tensor, modality: str) -> Tensor:

@@ -23,8 +23,10 @@ from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.conversations import (
     ConversationCollator,
     adapter_targets,
+    draw_embeddings,
     freeze_statistics,
     place_images,
+    unseen_words,
 )
 from modeling_mdm.training.data import PictureDataset, Source
 from modeling_mdm.training.questions import (
@@ -415,6 +417,65 @@ def test_tuning_leaves_the_latents_and_their_statistics_alone(processor):
     assert all(torch.equal(value, before[name]) for name, value in model.vae.state_dict().items())
     adapted_parts = [n for n in adapter_targets(make_model(torch.float32)) if n.startswith("vae.")]
     assert adapted_parts == ["vae.word_head"]  # which decodes words, and shapes no latent
+
+
+# Words that the model never saw
+
+
+def test_unseen_words_are_told_by_latents_that_are_too_large():
+    model = make_model(torch.float32)
+    statistics = model.vae.statistics["text"]
+    seen = model.vae.encode(torch.arange(7), "text")[0].detach()
+    statistics.mean.copy_(seen.mean(0))
+    statistics.variance.copy_(seen.var(0))
+    with torch.no_grad():
+        model.vae.embed_tokens.weight[[8, 11]] *= 40
+    found = unseen_words(model)
+    assert {8, 11} <= set(found) and not set(found) & set(range(7))
+
+
+def test_embeddings_are_drawn_like_those_of_the_other_words():
+    model = make_model(torch.float64, vocab_size=4000)
+    weight = model.vae.embed_tokens.weight
+    words = list(range(1000, 4000))
+    with torch.no_grad():
+        weight[:1000] = 3 + torch.randn_like(weight[:1000]) @ torch.randn(16, 16).double()
+        weight[1000:] = 1e6
+    known = weight[:1000].detach().clone()
+    torch.manual_seed(0)
+    draw_embeddings(model, words)
+    assert torch.equal(weight[:1000], known)
+    drawn = weight[1000:].detach()
+    spread = known.std(0).max()
+    assert (drawn.mean(0) - known.mean(0)).abs().max() < 0.1 * spread
+    assert (drawn.T.cov() - known.T.cov()).abs().max() < 0.15 * spread**2
+    with pytest.raises(ValueError, match="words names all 4000 words"):
+        draw_embeddings(model, range(4000))
+
+
+def test_embeddings_of_unseen_words_learn_and_travel_with_the_adapter(tmp_path):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    model = make_model(torch.float32)
+    with torch.no_grad():
+        model.vae.embed_tokens.weight[5] *= 1e3
+    model.save_pretrained(tmp_path / "base")
+    (word,) = [n for n in unseen_words(model) if n == 5]
+    tuned = script.make_adapters(model, script.AdapterArguments(model="base", lora_rank=2))
+    assert word not in unseen_words(model)
+    tuned.train()
+    batch = mixed_batch(torch.float32)
+    batch["input_ids"][batch["input_ids"] == 4] = word
+    batch["input_ids"][0, 0] = word
+    tuned(**batch).loss.backward()
+    (rows,) = [p for n, p in tuned.named_parameters() if "trainable_tokens" in n]
+    assert rows.grad.any()
+    with torch.no_grad():
+        rows += 0.1
+    latents = model.vae.word_latents().detach()
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = MDMForJointGeneration.from_pretrained(tmp_path / "base")
+    merged = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    torch.testing.assert_close(merged.vae.word_latents(), latents)
 
 
 # The script

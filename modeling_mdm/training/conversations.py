@@ -190,9 +190,10 @@ def _pictures(row: Mapping[str, torch.Tensor]) -> int:
 def adapter_targets(model: nn.Module) -> list[str]:
     """Name the layers that adapters are put on: every projection of the decoder, and the heads.
 
-    The VAE's encoder stays as it is, and with it the latents that the rest was trained on. Its word
-    head learns, or a word that no caption had would be denoised and then decoded as another. The
-    heads that predict score entropy and importance stay, which no answer trains.
+    The VAE's encoder stays as it is, and with it the latents that the rest was trained on; for
+    words that it never saw, see `unseen_words`. Its word head learns, or such a word would be
+    denoised and then decoded as another. The heads that predict score entropy and importance
+    stay, which no answer trains.
     """
     return [
         name
@@ -201,6 +202,40 @@ def adapter_targets(model: nn.Module) -> list[str]:
         and name.startswith(("decoder.", "text_head", "image_head", "vae.word_head"))
         and ".selection." not in name
     ]
+
+
+@torch.no_grad()
+def unseen_words(model: Any, largest: float = 4.0) -> list[int]:
+    """Ids of the words that a model was never trained on, told by their latents.
+
+    Latents of what was trained are standardised: mean square about 1 a dimension. One that is far
+    larger stays visible under any noise, and its word cannot be learned by denoising.
+
+    Args:
+        model: an `MDMForJointGeneration`.
+        largest: mean square of a latent from which its word counts as unseen.
+    """
+    squares = model.vae.word_latents().float().square().mean(-1)  # (vocab,)
+    return (squares > largest).nonzero().flatten().tolist()
+
+
+@torch.no_grad()
+def draw_embeddings(model: Any, words: Sequence[int]) -> None:
+    """Draw embeddings of `words` anew, with mean and covariance of those of all other words.
+
+    Raises:
+        ValueError: if there are no other words.
+    """
+    weight = model.get_input_embeddings().weight  # (vocab, width)
+    others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    others[list(words)] = False
+    if not others.any():
+        raise ValueError(f"words names all {len(weight)} words: the model was never trained.")
+    known = weight[others].float()
+    # A mixture of all known embeddings around their mean has their covariance, whatever its rank.
+    mixture = torch.randn(len(words), len(known), device=weight.device) / len(known) ** 0.5
+    drawn = known.mean(0) + mixture @ (known - known.mean(0))
+    weight[list(words)] = drawn.to(weight.dtype)
 
 
 def freeze_statistics(model: nn.Module) -> None:

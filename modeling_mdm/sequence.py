@@ -78,13 +78,14 @@ class ModalityContent:
         """Given positions that only condition: (b, n) bool.
 
         Known parts of a region being written are not among them: a given position belongs to the
-        region if its turn is that of the modality's noisy positions.
+        region if its turn is one that has noisy positions of the modality.
         """
         noisy = self.noisy
-        written_turn = torch.where(noisy, self.turn, torch.iinfo(torch.long).max).amin(
-            -1, keepdim=True
-        )
-        return self.valid & self.given & (~noisy.any(-1, keepdim=True) | (self.turn < written_turn))
+        # By search, not pair by pair: n log n, and nothing is read from the device.
+        written = torch.where(noisy, self.turn, -1).sort(dim=-1).values  # (b, n)
+        places = torch.searchsorted(written, self.turn.contiguous())
+        in_region = written.gather(1, places.clamp(max=max(0, noisy.shape[1] - 1))) == self.turn
+        return self.valid & self.given & ~in_region
 
 
 @dataclass
@@ -345,7 +346,7 @@ def take_part(
     sequence: JointSequence,
     content: dict[str, ModalityContent],
     given: bool,
-    turns: tuple[int, int] | None = None,
+    turns: tuple[int | Tensor, int | Tensor] | None = None,
 ) -> SequencePart:
     """Take the given or the noisy part of a sequence that `build_sequence` made.
 
@@ -354,13 +355,15 @@ def take_part(
 
     Args:
         sequence, content: the whole. given: which part.
-        turns: of the given part only turns from the first to before the second; special tokens
-            belong to turn 0. None: all turns.
+        turns: of the given part only turns from the first to before the second, of all items or
+            (b,) of each; special tokens belong to turn 0. None: all turns.
     """
     batch, device = sequence.valid.shape[0], sequence.valid.device
     offsets = {"text": sequence.text_tokens, "image": sequence.text_segment + sequence.image_tokens}
     leading = torch.arange(1 + sequence.num_null if given else 0, device=device)
-    with_tokens = turns is None or turns[0] == 0
+    if turns is not None:
+        turns = tuple(torch.as_tensor(turn, device=device).view(-1, 1) for turn in turns)
+    with_tokens = turns is None or (turns[0] == 0) & (turns[1] > 0)  # or (b, 1)
     positions = [leading.expand(batch, -1)]
     reals = [sequence.valid[:, : len(leading)] & with_tokens]
     part = SequencePart(sequence, {}, {}, {})

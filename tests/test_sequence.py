@@ -328,6 +328,8 @@ def test_noisy_is_what_is_real_and_not_given():
         ("gng", [0, 0, 0], "---"),  # a known word beside the missing one is not a prompt
         ("ggngn", [0, 1, 2, 2, 2], "pp---"),
         ("nn.", [0, 0, 0], "---"),
+        ("nngg", [0, 0, 1, 0], "--p-"),  # what was said later conditions as well
+        ("gngng.", [0, 1, 1, 3, 2, 3], "p---p-"),  # two regions, and turns before and between
     ],
 )
 def test_prompt_is_what_is_given_outside_the_region_being_written(kinds, turns, prompt):

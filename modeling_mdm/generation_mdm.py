@@ -20,6 +20,7 @@ from transformers.utils import logging
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
+from .past_turns import PastTurns
 from .regions import Region, open_region
 from .sampling import (
     NoiseStreams,
@@ -68,6 +69,8 @@ class MDMGenerateOutput(ModelOutput):
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
+        past_key_values: what was read, for the next turn's call to go on from; None with
+            `use_cache=False` or `keep` < 1.
     """
 
     sequences: Tensor | None = None
@@ -79,6 +82,7 @@ class MDMGenerateOutput(ModelOutput):
     item_evaluations: Tensor | None = None
     kernel_backend: str | None = None
     trajectory: dict[str, Tensor] | None = None
+    past_key_values: PastTurns | None = None
 
 
 class MDMGenerationMixin:
@@ -99,6 +103,7 @@ class MDMGenerationMixin:
         callback_on_step_end: Callable[[StepInfo], bool | None] | None = None,
         output_trajectory: bool = False,
         streamer: BaseStreamer | None = None,
+        past_key_values: PastTurns | None = None,
         **kwargs: Any,
     ) -> MDMGenerateOutput:
         """
@@ -120,17 +125,24 @@ class MDMGenerationMixin:
             output_trajectory: also return the clean estimate of every step.
             streamer: shows the only item of a call at every step: an [`MDMStreamer`], or one of
                 transformers' for text.
+            past_key_values: that of an earlier output, for as many items in the same order. Where
+                the inputs, the whole conversation again, begin with what it has read, only the rest
+                is read: the same result to rounding. Where they do not (an earlier turn has
+                changed, the first picture joins words, another class), all is read as without it.
+                It is of items, not of samples; see [`PastTurns`].
 
         Returns:
             [`MDMGenerateOutput`].
 
         Raises:
             ValueError: steps < 1, unknown solver or mode, guidance on a model without a null
-                prompt, unknown keywords, or inputs that `forward` would reject.
+                prompt, unknown keywords, inputs that `forward` would reject, or `past_key_values`
+                of other items or of another kind of model.
         """
         inputs = {"input_ids": input_ids}
         inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
         settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
+        _check_past(past_key_values, settings)
         region = Region(generation_mode, max_new_tokens, image_size)
         inputs = {
             name: value.repeat_interleave(settings["num_return_sequences"], dim=0)
@@ -138,6 +150,9 @@ class MDMGenerationMixin:
             if value is not None
         }
         encoded = self.encode_inputs(**inputs)
+        if past_key_values is not None:
+            items = len(encoded.class_labels) // settings["num_return_sequences"]
+            past_key_values.check(self, items)
         noisy = written(encoded.content)
         if not noisy:
             raise ValueError("Nothing to generate: the inputs hold 0 items, pass at least one.")
@@ -151,7 +166,9 @@ class MDMGenerationMixin:
                 estimates.append(info.clean_estimates)
             return bool(callback_on_step_end and callback_on_step_end(info))
 
-        denoiser, final = self._sample(encoded, noisy, settings, generator, on_step)
+        denoiser, final = self._sample(
+            encoded, noisy, settings, generator, on_step, past_key_values
+        )
         sequences = self.write_text(final["text"], encoded) if "text" in final else None
         trajectory = self._decode_trajectory(estimates, encoded, inputs)
         output = MDMGenerateOutput(
@@ -164,6 +181,7 @@ class MDMGenerationMixin:
             item_evaluations=denoiser.item_evaluations,
             kernel_backend=self._kernel_backend(denoiser.branches.part.sequence.valid.shape[1]),
             trajectory=trajectory if output_trajectory else None,
+            past_key_values=denoiser.past,
         )
         if feed is not None:
             feed.end(output)
@@ -176,6 +194,7 @@ class MDMGenerationMixin:
         settings: dict[str, Any],
         generator: torch.Generator | Sequence[torch.Generator] | None,
         on_step: Callable[[StepInfo], bool],
+        past: PastTurns | None = None,
     ) -> tuple[GuidedDenoiser, dict[str, Tensor]]:
         """Run the diffusion loop: the denoiser as it ends, and final latents by modality."""
         steps = {g: settings["num_inference_steps"][g] for g in noisy}
@@ -185,7 +204,7 @@ class MDMGenerationMixin:
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {g: streams.draw(g) for g in noisy}
-        denoiser = GuidedDenoiser(self, encoded, noise, settings)
+        denoiser = GuidedDenoiser(self, encoded, noise, settings, past)
         solvers = make_solvers(self, noise, settings["solver"], steps, streams)
 
         def on_finish(g: str, latents: Tensor) -> None:
@@ -318,6 +337,18 @@ class MDMGenerationMixin:
                     _from_pipeline=from_pipeline,
                     **kwargs,
                 )
+
+
+def _check_past(past: PastTurns | None, settings: dict[str, Any]) -> None:
+    if past is None:
+        return
+    if not settings["use_cache"]:
+        raise ValueError("`past_key_values` was passed with `use_cache=False`: leave one out.")
+    if settings["keep"] < 1:
+        raise ValueError(
+            f"`past_key_values` was passed with `keep` = {settings['keep']}: hard selection ranks "
+            "all that is given, which cannot be read turn by turn; use 1, or leave one out."
+        )
 
 
 def _turns(encoded: EncodedInputs) -> Tensor:

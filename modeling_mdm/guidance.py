@@ -15,9 +15,10 @@ from torch import Tensor
 
 from .cuda_graph import GraphedStep
 from .inputs import EncodedInputs
+from .past_turns import PastTurns, read_given, read_part
 from .prompt_cache import PromptCache
 from .sampling import written
-from .sequence import SequencePart, drop_prompt, take_part, whole
+from .sequence import JointSequence, ModalityContent, SequencePart, drop_prompt, take_part, whole
 
 if TYPE_CHECKING:
     from .modeling_mdm import Denoised, MDMForJointGeneration
@@ -92,6 +93,7 @@ class GuidedDenoiser:
         encoded: EncodedInputs,
         noise: dict[str, Tensor],
         settings: dict[str, Any],
+        past: PastTurns | None = None,
     ) -> None:
         self.model, self.settings = model, settings
         self.evaluations = 0
@@ -102,7 +104,8 @@ class GuidedDenoiser:
         self.estimates: dict[str, Tensor] = {}  # of the part, in all branches
         self.fed_back: dict[str, Tensor] = {}
         self.last: dict[str, LastOutput] = {}
-        self._lay_out(encoded, noise, settings["num_return_sequences"])
+        self.copies = settings["num_return_sequences"]
+        self.past = self._lay_out(encoded, noise, past)
 
     @property
     def is_done(self) -> bool:
@@ -123,12 +126,16 @@ class GuidedDenoiser:
             name: {g: before.put(g, values[g][:batch], self.fixed[g]) for g in still if g in values}
             for name, values in (("estimates", self.estimates), ("fed_back", self.fed_back))
         }
-        self._lay_out(encoded, still, copies=1)
+        past = None if self.past is None else self.past.batch_repeat_interleave(self.copies)
+        self.copies = 1
+        self._lay_out(encoded, still, past)
         part, r = self.branches.part, len(self.branches.names)
         for name, values in conditional.items():
             setattr(self, name, {g: part.take(g, v.repeat(r, 1, 1)) for g, v in values.items()})
 
-    def _lay_out(self, encoded: EncodedInputs, noise: dict[str, Tensor], copies: int) -> None:
+    def _lay_out(
+        self, encoded: EncodedInputs, noise: dict[str, Tensor], past: PastTurns | None
+    ) -> PastTurns | None:
         """Choose the branches, lay them out in one batch, and read what is given."""
         self.noise, self.batch = noise, len(encoded.class_labels)
         content, prompted = encoded.content, self._prompted(encoded)
@@ -149,12 +156,13 @@ class GuidedDenoiser:
         part, cache = whole(sequence, repeated), None
         if self.settings["use_cache"]:
             part = take_part(sequence, repeated, given=False)
-            cache = self._read(take_part(sequence, repeated, given=True), labels, copies)
+            past, cache = self._read(encoded, past, names, sequence, repeated, labels)
         self.candidates = self.model.candidate_latents(part.content)
         conditional = part.rows(torch.arange(self.batch, device=labels.device))
         self.branches = Branches(names, part, conditional, cache, labels)
         self._view: tuple[Tensor | None, Branches] = (None, self.branches)
         self._step = self._choose_step()
+        return past
 
     @staticmethod
     def _prompted(encoded: EncodedInputs) -> Tensor:
@@ -162,19 +170,45 @@ class GuidedDenoiser:
         prompts = [part.prompt().any(-1) for part in encoded.content.values()]
         return encoded.has_class | torch.stack(prompts).any(0)
 
-    def _read(self, given: SequencePart, class_labels: Tensor, copies: int) -> PromptCache:
-        """Read the given part, once for items that share it."""
-        cache, rows = PromptCache(len(self.model.decoder.layers)), None
-        if copies > 1:
-            first = torch.arange(0, len(class_labels), copies, device=class_labels.device)
-            given, class_labels = given.rows(first), class_labels[first]
-            rows = torch.arange(len(first), device=first.device).repeat_interleave(copies)
-        latents = {g: part.latents for g, part in given.content.items()}
-        times = {g: values.new_zeros(1) for g, values in latents.items()}
-        inputs = (given.sequence, given.content, latents, times, class_labels)
-        self.model.decoder(*inputs, None, self.settings["keep"], cache)
+    def _read(
+        self,
+        encoded: EncodedInputs,
+        past: PastTurns | None,
+        names: list[str],
+        sequence: JointSequence,
+        content: dict[str, ModalityContent],
+        class_labels: Tensor,
+    ) -> tuple[PastTurns | None, PromptCache]:
+        """Read the given part of all branches, once for samples that share it.
+
+        Args:
+            encoded: the batch (b). past: what was read of it before. names: of the branches.
+            sequence, content, class_labels: of all branches (r * b).
+        """
+        first = torch.arange(0, self.batch, self.copies, device=class_labels.device)
+
+        def read_whole(rows: Tensor) -> PromptCache:
+            cache = PromptCache(len(self.model.decoder.layers))
+            own = {g: part.rows(rows) for g, part in content.items()}
+            given = take_part(sequence.rows(rows), own, given=True)
+            read_part(self.model, given, class_labels[rows], cache, self.settings["keep"])
+            return cache
+
+        if self.settings["keep"] < 1:  # of the whole given part: it cannot be read turn by turn
+            past, shared = None, read_whole(first)
+        else:
+            items = encoded if self.copies == 1 else encoded.rows(first)
+            past, shared = read_given(self.model, items, sequence.rows(first), past)
+        # Joint guidance takes nothing from what is given.
+        caches = [
+            read_whole(first + self.batch) if name == "unconditional" else shared for name in names
+        ]
+        cache = PromptCache.join(caches)
         cache.freeze()
-        return cache if rows is None else cache.rows(rows)
+        if self.copies > 1:
+            rows = torch.arange(len(first) * len(names), device=first.device)
+            cache = cache.rows(rows.repeat_interleave(self.copies))
+        return past, cache
 
     def _choose_step(self) -> Callable[..., "Denoised"]:
         """One evaluation of the network: as it is, compiled, or replayed as a CUDA graph."""

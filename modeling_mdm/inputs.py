@@ -30,6 +30,12 @@ class EncodedModality:
     posterior_logvar: Tensor
     symbols: Tensor | None = None
 
+    def rows(self, index: Tensor) -> "EncodedModality":
+        """Some items (m,)."""
+        tensors = (self.target, self.posterior_mean, self.posterior_logvar, self.symbols)
+        chosen = (None if t is None else t.index_select(0, index) for t in tensors)
+        return EncodedModality(self.content.rows(index), *chosen)
+
 
 @dataclass
 class EncodedInputs:
@@ -51,6 +57,11 @@ class EncodedInputs:
     def has_class(self) -> Tensor:
         """Items with a class label: (b,) bool."""
         return self.class_labels >= 0
+
+    def rows(self, index: Tensor) -> "EncodedInputs":
+        """Some items (m,)."""
+        modalities = {g: part.rows(index) for g, part in self.modalities.items()}
+        return EncodedInputs(modalities, self.class_labels.index_select(0, index), self.grid)
 
     def sample_posterior(self, noise: dict[str, Tensor], vae: MDMVAE) -> dict[str, Tensor]:
         """Draw standardised z_0 of every position (b, n, d), by modality."""

@@ -9,7 +9,10 @@ noisy positions alone, from those states.
 Axes: b batch, k scans, l given positions, h heads, p head width, n state width, c channels.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,6 +37,20 @@ class LayerCache:
         if self.is_recording:
             self.tensors |= tensors
 
+    @classmethod
+    def join(cls, caches: Sequence["LayerCache"]) -> "LayerCache":
+        """Stack batches of items; keys are padded to the longest with what is not readable."""
+        joined = cls()
+        for name, first in caches[0].tensors.items():
+            tensors = [first, *(cache.tensors[name] for cache in caches[1:])]
+            if name in ("key", "value", "readable"):
+                axis = 1 if name == "readable" else 2
+                longest = max(tensor.shape[axis] for tensor in tensors)
+                behind = [0, 0] * (first.dim() - 1 - axis)  # `F.pad` begins at the last axis
+                tensors = [F.pad(t, [*behind, 0, longest - t.shape[axis]]) for t in tensors]
+            joined.tensors[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        return joined
+
 
 class PromptCache:
     """The caches of all blocks, and embeddings that no step changes.
@@ -55,6 +72,14 @@ class PromptCache:
     def is_recording(self) -> bool:
         """Whether what is evaluated is added to the cache."""
         return any(layer.is_recording for layer in self.layers)
+
+    @classmethod
+    def join(cls, caches: Sequence["PromptCache"]) -> "PromptCache":
+        """Stack batches of items in a cache that records; of one cache, a copy."""
+        joined = cls(0)
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        joined.layers = [LayerCache.join(layer) for layer in layers]
+        return joined
 
     def rows(self, index: Tensor) -> "PromptCache":
         """The caches of some items (m,), which may repeat."""

@@ -90,6 +90,24 @@ def test_chat_answers_line_by_line(folder, capsys, monkeypatch):
     assert all(isinstance(reply["assistant"], str) for reply in replies)
 
 
+def test_chat_reads_of_every_message_what_is_new(folder, capsys, monkeypatch):
+    read, generate = [], MDMForJointGeneration.generate
+
+    def watched(self, **kwargs):
+        out = generate(self, **kwargs)
+        read.append((int(kwargs["text_given"].sum()), int(out.past_key_values.positions_read)))
+        return out
+
+    monkeypatch.setattr(MDMForJointGeneration, "generate", watched)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\na one\na two\n"))
+    assert run(folder, "chat", "--max_new_tokens", 4) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    before = 0
+    for words, positions in read:
+        assert positions == words - before + (before == 0)  # the start token once
+        before = words
+
+
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [

@@ -92,9 +92,10 @@ def test_a_step_evaluates_the_noisy_positions_alone(monkeypatch):
     options = {"guidance_scale": 2.0, "num_return_sequences": 3, "max_new_tokens": 5}
     run(model, inputs, num_inference_steps=4, **options)
     branches, samples, null = 2, 6, model.config.num_null_tokens
-    # Read once for all samples of an item: class, null and start tokens, and patches.
-    assert lengths[0] == (branches * 2, 1 + null + 1 + 1 + 4)
-    assert lengths[1:] == [(branches * samples, 1 + 5)] * 4
+    # Read once for all samples of an item: class, null and start tokens, and patches; without the
+    # prompt only the tokens.
+    assert lengths[:2] == [(2, 1 + null + 1 + 1 + 4), (2, 1 + null + 1 + 1)]
+    assert lengths[2:] == [(branches * samples, 1 + 5)] * 4
 
 
 def laid_out(model, batch):

@@ -111,6 +111,7 @@ def chat(chosen: Namespace) -> None:
     model, processor = load(chosen)
     noise = torch.Generator().manual_seed(chosen.seed)
     messages: list[dict[str, Any]] = []
+    past = None  # what the model has read: each call reads what is new
     if chosen.system:
         messages.append({"role": "system", "content": chosen.system})
     for line in _lines(chosen):
@@ -134,7 +135,9 @@ def chat(chosen: Namespace) -> None:
             num_inference_steps=chosen.num_inference_steps,
             generator=noise,
             show_progress=not chosen.quiet,
+            past_key_values=past,
         )
+        past = out.past_key_values
         reply = processor.post_process(out, inputs)[0].text
         messages.append({"role": "assistant", "content": reply})
         print(json.dumps({"user": line, "assistant": reply}) if chosen.json else reply, flush=True)

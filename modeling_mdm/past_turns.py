@@ -1,0 +1,216 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Past turns: what a model has read of conversations, for a later call to go on from.
+
+Older turns are read before newer ones in every scan (Sec. 3.2), so what is known of a turn stays as
+it is when the conversation goes on: a call reads only the turns that are new.
+
+Axes: b batch, n positions of one modality, m those of them that were read.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .inputs import EncodedInputs
+from .prompt_cache import PromptCache
+from .sequence import JointSequence, ModalityContent, SequencePart, take_part
+
+if TYPE_CHECKING:
+    from .modeling_mdm import MDMForJointGeneration
+
+# Behind every turn: `given_first_order` keeps turns apart that are below it.
+END = 1 << 20
+
+
+@dataclass(frozen=True)
+class PastTurns:
+    """
+    The turns of conversations that a model has read: `past_key_values` of `generate`.
+
+    It holds given content alone and never changes, so several calls may go on from the same one. It
+    belongs to the weights that read it.
+
+    Attributes:
+        cache: what every block keeps of these turns.
+        dtype: of the model.
+        stop: (b,) long, the turn before which all that is given was read; 0 where nothing was.
+        tokens: (b, 3) long, the class label, and whether there are words and pictures, written ones
+            included: their special tokens are read before all turns.
+        content: by modality, what was read by name, (b, m, ...) each, 0 at fillers.
+        positions_read: (b,) long, how many positions the call had to read that made this.
+    """
+
+    cache: PromptCache
+    dtype: torch.dtype
+    stop: Tensor
+    tokens: Tensor
+    content: dict[str, dict[str, Tensor]]
+    positions_read: Tensor
+
+    def __len__(self) -> int:
+        return len(self.stop)
+
+    def batch_select_indices(self, indices: Tensor) -> "PastTurns":
+        """Choose some conversations (m,), which may repeat."""
+        content = {}
+        for g, read in self.content.items():
+            chosen = {name: value[indices] for name, value in read.items()}
+            if longest := int(chosen["real"].sum(-1).max()):
+                content[g] = {name: value[:, :longest] for name, value in chosen.items()}
+        return replace(
+            self,
+            cache=self.cache.rows(indices),
+            stop=self.stop[indices],
+            tokens=self.tokens[indices],
+            content=content,
+            positions_read=self.positions_read[indices],
+        )
+
+    def batch_repeat_interleave(self, repeats: int) -> "PastTurns":
+        """Repeat every conversation, for samples of a reply that each go on as one of their own."""
+        items = torch.arange(len(self), device=self.stop.device)
+        return self.batch_select_indices(items.repeat_interleave(repeats))
+
+    def begin(self, encoded: EncodedInputs) -> bool:
+        """Whether every item begins with these turns, special tokens included."""
+        if not torch.equal(self.tokens, _special_tokens(encoded)):
+            return False
+        content = _given_before(encoded, self.stop)
+        return content.keys() == self.content.keys() and all(
+            torch.equal(value, self.content[g][name])
+            for g, given in content.items()
+            for name, value in given.items()
+        )
+
+    def check(self, model: "MDMForJointGeneration", batch: int) -> None:
+        """Refuse what cannot be gone on from by this model with so many items.
+
+        Raises:
+            ValueError: another number of items, another type or device.
+        """
+        if len(self) != batch:
+            raise ValueError(
+                f"`past_key_values` holds {len(self)} conversations, but the inputs hold {batch}: "
+                "pass as many in the same order; its `batch_repeat_interleave` and "
+                "`batch_select_indices` repeat and choose conversations."
+            )
+        mine = (len(self.cache.layers), self.dtype, self.stop.device)
+        theirs = (len(model.decoder.layers), model.dtype, model.device)
+        if mine != theirs:
+            raise ValueError(
+                "`past_key_values` was made by a model of {} layers in {} on {}, and this one has "
+                "{} in {} on {}: leave it out.".format(*mine, *theirs)
+            )
+
+
+def read_given(
+    model: "MDMForJointGeneration",
+    encoded: EncodedInputs,
+    sequence: JointSequence,
+    past: PastTurns | None = None,
+) -> tuple[PastTurns, PromptCache]:
+    """Read what is given, from where the past turns stop if every item begins with them.
+
+    Args:
+        model: whose decoder reads. encoded: the items. sequence: their layout.
+        past: of as many items.
+
+    Returns:
+        what later calls may go on from: the turns before the first with a known part of a region,
+        which will be another turn once it is written; and the cache of all that is given.
+    """
+    content, labels = encoded.content, encoded.class_labels
+    if past is None or not past.begin(encoded):
+        nothing = torch.zeros_like(labels)
+        cache = PromptCache(len(model.decoder.layers))
+        past = PastTurns(cache, model.dtype, nothing, labels, {}, nothing)
+    limit = torch.stack([_first_unfinished(part) for part in content.values()]).amin(0)
+    limit = torch.maximum(past.stop, limit)
+    last = torch.stack([_last_given(part, limit) for part in content.values()]).amax(0)
+    stop = torch.minimum(limit, torch.maximum(past.stop, last + 1).clamp(min=1))
+    cache, count = _read(model, encoded, sequence, past.cache, (past.stop, stop))
+    read = _given_before(encoded, stop)
+    turns = PastTurns(cache, model.dtype, stop, _special_tokens(encoded), read, count)
+    cache, more = _read(model, encoded, sequence, cache, (stop, torch.full_like(stop, END)))
+    return replace(turns, positions_read=count + more), cache
+
+
+def _read(
+    model: "MDMForJointGeneration",
+    encoded: EncodedInputs,
+    sequence: JointSequence,
+    cache: PromptCache,
+    turns: tuple[Tensor, Tensor],
+) -> tuple[PromptCache, Tensor]:
+    """Read some turns: a cache that has them too, and how many positions that were, (b,)."""
+    part = take_part(sequence, encoded.content, given=True, turns=turns)
+    count = part.sequence.valid.sum(-1)
+    if bool(count.any()):
+        cache = PromptCache.join([cache])
+        read_part(model, part, encoded.class_labels, cache)
+    return cache, count
+
+
+def read_part(
+    model: "MDMForJointGeneration",
+    part: SequencePart,
+    class_labels: Tensor,
+    cache: PromptCache,
+    keep: float = 1.0,
+) -> dict[str, Tensor]:
+    """Evaluate given positions, which adds them to a cache: features (b, m, hidden) by modality."""
+    latents = {g: content.latents for g, content in part.content.items()}
+    times = {g: values.new_zeros(1) for g, values in latents.items()}
+    inputs = (part.sequence, part.content, latents, times, class_labels)
+    return model.decoder(*inputs, None, keep, cache)
+
+
+def _special_tokens(encoded: EncodedInputs) -> Tensor:
+    """What special tokens stand before all turns, as in [`PastTurns`]: (b, 3) long."""
+    labels, content = encoded.class_labels, encoded.content
+    absent = torch.zeros_like(labels)
+    starts = [
+        content[g].valid.any(-1).long() if g in content else absent for g in ("text", "image")
+    ]
+    return torch.stack([labels, *starts], dim=-1)
+
+
+def _first_unfinished(part: ModalityContent) -> Tensor:
+    """First turn in which something is known of a region that is being written; (b,), or `END`."""
+    known = part.valid & part.given & ~part.prompt()
+    return _with_end(part.turn, known, END).amin(-1)
+
+
+def _last_given(part: ModalityContent, limit: Tensor) -> Tensor:
+    """Last turn before a limit (b,) in which anything is given; (b,), or -1."""
+    known = part.valid & part.given & (part.turn < limit[:, None])
+    return _with_end(part.turn, known, -1).amax(-1)
+
+
+def _with_end(turn: Tensor, mask: Tensor, value: int) -> Tensor:
+    """Turns where a mask holds, another value elsewhere and behind them: (b, n + 1)."""
+    masked = turn.masked_fill(~mask, value)
+    return torch.cat([masked, masked.new_full((len(masked), 1), value)], dim=1)
+
+
+def _given_before(encoded: EncodedInputs, stop: Tensor) -> dict[str, dict[str, Tensor]]:
+    """Given content of the turns before some turn (b,), of the modalities that have any."""
+    found = {}
+    for g, part in encoded.modalities.items():
+        content = part.content
+        mask = content.valid & content.given & (content.turn < stop[:, None])
+        longest = int(mask.sum(-1).max()) if len(mask) else 0
+        if not longest:
+            continue
+        index = (~mask).long().argsort(dim=-1, stable=True)[:, :longest]
+        real = mask.gather(1, index)
+        found[g] = {"real": real}
+        values = {"target": part.target, "turn": content.turn, "place": content.place}
+        for name, value in values.items():
+            value = value.flatten(2) if value.dim() > 2 else value[..., None]  # (b, n, c)
+            value = value.gather(1, index[..., None].expand(-1, -1, value.shape[-1]))
+            found[g][name] = value.masked_fill(~real[..., None], 0)
+    return found

@@ -1,0 +1,263 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Past turns: a call that goes on from an earlier one reads what is new, and changes no result."""
+
+import pytest
+import torch
+from tiny_model import CLASSES, MIXERS, SIDE, VOCABULARY, make_model
+
+from modeling_mdm.past_turns import PastTurns
+
+OPTIONS = {
+    "plain": {"guidance_scale": 1.0},
+    "guided": {"guidance_scale": {"image": 3.0, "text": 1.5}},
+    "jointly guided": {"guidance_scale": 2.0, "joint_guidance_scale": 1.5},
+}
+# Of each item: (words, pictures) of every turn, the assistant's among them.
+TALKS = [
+    [(3, 1), (2, 0), (4, 0), (1, 1), (2, 0)],
+    [(0, 1), (4, 0), (2, 1), (3, 0), (1, 0)],
+]
+
+
+def make_inputs(talks, seed=0):
+    """All of it given, words and pixels of a turn the same whatever comes after it."""
+    rows = []
+    for item, talk in enumerate(talks):
+        words, turns, pictures, shown = [], [], [], []
+        for turn, (length, count) in enumerate(talk):
+            draw = torch.Generator().manual_seed(1000 * seed + 100 * item + turn)
+            words += torch.randint(4, VOCABULARY, (length,), generator=draw).tolist()
+            turns += [turn] * length
+            pictures += list(torch.rand(count, 1, SIDE, SIDE, generator=draw).double() * 2 - 1)
+            shown += [turn] * count
+        rows.append((words, turns, pictures, shown))
+    size, most = len(rows), max(len(row[2]) for row in rows)
+    longest = max(len(row[0]) for row in rows)
+    inputs = {
+        "input_ids": torch.zeros(size, longest, dtype=torch.long),
+        "attention_mask": torch.zeros(size, longest, dtype=torch.long),
+        "text_given": torch.ones(size, longest, dtype=torch.bool),
+        "turn_ids": torch.zeros(size, longest, dtype=torch.long),
+    }
+    if most:
+        inputs |= {
+            "pixel_values": torch.zeros(size, most, 1, SIDE, SIDE, dtype=torch.float64),
+            "pixel_attention_mask": torch.zeros(size, most, SIDE, SIDE, dtype=torch.long),
+            "image_given": torch.ones(size, most, SIDE, SIDE, dtype=torch.bool),
+            "image_turn_ids": torch.zeros(size, most, dtype=torch.long),
+        }
+    for item, (words, turns, pictures, shown) in enumerate(rows):
+        inputs["input_ids"][item, : len(words)] = torch.tensor(words)
+        inputs["attention_mask"][item, : len(words)] = 1
+        inputs["turn_ids"][item, : len(words)] = torch.tensor(turns)
+        if pictures:
+            inputs["pixel_values"][item, : len(pictures)] = torch.stack(pictures)
+            inputs["pixel_attention_mask"][item, : len(pictures)] = 1
+            inputs["image_turn_ids"][item, : len(pictures)] = torch.tensor(shown)
+    return inputs
+
+
+def run(model, inputs, mode="text", **options):
+    options = {"num_inference_steps": 3, "show_progress": False, "max_new_tokens": 3, **options}
+    generator = torch.Generator().manual_seed(7)
+    return model.generate(
+        **inputs, generation_mode=mode, generator=generator, output_trajectory=True, **options
+    )
+
+
+def assert_same(first, second, tolerance=1e-10):
+    assert (first.images is None) == (second.images is None)
+    for name in ("sequences", "images"):
+        if getattr(first, name) is not None:
+            assert (getattr(first, name) - getattr(second, name)).abs().max() <= tolerance
+    for g, value in first.confidence.items():
+        assert (value - second.confidence[g]).abs().max() < max(tolerance, 1e-6)
+    if "image" in first.trajectory:
+        error = (first.trajectory["image"] - second.trajectory["image"]).abs().max()
+        assert error <= tolerance
+
+
+def check_going_on(model, inputs, past, mode="text", **options):
+    """Go on from past turns, and check against the call that reads everything at every step."""
+    out = run(model, inputs, mode, past_key_values=past, **options)
+    assert_same(out, run(model, inputs, mode, use_cache=False, **options))
+    return out.past_key_values
+
+
+def positions(talks, patches=4):
+    return [sum(words + patches * pictures for words, pictures in talk) for talk in talks]
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_going_on_equals_reading_everything_at_every_step(mixer, options):
+    """Three calls, each with a reply and a message more; only these are read."""
+    model, past = make_model(**MIXERS[mixer]), None
+    tokens = 2  # a start token of each modality
+    for first, stop in ((0, 1), (1, 3), (3, 5)):
+        inputs = make_inputs([talk[:stop] for talk in TALKS])
+        mode = "joint" if options.get("joint_guidance_scale") else "text"
+        past = check_going_on(model, inputs, past, mode, **options)
+        read = positions([talk[first:stop] for talk in TALKS])
+        assert past.positions_read.tolist() == [n + tokens * (first == 0) for n in read]
+        assert past.stop.tolist() == [stop, stop]
+
+
+@pytest.mark.parametrize("mixer", ["parallel", "attention"])
+def test_what_was_read_turn_by_turn_gives_the_same_features(mixer):
+    """The states themselves, not only what sampling makes of them."""
+    model, past = make_model(**MIXERS[mixer]), None
+    for stop in (1, 3, 5):
+        inputs = make_inputs([talk[:stop] for talk in TALKS])
+        past = run(model, inputs, past_key_values=past).past_key_values
+    at_once = run(model, inputs).past_key_values
+    assert at_once.positions_read.tolist() == [n + 2 for n in positions(TALKS)]
+    for mine, theirs in zip(past.cache.layers, at_once.cache.layers, strict=True):
+        for name, value in theirs.tensors.items():
+            if mixer == "parallel":
+                assert (mine.tensors[name] - value).abs().max() < 1e-10, name
+            elif name == "readable":  # kept in the order of reading, with fillers of each call
+                assert torch.equal(mine.tensors[name].sum(-1), value.sum(-1))
+
+
+def test_one_past_serves_several_calls_and_stays_as_it_is():
+    model = make_model()
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    before = [layer.tensors["state"].clone() for layer in past.cache.layers]
+    inputs = make_inputs([talk[:3] for talk in TALKS])
+    first = run(model, inputs, past_key_values=past, guidance_scale=2.0)
+    assert_same(first, run(model, inputs, past_key_values=past, guidance_scale=2.0), 0)
+    for layer, state in zip(past.cache.layers, before, strict=True):
+        assert torch.equal(layer.tensors["state"], state)
+    # The same call again, for another sample of the reply: nothing is left to read.
+    again = run(model, inputs, past_key_values=first.past_key_values, guidance_scale=2.0)
+    assert_same(again, first)
+    assert again.past_key_values.positions_read.tolist() == [0, 0]
+
+
+def test_items_may_have_had_different_numbers_of_turns():
+    model = make_model()
+    past = check_going_on(model, make_inputs([TALKS[0][:3], TALKS[1][:1]]), None)
+    assert past.stop.tolist() == [3, 1]
+    past = check_going_on(model, make_inputs([TALKS[0][:5], TALKS[1][:3]]), past)
+    assert past.positions_read.tolist() == positions([TALKS[0][3:], TALKS[1][1:3]])
+
+
+@pytest.mark.parametrize("mixer", ["parallel", "attention"])
+def test_samples_of_an_item_share_its_past_and_may_go_on_as_conversations(mixer):
+    model = make_model(**MIXERS[mixer])
+    options = {"guidance_scale": 2.0, "num_return_sequences": 3}
+    past = check_going_on(model, make_inputs([t[:1] for t in TALKS]), None, **options)
+    assert len(past) == 2
+    past = check_going_on(model, make_inputs([t[:3] for t in TALKS]), past, **options)
+    assert past.positions_read.tolist() == positions([t[1:3] for t in TALKS])
+    inputs = {
+        name: value.repeat_interleave(3, dim=0)
+        for name, value in make_inputs([t[:5] for t in TALKS]).items()
+    }
+    more = check_going_on(model, inputs, past.batch_repeat_interleave(3), guidance_scale=2.0)
+    assert more.positions_read.tolist() == [
+        n for n in positions([t[3:] for t in TALKS]) for _ in "abc"
+    ]
+    one = {name: value[4:5] for name, value in inputs.items()}
+    chosen = past.batch_select_indices(torch.tensor([1]))
+    assert check_going_on(model, one, chosen).positions_read.tolist() == [
+        positions([TALKS[1][3:]])[0]
+    ]
+
+
+def change_word(inputs):
+    inputs["input_ids"][0, 1] = (inputs["input_ids"][0, 1] + 1) % VOCABULARY
+
+
+def change_pixel(inputs):
+    inputs["pixel_values"][1, 0, 0, 2, 3] *= 0.5
+
+
+def move_word(inputs):
+    inputs["turn_ids"][0, 2] = 1
+
+
+def drop_word(inputs):
+    inputs["attention_mask"][0, 0] = 0
+
+
+def name_class(inputs):
+    inputs["class_labels"] = torch.tensor([-1, CLASSES - 1])
+
+
+CHANGES = [change_word, change_pixel, move_word, drop_word, name_class]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_begins_otherwise_is_read_anew(change):
+    model = make_model()
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    inputs = make_inputs([talk[:3] for talk in TALKS])
+    change(inputs)
+    fresh = run(model, inputs).past_key_values
+    more = check_going_on(model, inputs, past, guidance_scale=2.0)
+    assert more.positions_read.tolist() == fresh.positions_read.tolist()
+
+
+def test_the_first_picture_of_a_conversation_has_all_read_anew():
+    """Its start token comes before all turns."""
+    model, talk = make_model(), [[(3, 0), (2, 0), (4, 1)]]
+    past = run(model, make_inputs([talk[0][:1]])).past_key_values
+    assert past.positions_read.tolist() == [4]
+    more = check_going_on(model, make_inputs(talk), past)
+    assert more.positions_read.tolist() == [9 + 4 + 2]
+    asked = check_going_on(model, make_inputs([talk[0][:1]]), past, "image")
+    assert asked.positions_read.tolist() == [5]  # a picture to be written has one too
+    drawn = check_going_on(model, make_inputs([[(3, 0), (0, 1), (2, 0)]]), asked)
+    assert drawn.positions_read.tolist() == [4 + 2]  # it is read once it is given
+
+
+def test_known_parts_of_a_region_are_not_kept():
+    """Half of the last picture is repainted; then it is a picture like any other."""
+    model = make_model()
+    inputs = make_inputs([[(3, 1), (2, 1)]])
+    inputs["image_given"][0, 1, :4] = False
+    options = {"guidance_scale": 2.0}
+    past = run(model, inputs, **options).past_key_values
+    assert_same(run(model, inputs, **options), run(model, inputs, use_cache=False, **options))
+    assert past.stop.tolist() == [1]  # the words beside that picture go with it
+    assert past.positions_read.tolist() == [2 + 3 + 4 + 2 + 2]
+    more = check_going_on(model, make_inputs([[(3, 1), (2, 1), (1, 0)]]), past)
+    assert more.positions_read.tolist() == [2 + 4 + 1]
+    # Nothing at all is kept where the region begins with the conversation.
+    inputs = make_inputs([[(2, 1)]])
+    inputs["image_given"][0, 0, :4] = False
+    past = run(model, inputs, **options).past_key_values
+    assert past.stop.tolist() == [0] and not past.content
+    more = check_going_on(model, make_inputs([[(2, 1), (1, 0), (1, 0)]]), past)
+    assert more.positions_read.tolist() == [2 + 2 + 4 + 2]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_words_that_go_ahead_are_not_kept_as_given(overlap):
+    model, inputs = make_model(), make_inputs([talk[:3] for talk in TALKS])
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    options = {"joint_overlap": overlap, "guidance_scale": 2.0, "num_inference_steps": 6}
+    for samples in (1, 2):
+        more = check_going_on(model, inputs, past, "joint", num_return_sequences=samples, **options)
+        assert more.stop.tolist() == [3, 3]
+
+
+def test_a_past_that_nothing_can_go_on_from_is_refused():
+    model, inputs = make_model(), make_inputs([talk[:3] for talk in TALKS])
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    assert isinstance(past, PastTurns)
+    with pytest.raises(ValueError, match="holds 2 conversations, but the inputs hold 1"):
+        run(model, {name: value[:1] for name, value in inputs.items()}, past_key_values=past)
+    with pytest.raises(ValueError, match="use_cache=False"):
+        run(model, inputs, past_key_values=past, use_cache=False)
+    with pytest.raises(ValueError, match=r"`keep` = 0\.5"):
+        run(model, inputs, past_key_values=past, keep=0.5)
+    with pytest.raises(ValueError, match=r"3 in torch\.float64"):
+        run(make_model(num_hidden_layers=3), inputs, past_key_values=past)
+    with pytest.raises(ValueError, match=r"2 in torch\.float32"):
+        run(make_model(torch.float32), inputs, past_key_values=past)
+    assert run(model, inputs, use_cache=False).past_key_values is None
+    assert run(model, inputs, keep=0.5).past_key_values is None

@@ -55,6 +55,7 @@ types: $(DEV_STAMP) ## mypy, strict, on the modules of the mathematics
 
 .PHONY: test
 test: $(DEV_STAMP) ## the environment and all fast tests, under 5 minutes on two cores
+	@$(RUN) tests/conformance/upstream.py || echo "so those of them that are fast are skipped"
 	$(PYTEST) -m "not slow and not gpu"
 
 .PHONY: slow
@@ -83,7 +84,7 @@ gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere
 	$(RUN_AS_IS) -m benchmarks.gpu
 
 .PHONY: conformance
-conformance: $(DEV_STAMP) ## transformers' own common tests on MDM; fetched from the package index once
+conformance: $(DEV_STAMP) ## all of transformers' own common tests on MDM, fetched once
 	$(RUN) tests/conformance/upstream.py
 	$(PYTEST) tests/conformance -rs --timeout 1800
 

@@ -42,31 +42,46 @@ class Chat:
         pictures: all pictures, in order.
         picture_turns: the turn of each picture.
         is_open: whether the last text goes on: nothing has ended it.
+        spoken: of each turn, whether the assistant said each character, `<end>` included; None
+            where turns tell.
     """
 
     texts: list[str]
     pictures: list[Any] = field(default_factory=list)
     picture_turns: list[int] = field(default_factory=list)
     is_open: bool = False
+    spoken: list[list[bool]] | None = None
 
     @property
     def reply(self) -> int:
         """The turn of what is written next."""
         return len(self.texts) - self.is_open
 
-    def rows(self, tokenizer: Any, region: int) -> list[tuple[int, bool, bool, int]]:
-        """Lay out all words, and a region of so many: (word, is real, is given, turn) of each."""
+    def words(self, tokenizer: Any) -> list[tuple[int, int, bool]]:
+        """Lay out all words, `<end>` after each turn: (word, turn, whether the assistant's)."""
         row = []
-        words_of_turns = tokenizer(self.texts, add_special_tokens=False)["input_ids"]
-        for turn, words in enumerate(words_of_turns):
-            end = [tokenizer.eos_token_id] * (turn < self.reply)
-            row += [(word, True, True, turn) for word in [*words, *end]]
-        return row + [(tokenizer.mask_token_id, True, False, self.reply)] * region
+        encoded = tokenizer(
+            self.texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
+        for turn, (words, places) in enumerate(
+            zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ):
+            spoken = [turn % 2 == 1] * len(words)
+            if self.spoken is not None:
+                spoken = [any(self.spoken[turn][start:stop]) for start, stop in places]
+            row += [(word, turn, said) for word, said in zip(words, spoken, strict=True)]
+            if turn < self.reply:
+                said = turn % 2 == 1 if self.spoken is None else self.spoken[turn][-1]
+                row.append((tokenizer.eos_token_id, turn, said))
+        return row
 
 
 @dataclass
 class ChatOptions:
-    """What `processor_kwargs` of `apply_chat_template` may hold; as in `MDMProcessor.__call__`.
+    """What `apply_chat_template` takes beside what any processor takes; as in `__call__`.
 
     `images` are the pictures of messages that only say `{"type": "image"}`: a list for a
     conversation, a list of lists for a batch.
@@ -76,19 +91,11 @@ class ChatOptions:
     max_new_tokens: int | None = None
     images: Any = None
     image_size: int | tuple[int, int] | None = None
-    padding: bool | str = "longest"
-    images_kwargs: dict[str, Any] | None = None
-    return_tensors: str | None = None
 
     def __post_init__(self) -> None:
         if self.generate not in (None, "image", "text", "joint"):
             raise ValueError(
                 f"generate={self.generate!r} is unknown; use None, 'image', 'text' or 'joint'."
-            )
-        if self.padding not in (True, "longest"):
-            raise ValueError(
-                f"padding={self.padding!r} is unknown here; conversations are padded to the "
-                "longest of them, so leave it out or use 'longest'."
             )
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ValueError(
@@ -103,10 +110,63 @@ class ChatOptions:
             )
 
 
+def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
+    """Give a batch of conversations, and whether several were passed.
+
+    `{"type": "image_url", "image_url": {"url": ...}}` becomes `{"type": "image", "url": ...}`.
+    """
+
+    def usual(part: Any) -> Any:
+        if isinstance(part, dict) and part.get("type") == "image_url":
+            address = part.get("image_url")
+            address = address.get("url") if isinstance(address, dict) else address
+            return {"type": "image", "url": address}
+        return part
+
+    def read(message: dict[str, Any]) -> dict[str, Any]:
+        message = {name: value for name, value in message.items() if value is not None}
+        if isinstance(message.get("content"), list | tuple):
+            message["content"] = list(map(usual, message["content"]))
+        return message
+
+    is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
+    conversations = conversation if is_batch else [conversation]
+    return [list(map(read, messages)) for messages in conversations], is_batch
+
+
+def pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
+    """List the pictures that the messages hold or name, in order."""
+    return [
+        part[source]
+        for message in conversation
+        if not isinstance(message.get("content", ""), str)
+        for part in message["content"]
+        if part["type"] == "image"
+        for source in ("image", "url", "path", "base64")
+        if source in part
+    ]
+
+
+def find_template(templates: Any, wanted: str | None) -> str:
+    """Choose among a processor's templates by name; another string is a template itself.
+
+    Raises:
+        ValueError: if none is wanted and there is no default.
+    """
+    named = templates if isinstance(templates, dict) else {"default": templates}
+    template = named.get("default") if wanted is None else named.get(wanted, wanted)
+    if template is None:
+        raise ValueError(
+            f"chat_template=None, and there is no default among {sorted(named)}; name one, or pass "
+            "a template."
+        )
+    return template
+
+
 def read_chats(
     conversations: list[list[dict[str, Any]]],
     pictures: list[list[Any]],
-    render: Callable[[list[list[dict[str, Any]]]], list[str]],
+    render: Callable[[list[list[dict[str, Any]]]], tuple[list[str], list[list[tuple[int, int]]]]],
     tokenizer: Any,
 ) -> list[Chat]:
     """Split conversations into turns, as their chat template shows them.
@@ -115,18 +175,19 @@ def read_chats(
         conversations: messages with `role` and `content`, a string or a list of parts
             `{"type": "text", "text": ...}` and `{"type": "image", ...}`.
         pictures: of each conversation, in order.
-        render: applies the chat template.
+        render: applies the chat template; gives texts, and the spans of each that the template
+            marks as the assistant's, or no spans at all.
         tokenizer: knows `<end>`, `<image>` and the other special tokens.
 
     Raises:
         ValueError: if the template shows other pictures than there are.
     """
     specials = "|".join(map(re.escape, sorted(tokenizer.all_special_tokens)))
-    shown = render([_defused(conversation, specials) for conversation in conversations])
+    shown, spans = render([_defused(conversation, specials) for conversation in conversations])
     marks = re.compile(f"({re.escape(tokenizer.eos_token)}|{re.escape(tokenizer.image_token)})")
     return [
-        _split(marks.split(text), tokenizer.image_token, own)
-        for text, own in zip(shown, pictures, strict=True)
+        _split(marks.split(text), tokenizer.image_token, own, said)
+        for text, own, said in zip(shown, pictures, spans or [None] * len(shown), strict=True)
     ]
 
 
@@ -202,15 +263,31 @@ def _defused(conversation: list[dict[str, Any]], specials: str) -> list[dict[str
     return [{**m, "content": content_of(m.get("content"))} for m in conversation]
 
 
-def _split(pieces: list[str], image_token: str, pictures: list[Any]) -> Chat:
+def _split(
+    pieces: list[str],
+    image_token: str,
+    pictures: list[Any],
+    spans: list[tuple[int, int]] | None,
+) -> Chat:
     """Make turns of text, mark, text, mark, ..., text."""
-    chat = Chat([""], pictures)
+    said = [False] * sum(map(len, pieces))
+    for start, stop in spans or ():
+        said[start:stop] = [True] * (stop - start)
+    chat = Chat([""], pictures, spoken=None if spans is None else [[]])
+    place = 0
     for text, mark in zip(pieces[::2], [*pieces[1::2], None], strict=True):
         chat.texts[-1] += text.replace(_TYPED, "")
+        if spans is not None:
+            characters = zip(text, said[place : place + len(text)], strict=True)
+            chat.spoken[-1] += [by for character, by in characters if character != _TYPED]
+        place += len(text) + len(mark or "")
         if mark == image_token:
             chat.picture_turns.append(len(chat.texts) - 1)
         elif mark is not None:
             chat.texts.append("")
+            if spans is not None:
+                chat.spoken[-1].append(said[place - 1])
+                chat.spoken.append([])
     chat.is_open = bool(chat.texts[-1])
     if not chat.is_open:
         chat.texts.pop()

@@ -13,7 +13,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_base import BatchFeature
 from transformers.image_utils import ChannelDimension, SizeDict
 
-from .image_processing_pil_mdm import PictureReader
+from .image_processing_pil_mdm import MDMImageProcessorKwargs, PictureReader, per_channel
 
 
 class MDMImageProcessor(PictureReader, TorchvisionBackend):
@@ -27,6 +27,7 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         num_channels: 1 (grey) or 3 (RGB).
         size: `{"height": H, "width": W}` of what comes out.
         do_normalize: False if float pixels are in [-1, 1] already.
+        do_convert_rgb: False to keep as many channels as an array or tensor has.
         input_data_format: order of an array's axes where its shape fits two ("channels_first" or
             "channels_last"; tensors are taken for the first, arrays for the second).
 
@@ -35,27 +36,22 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
             pixels that are NaN or out of range.
     """
 
-    def to_dict(self) -> dict[str, Any]:
-        """Serialise; the code that is saved along serves machines without torchvision too."""
-        config = super().to_dict()
-        if "AutoImageProcessor" in config.get("auto_map", {}):
-            torchvision_class = "image_processing_mdm.MDMImageProcessor"
-            pil_class = "image_processing_pil_mdm.MDMImageProcessorPil"
-            config["auto_map"]["AutoImageProcessor"] = [pil_class, torchvision_class]
-        return config
+    valid_kwargs = MDMImageProcessorKwargs
 
     def process_image(
         self,
         image: Any,
         num_channels: int,
         do_normalize: bool,
+        do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Read one picture as (C, H, W), uint8 or float32."""
+        channels = None if do_convert_rgb is False else num_channels
         pixels = torch.from_numpy(
-            self.read(image, num_channels, do_normalize, input_data_format).copy()
+            self.read(image, channels, do_normalize, input_data_format).copy()
         )
         return pixels if device is None else pixels.to(device)
 
@@ -68,17 +64,20 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: float,
-        image_std: float,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
         return_tensors: str | None,
         **kwargs: Any,
     ) -> BatchFeature:
         pixel_values: list[torch.Tensor] = []
+        mean, std = per_channel(image_mean), per_channel(image_std)  # (C or 1, 1, 1)
         for (_, dtype), alike in groupby(images, key=lambda image: (image.shape, image.dtype)):
             pixels = torch.stack(list(alike))  # (pictures, C, H, W)
             pixels = self.fit(pixels, size, resample) if do_resize else pixels
             pixels = pixels.float() * (rescale_factor if do_rescale and dtype == torch.uint8 else 1)
-            pixel_values += (pixels - image_mean) / image_std if do_normalize else pixels
+            if do_normalize:
+                pixels = (pixels - torch.from_numpy(mean)) / torch.from_numpy(std)
+            pixel_values += pixels
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 

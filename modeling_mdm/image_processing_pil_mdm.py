@@ -146,10 +146,14 @@ def set_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:
     return pixels
 
 
+def per_channel(values: float | tuple[float, ...]) -> np.ndarray:
+    """Shape one number, or one for each channel, so that it fits (C, H, W)."""
+    return np.asarray(values, dtype=np.float32).reshape(-1, 1, 1)
+
+
 class PictureReader:
     """What both back-ends share: defaults, reading pictures, fitting them, and the way back."""
 
-    valid_kwargs = MDMImageProcessorKwargs
     # Bilinear, because it cannot overshoot: both back-ends then agree to one grey level on any CPU.
     resample = PILImageResampling.BILINEAR
     size = {"height": 28, "width": 28}
@@ -164,6 +168,20 @@ class PictureReader:
         super().__init__(**kwargs)
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels={self.num_channels!r} must be 1 (grey) or 3 (RGB).")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise; either back-end names both, and each machine takes the one that it can run."""
+        # Only here, because that file needs this one; the import has it copied beside this one.
+        from .image_processing_mdm import MDMImageProcessor
+
+        config = super().to_dict()
+        both = [
+            f"{back_end.__module__.split('.')[-1]}.{back_end.__name__}"
+            for back_end in (MDMImageProcessorPil, MDMImageProcessor)
+        ]
+        if config.get("auto_map", {}).get("AutoImageProcessor") in both:
+            config["auto_map"]["AutoImageProcessor"] = both
+        return config
 
     def fetch_images(self, images: Any) -> Any:
         """Open paths, URLs and encoded bytes within any nesting of lists."""
@@ -193,7 +211,7 @@ class PictureReader:
     def read(
         self,
         image: Any,
-        num_channels: int,
+        num_channels: int | None,
         do_normalize: bool,
         input_data_format: str | ChannelDimension | None,
     ) -> np.ndarray:
@@ -201,7 +219,7 @@ class PictureReader:
 
         Args:
             image: PIL image, NumPy array or tensor; see `read_picture` and `read_array`.
-            num_channels: 1 (grey) or 3 (RGB).
+            num_channels: 1 (grey), 3 (RGB), or None for those that it has.
             do_normalize: False says that float pixels are in [-1, 1] already.
             input_data_format: order of an array's axes if its shape does not tell.
 
@@ -226,7 +244,7 @@ class PictureReader:
                 "every side needs at least 1 pixel."
             )
         pixels = read_array(image, 0.0 if do_normalize else -1.0, layout, channels_first)
-        return set_channels(pixels, num_channels)
+        return pixels if num_channels is None else set_channels(pixels, num_channels)
 
     def fit(self, image: Any, size: SizeDict, resample: Any) -> Any:
         """Resize (..., H, W) until it covers `size`, in proportion, and crop the centre."""
@@ -264,16 +282,20 @@ class MDMImageProcessorPil(PictureReader, PilBackend):
     Accepts what `MDMImageProcessor` accepts and gives the same pixels to one grey level.
     """
 
+    valid_kwargs = MDMImageProcessorKwargs
+
     def process_image(
         self,
         image: Any,
         num_channels: int,
         do_normalize: bool,
+        do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
         """Read one picture as (C, H, W), uint8 or float32."""
-        return self.read(image, num_channels, do_normalize, input_data_format)
+        channels = None if do_convert_rgb is False else num_channels
+        return self.read(image, channels, do_normalize, input_data_format)
 
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: Any = None, **kwargs: Any
@@ -293,8 +315,8 @@ class MDMImageProcessorPil(PictureReader, PilBackend):
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: float,
-        image_std: float,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
         return_tensors: str | None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -304,7 +326,7 @@ class MDMImageProcessorPil(PictureReader, PilBackend):
             factor = rescale_factor if do_rescale and image.dtype == np.uint8 else 1.0
             image = image.astype(np.float32) * np.float32(factor)
             if do_normalize:
-                image = (image - np.float32(image_mean)) / np.float32(image_std)
+                image = (image - per_channel(image_mean)) / per_channel(image_std)
             pixel_values.append(image)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 

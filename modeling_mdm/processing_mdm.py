@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat import (
     CHAT_TEMPLATE,
@@ -23,8 +24,12 @@ from .chat import (
     ChatOptions,
     align_pictures,
     check_conversation,
+    find_template,
+    pictures_of,
     read_chats,
+    read_conversations,
 )
+from .options import TextOptions, check_names, names_of
 from .request import Request, read_request
 from .samples import MDMSample, read_outputs, read_turns, split_row
 
@@ -58,14 +63,20 @@ class MDMProcessor(ProcessorMixin):
         self.patch_size = patch_size
         self.max_text_length = max_text_length
         self.num_classes = num_classes
-        self._resolve_size(None)
+        self._resolve_size(None, {})
 
     @property
     def model_input_names(self) -> list[str]:
-        """Every input that this processor can make."""
-        text = ["input_ids", "attention_mask", "text_given", "turn_ids"]
-        image = ["pixel_values", "pixel_attention_mask", "image_given", "image_turn_ids"]
-        return [*text, *image, "class_labels"]
+        """What a text with a picture becomes; `__call__` says when there is more."""
+        return ["input_ids", "attention_mask", "text_given", "pixel_values", "image_given"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise, with the place of the code, which a copy that was loaded has forgotten."""
+        config = super().to_dict()
+        if self._auto_class is not None:
+            *_, module = type(self).__module__.split(".")
+            config["auto_map"] = {self._auto_class: f"{module}.{type(self).__name__}"}
+        return config
 
     def __call__(
         self,
@@ -76,12 +87,7 @@ class MDMProcessor(ProcessorMixin):
         image_mask: Any = None,
         max_new_tokens: int | None = None,
         image_size: int | tuple[int, int] | None = None,
-        padding: bool | str = "longest",
-        truncation: bool = False,
-        images_kwargs: dict[str, Any] | None = None,
-        return_tensors: str | None = None,
-        videos: None = None,
-        audio: None = None,
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare one item or a batch: what is passed is given, `generate` says what is written.
 
@@ -96,8 +102,8 @@ class MDMProcessor(ProcessorMixin):
         that is written turn 1; everything else is turn 0.
 
         Args:
-            images: a picture, B pictures, or B lists of equally many, as the image processor reads
-                them; None in a list is an absent picture.
+            images: a picture, B pictures, or B lists of pictures, as the image processor reads
+                them; None in a list is an absent picture, and so is what a shorter list lacks.
             text: a string or a list of B; None in a list is an absent text.
             generate: None, "image", "text" or "joint".
             class_labels: a class or a list of B; -1 or None is no class.
@@ -105,12 +111,12 @@ class MDMProcessor(ProcessorMixin):
                 (H, W) for all pictures, (B, H, W), or (B, M, H, W).
             max_new_tokens: length of the text region; `max_text_length` if None.
             image_size: side, or (H, W), of the images; the image processor's if None.
-            padding: "longest" or True; "max_length" for at least `max_text_length`.
-            truncation: cut the last words of a text beyond `max_text_length`, and keep `<end>`.
-            images_kwargs: more arguments for the image processor.
-            return_tensors: "pt", "np", or None for lists.
-            videos: must be None; pipelines pass it.
-            audio: must be None; pipelines pass it.
+            kwargs: what processors usually take, alone or in `text_kwargs` and `images_kwargs`.
+                Of texts: `max_length` instead of `max_text_length`; `padding`, "longest" or True
+                unless it is "max_length", for at least so many words; `truncation`, to cut the last
+                words of a longer text and keep `<end>`; `padding_side`; `pad_to_multiple_of`. Of
+                images: what the image processor takes. `return_tensors`: "pt", "np", or None for
+                lists. `videos` and `audio`, which pipelines pass, must be None.
 
         Returns:
             With any text, `input_ids`, `attention_mask` and `text_given` (B, T), and `turn_ids`
@@ -122,13 +128,10 @@ class MDMProcessor(ProcessorMixin):
         Raises:
             ValueError: if arguments contradict each other or do not fit the model.
         """
-        if videos is not None or audio is not None:
+        if any(kwargs.pop(other, None) is not None for other in ("videos", "audio")):
             raise ValueError("videos and audio are not read by MDM; leave them None.")
-        if padding not in (True, "longest", "max_length"):
-            raise ValueError(
-                f"padding={padding!r} is unknown; use 'longest', True or 'max_length'."
-            )
-        size = self._resolve_size(image_size)
+        options, images_kwargs, return_tensors = self._read_kwargs(kwargs)
+        size = self._resolve_size(image_size, images_kwargs)
         request = read_request(
             *(text, images, class_labels, image_mask, generate, max_new_tokens),
             mask_token=self.tokenizer.mask_token,
@@ -136,11 +139,10 @@ class MDMProcessor(ProcessorMixin):
         )
         features = {}
         if any(request.opens_region) or any(text is not None for text in request.texts):
-            shortest = self.max_text_length if padding == "max_length" else 0
             region = max_new_tokens or self.max_text_length
-            features |= self._text_features(request, truncation, shortest, region)
+            features |= self._text_features(request, options, region)
         if request.opens_image or any(request.images):
-            features |= self._image_features(request, size, images_kwargs or {})
+            features |= self._image_features(request, size, images_kwargs)
         if request.class_labels is not None:
             features["class_labels"] = self._label_tensor(request.class_labels)
         return _as_tensors(features, return_tensors)
@@ -178,8 +180,9 @@ class MDMProcessor(ProcessorMixin):
             tokenize: False gives text, with `<image>` for a picture.
             return_tensors: "pt", "np", or None for lists.
             return_dict: all inputs instead of `input_ids` alone.
-            processor_kwargs: generate, max_new_tokens, images, image_size, padding, images_kwargs,
-                return_tensors; see `ChatOptions`. They may be among `kwargs` too.
+            processor_kwargs: generate, max_new_tokens, images and image_size (see `ChatOptions`),
+                and the keyword arguments of `__call__`, of which `max_length` has no default here.
+                They may be among `kwargs` too.
             kwargs: further variables of the template.
 
         Returns:
@@ -195,62 +198,118 @@ class MDMProcessor(ProcessorMixin):
         }
         if not tokenize:
             return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
-        known = {option.name for option in fields(ChatOptions)}
-        settings = {name: kwargs.pop(name) for name in known & set(kwargs)}
-        settings |= {"return_tensors": return_tensors} | (processor_kwargs or {})
-        if unknown := sorted(set(settings) - known):
-            raise ValueError(f"processor_kwargs has {unknown}; use some of {sorted(known)}.")
-        options = ChatOptions(**settings)
+        options, settings = self._chat_settings(kwargs, processor_kwargs or {}, return_tensors)
         if (options.generate or continue_final_message) and not any(asks.values()):
             raise ValueError(
                 f"generate={options.generate!r} opens a region for a reply; say that one is due by "
                 "add_generation_prompt=True or continue_final_message=True."
             )
-        conversations, is_batch = self._normalize_conversations(conversation)
+        conversations, is_batch = read_conversations(conversation)
         for messages in conversations:
             check_conversation(messages, awaits_reply=add_generation_prompt)
         if options.images is None:
-            pictures, *_ = self._multimodal_inputs_from_conversations(conversations, {})
+            pictures = list(map(pictures_of, conversations))
         else:
             pictures = [list(own) for own in (options.images if is_batch else [options.images])]
+        template = find_template(self.chat_template, chat_template)
+        # A template may mark what the assistant says; turns tell where it does not.
+        marked = re.search(r"{%-?\s*generation\s*-?%}", template) is not None
 
-        def render(defused: list[list[dict[str, Any]]]) -> list[str]:
-            return super(MDMProcessor, self).apply_chat_template(
-                defused, chat_template, **asks, **kwargs
+        def render(defused: list[list[dict[str, Any]]]) -> tuple[list[str], list[Any]]:
+            return render_jinja_template(
+                defused,
+                chat_template=template,
+                return_assistant_tokens_mask=return_assistant_tokens_mask and marked,
+                **asks,
+                **{**self.tokenizer.special_tokens_map, **kwargs},
             )
 
         chats = read_chats(conversations, pictures, render, self.tokenizer)
         if continue_final_message:
             options.generate = options.generate or "text"
-        features = self._chat_features(chats, options, return_assistant_tokens_mask)
-        inputs = _as_tensors(features, options.return_tensors)
+        return_tensors = settings.pop("return_tensors")
+        features = self._chat_features(chats, options, **settings)
+        if not return_assistant_tokens_mask:
+            features.pop("assistant_masks")
+        inputs = _as_tensors(features, return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
+    def _chat_settings(
+        self, kwargs: dict[str, Any], processor_kwargs: dict[str, Any], return_tensors: str | None
+    ) -> tuple[ChatOptions, dict[str, Any]]:
+        """Part what is said of a chat; what is left in `kwargs` is for its template."""
+        own = {option.name for option in fields(ChatOptions)}
+        names = own | names_of(self.valid_processor_kwargs, self.image_processor.valid_kwargs)
+        settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
+        settings |= {"return_tensors": return_tensors} | processor_kwargs
+        options = ChatOptions(**{name: settings.pop(name) for name in own & set(settings)})
+        text_options, images_kwargs, return_tensors = self._read_kwargs(settings)
+        return options, {
+            "text_options": text_options,
+            "images_kwargs": images_kwargs,
+            "return_tensors": return_tensors,
+        }
+
     def _chat_features(
-        self, chats: list[Chat], options: ChatOptions, with_roles: bool
+        self,
+        chats: list[Chat],
+        options: ChatOptions,
+        text_options: TextOptions,
+        images_kwargs: dict[str, Any],
     ) -> dict[str, torch.Tensor]:
-        length = options.max_new_tokens or self.max_text_length
-        rows = [
-            chat.rows(self.tokenizer, length * (options.generate in ("text", "joint")))
-            for chat in chats
-        ]
-        features = self._stack_rows(rows)
-        if with_roles:
-            turns = features.get("turn_ids", torch.zeros_like(features["input_ids"]))
-            features["assistant_masks"] = turns % 2 * features["attention_mask"]
+        region = options.max_new_tokens or self.max_text_length
+        region *= options.generate in ("text", "joint")
+        mask = self.tokenizer.mask_token_id
+        rows = []
+        for chat in chats:
+            words = self._cut(chat.words(self.tokenizer), text_options)
+            row = [(word, True, True, turn, said) for word, turn, said in words]
+            rows.append(row + [(mask, True, False, chat.reply, chat.reply % 2 == 1)] * region)
+        features = self._stack_rows(rows, text_options)
         opens_image = options.generate in ("image", "joint")
         if not opens_image and not any(chat.pictures for chat in chats):
             return features
         pictures, turns = align_pictures(chats, opens_image, options.generate == "joint")
         task = "image" if opens_image else None
         request = Request([None] * len(chats), pictures, None, None, task, [])
-        size = self._resolve_size(options.image_size)
-        images_kwargs = options.images_kwargs or {}
+        size = self._resolve_size(options.image_size, images_kwargs)
         return features | self._image_features(request, size, images_kwargs, torch.tensor(turns))
 
-    def _resolve_size(self, image_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    def _cut(self, words: list[Any], options: TextOptions) -> list[Any]:
+        """Cut a conversation to `max_length` words, at the tokenizer's `truncation_side`."""
+        length = options.max_length or len(words)
+        if len(words) > length and not options.truncation:
+            raise ValueError(
+                f"conversation has {len(words)} tokens, more than max_length={length}; shorten it, "
+                "or pass truncation=True."
+            )
+        return words[:length] if self.tokenizer.truncation_side == "right" else words[-length:]
+
+    def _read_kwargs(
+        self, kwargs: dict[str, Any]
+    ) -> tuple[TextOptions, dict[str, Any], str | None]:
+        """Part the usual keyword arguments: of text, of images, and the kind of tensors."""
+        kwargs = {
+            name: value or {} if name.endswith("_kwargs") else value
+            for name, value in kwargs.items()
+        }
+        check_names(kwargs, self.valid_processor_kwargs, self.image_processor.valid_kwargs)
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        text_kwargs = merged["text_kwargs"]
+        options = TextOptions.read(text_kwargs)
+        return options, merged["images_kwargs"], text_kwargs.get("return_tensors")
+
+    def _resolve_size(
+        self, image_size: int | tuple[int, int] | None, images_kwargs: Mapping[str, Any]
+    ) -> tuple[int, int]:
+        if image_size is None:
+            image_size = images_kwargs.get("size")
         if image_size is None:
             size = (self.image_processor.size.height, self.image_processor.size.width)
+        elif isinstance(image_size, Mapping):
+            size = (image_size.get("height", 0), image_size.get("width", 0))
         else:
             size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(size) != 2 or any(side < 1 or side % self.patch_size for side in size):
@@ -268,13 +327,13 @@ class MDMProcessor(ProcessorMixin):
         return torch.tensor(labels)
 
     def _text_features(
-        self, request: Request, truncation: bool, shortest: int, region_length: int
+        self, request: Request, options: TextOptions, region_length: int
     ) -> dict[str, torch.Tensor]:
         """Lay out each item's words, `<end>` and its region, then align the rows at the left."""
         mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
         rows = []
         items = zip(
-            self._encode(request.texts, truncation),
+            self._encode(request.texts, options),
             request.opens_region,
             request.written_turn,
             strict=True,
@@ -286,41 +345,50 @@ class MDMProcessor(ProcessorMixin):
             if opens_region:
                 row += [(mask, True, False, written_turn)] * region_length
             rows.append(row)
-        return self._stack_rows(rows, shortest)
+        return self._stack_rows(rows, options, self.max_text_length)
 
     def _stack_rows(
-        self, rows: list[list[tuple[int, bool, bool, int]]], shortest: int = 0
+        self, rows: list[list[tuple[int, ...]]], options: TextOptions, usual: int | None = None
     ) -> dict[str, torch.Tensor]:
-        """Align rows of (word, is real, is given, turn) at the left."""
-        length = max(shortest, *map(len, rows))
-        filling = (self.tokenizer.pad_token_id, False, False, 0)
-        table = torch.tensor([row + [filling] * (length - len(row)) for row in rows])  # (B, T, 4)
-        input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
+        """Align rows of (word, is real, is given, turn), in chats with (..., the assistant's)."""
+        length = options.row_length(list(map(len, rows)), usual)
+        columns = max((len(entry) for row in rows for entry in row[:1]), default=4)
+        filling = [(self.tokenizer.pad_token_id, False, False, 0, False)[:columns]]
+        table = []
+        for row in rows:
+            padding = filling * (length - len(row))
+            table.append(padding + row if options.padding_side == "left" else row + padding)
+        stacked = torch.tensor(table).permute(2, 0, 1).contiguous()  # (columns, B, T)
+        input_ids, attention_mask, text_given, turn_ids, *spoken = stacked
         features = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "text_given": text_given.bool(),
         }
+        features |= zip(("assistant_masks",)[: len(spoken)], spoken, strict=True)
         return features | ({"turn_ids": turn_ids} if turn_ids.any() else {})
 
-    def _encode(self, texts: list[str | None], truncation: bool) -> list[list[int] | None]:
+    def _encode(self, texts: list[str | None], options: TextOptions) -> list[list[int] | None]:
         """Token ids of each text, without `<end>`, with the mask id for each `<mask>`."""
         # The space before <mask> goes with it, because a token is a word and the space before it.
         mask = re.compile(" ?" + re.escape(self.tokenizer.mask_token))
         parts = {row: mask.split(text) for row, text in enumerate(texts) if text is not None}
         flat = [part for between_masks in parts.values() for part in between_masks]
-        pieces = iter(self.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else ())
+        as_words = {"add_special_tokens": False, "split_special_tokens": True}
+        pieces = iter(self.tokenizer(flat, **as_words)["input_ids"] if flat else ())
+        limit = "max_length" if options.max_length else "max_text_length"
+        length = options.max_length or self.max_text_length
         encoded: list[list[int] | None] = [None] * len(texts)
         for row, between_masks in parts.items():
             words = list(next(pieces))
             for _ in between_masks[1:]:
                 words += [self.tokenizer.mask_token_id, *next(pieces)]
-            if len(words) >= self.max_text_length and not truncation:
+            if len(words) >= length and not options.truncation:
                 raise ValueError(
                     f"text {texts[row]!r:.60} has {len(words) + 1} tokens with <end>, more than "
-                    f"max_text_length={self.max_text_length}; shorten it, or pass truncation=True."
+                    f"{limit}={length}; shorten it, or pass truncation=True."
                 )
-            encoded[row] = words[: self.max_text_length - 1]
+            encoded[row] = words[: length - 1]
         return encoded
 
     def _image_features(
@@ -345,7 +413,7 @@ class MDMProcessor(ProcessorMixin):
         if pictures:
             side = dict(zip(("height", "width"), size, strict=True))
             prepared = self.image_processor(
-                pictures, **{**images_kwargs, "size": side}, return_tensors="pt"
+                pictures, **{**images_kwargs, "size": side, "return_tensors": "pt"}
             )
             pixel_values[:, :known][present[:, :known]] = prepared["pixel_values"].cpu()
 

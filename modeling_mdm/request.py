@@ -188,13 +188,8 @@ def _list_pictures(images: Any) -> list[list[Any]]:
     )
     items = [images] if one_picture else list(images)
     rows = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
-    counts = sorted({len(row) for row in rows})
-    if len(counts) > 1:
-        raise ValueError(
-            f"images has items with {counts} pictures; pass equally many for each, "
-            "None for a missing one."
-        )
-    return rows
+    most = max(map(len, rows), default=0)
+    return [row + [None] * (most - len(row)) for row in rows]
 
 
 def _list_labels(class_labels: Any) -> list[int]:

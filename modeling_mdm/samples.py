@@ -55,6 +55,8 @@ def read_turns(
 ) -> list[list[int]] | list[None]:
     """Find the turn of every word of `sequences` (B, T), or None for each row if nothing tells.
 
+    Where `inputs` has padding, the turn is -1.
+
     Raises:
         ValueError: if the items of `inputs` do not divide the rows.
     """
@@ -67,7 +69,11 @@ def read_turns(
     known = inputs.get("turn_ids")
     if known is None:
         known = torch.zeros_like(torch.as_tensor(inputs["input_ids"]))
-    items = torch.as_tensor(known).tolist()
+    known = torch.as_tensor(known)
+    if inputs.get("attention_mask") is not None:
+        real = torch.as_tensor(inputs["attention_mask"], device=known.device).bool()
+        known = known.masked_fill(~real, -1)
+    items = known.tolist()
     samples, left_over = divmod(num_rows, len(items))
     if left_over:
         raise ValueError(

@@ -1,0 +1,111 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The usual keyword arguments of a processor: which are read, and what they ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Rows of words have all that these name, or are read so whatever they say.
+_TEXT_KEYS_WITHOUT_EFFECT = {"return_attention_mask", "sanitize_control_tokens", "verbose"}
+_MADE_BY_NONE = ("return_mm_token_type_ids", "return_text_replacement_offsets")
+
+
+@dataclass
+class TextOptions:
+    """How rows of words are cut and aligned.
+
+    Attributes:
+        padding: "longest", "max_length", or "do_not_pad" for rows that are equally long anyway.
+        truncation: whether words beyond `max_length` are cut; without it, a longer text is refused.
+        max_length: longest text in tokens, `<end>` included; None for the usual length.
+        pad_to_multiple_of: what the length of the rows is a multiple of.
+        padding_side: "right" or "left".
+    """
+
+    padding: str = "longest"
+    truncation: bool = False
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    padding_side: str = "right"
+
+    @classmethod
+    def read(cls, text_kwargs: Mapping[str, Any]) -> "TextOptions":
+        """Read what `_merge_kwargs` gives as `text_kwargs`.
+
+        Raises:
+            ValueError: if `padding` or `padding_side` is unknown.
+        """
+        padding, truncation = text_kwargs.get("padding"), text_kwargs.get("truncation")
+        known = {None: "longest", True: "longest", False: "do_not_pad"}
+        known |= {name: name for name in ("longest", "max_length", "do_not_pad")}
+        if padding not in known:
+            raise ValueError(
+                f"padding={padding!r} is unknown; use 'longest' or True, 'max_length', or "
+                "'do_not_pad' or False."
+            )
+        side = text_kwargs.get("padding_side") or "right"
+        if side not in ("left", "right"):
+            raise ValueError(f"padding_side={side!r} is unknown; use 'right' or 'left'.")
+        return cls(
+            padding=known[padding],
+            truncation=truncation not in (None, False, "do_not_truncate"),
+            max_length=text_kwargs.get("max_length"),
+            pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
+            padding_side=side,
+        )
+
+    def row_length(self, lengths: list[int], usual: int | None) -> int:
+        """Length of the rows of a batch; `usual` is the longest text where `max_length` is None.
+
+        Raises:
+            ValueError: if rows that are not to be padded differ, or no length is known.
+        """
+        longest = max(lengths)
+        if self.padding == "do_not_pad" and min(lengths) < longest:
+            raise ValueError(
+                f"padding={self.padding!r} leaves rows of {min(lengths)} to {longest} words, of "
+                "which no tensor can be made; use 'longest'."
+            )
+        if self.padding == "max_length":
+            least = self.max_length or usual
+            if least is None:
+                raise ValueError(
+                    f"padding={self.padding!r} needs max_length here, because conversations have "
+                    "no usual length; pass it, or use 'longest'."
+                )
+            longest = max(longest, least)
+        unit = self.pad_to_multiple_of or 1
+        return -(-longest // unit) * unit
+
+
+def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs: type) -> None:
+    """Refuse keyword arguments that would have no effect.
+
+    Args:
+        kwargs: what a caller passed beside the named arguments.
+        processor_kwargs: `ProcessingKwargs`, which says what any processor may be passed; arguments
+            for videos and audio are among them, and have nothing to act on.
+        image_kwargs: the image processor's.
+
+    Raises:
+        ValueError: for an unknown name, and for an output or a reading of text that MDM lacks.
+    """
+    if unknown := sorted(set(kwargs) - names_of(processor_kwargs, image_kwargs)):
+        raise ValueError(f"{unknown} are no arguments of this processor; remove them.")
+    of_text = set(processor_kwargs.__annotations__["text_kwargs"].__annotations__)
+    read = set(TextOptions.__dataclass_fields__) | {"return_tensors"} | _TEXT_KEYS_WITHOUT_EFFECT
+    passed = {**kwargs, **kwargs.get("text_kwargs", {})}
+    ends = passed.get("add_special_tokens")
+    if ends is not None and not ends:
+        raise ValueError("add_special_tokens=False is not possible: every text ends with <end>.")
+    lacking = (of_text | set(_MADE_BY_NONE)) - read - {"add_special_tokens"}
+    if refused := sorted(name for name in lacking if passed.get(name)):
+        raise ValueError(f"{refused} are not possible with MDM's processor; remove them.")
+
+
+def names_of(processor_kwargs: type, image_kwargs: type) -> set[str]:
+    """All names under which a processor may be passed something beside its named arguments."""
+    groups = processor_kwargs.__annotations__
+    nested = (getattr(group, "__annotations__", ()) for group in groups.values())
+    return {"common_kwargs", *groups, *image_kwargs.__annotations__}.union(*nested)

@@ -11,6 +11,7 @@ RUN := $(VENV)/bin/python
 RUN_AS_IS = $(if $(and $(VENV),$(wildcard $(RUN))),$(RUN),$(PYTHON))
 CORE_STAMP := $(VENV)/.modeling-mdm-core
 DEV_STAMP := $(VENV)/.modeling-mdm-dev
+APP_STAMP := $(VENV)/.modeling-mdm-app
 
 MATH_MODULES := $(addprefix modeling_mdm/, \
 	diffusion.py likelihood.py score_entropy.py solvers.py scans.py selection.py \
@@ -62,6 +63,14 @@ test: $(DEV_STAMP) ## the environment and all fast tests, under 5 minutes on two
 slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
+.PHONY: app
+app: $(APP_STAMP) ## a web page of the shipped checkpoint, on this machine's port 7860
+	$(RUN) examples/app.py
+
+.PHONY: test-app
+test-app: $(DEV_STAMP) $(APP_STAMP) ## the web page in a headless Chromium (Debian: chromium-driver)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_app.py
+
 .PHONY: bench
 bench: $(DEV_STAMP) ## speed and memory on the CPU: JSON, tables and plots in benchmarks/results/
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.run
@@ -105,6 +114,10 @@ $(RUN):
 # Order-only on $(RUN): it is a link to a system file, whose date says nothing about this project.
 $(CORE_STAMP): setup.py pyproject.toml Makefile | $(RUN)
 	$(call install,.)
+
+$(APP_STAMP): setup.py pyproject.toml Makefile | $(RUN)
+	$(call install,.[app])
+	@touch $(CORE_STAMP)
 
 $(DEV_STAMP): setup.py pyproject.toml Makefile | $(RUN)
 	$(call install,.[dev])

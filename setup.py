@@ -52,6 +52,8 @@ EVAL = [
     "scikit-learn>=1.6",
 ]
 
+APP = ["gradio>=6.0"]
+
 # CUDA kernels, Linux only. mamba-ssm is a source release whose build imports torch:
 # MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation ".[kernels]"
 KERNELS = [
@@ -70,6 +72,7 @@ DEV = [
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "ruff>=0.14",
+    "selenium>=4.30",  # drives Chromium in the test of the web page
     "setuptools>=77",
     "torchao>=0.18",
 ]
@@ -95,6 +98,7 @@ setup(
     extras_require={
         "train": TRAIN,
         "eval": EVAL,
+        "app": APP,
         "kernels": KERNELS,
         "dev": sorted({*TRAIN, *EVAL, *DEV}),
     },

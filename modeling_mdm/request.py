@@ -88,8 +88,6 @@ class Request:
                 "image_mask asks to repaint pixels, but generate='text' writes none; "
                 "use generate='joint', or leave image_mask out."
             )
-        if self.image_mask is not None and not any(self.images):
-            raise ValueError("image_mask is given without images; pass the pictures to repaint.")
         if self.writes_image and self.image_mask is not None and not self.image_mask.any():
             raise ValueError(
                 "Nothing to generate: image_mask is 0 everywhere; mark pixels to repaint with 1."
@@ -148,6 +146,8 @@ def read_request(
     if not any(map(_present, pictures)):
         pictures = [[] for _ in range(batch_size)]
     if image_mask is not None:
+        if not any(pictures):
+            raise ValueError("image_mask is given without images; pass the pictures to repaint.")
         image_mask = _read_mask(image_mask, (batch_size, len(pictures[0]), *size))
     request = Request(
         texts=texts,

@@ -12,6 +12,7 @@ Axes: b batch (1 here), t words.
 import importlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from .inputs import EncodedInputs
+from .samples import MDMSample
 from .sampling import StepInfo
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ class MDMStreamer(BaseStreamer):
 
     On a terminal each draft is drawn over the last, the picture in half blocks of 24-bit colour; in
     a notebook it replaces the last one; where output goes to a file only what is final is printed.
+    A subclass shows drafts elsewhere by a `show` of its own.
 
     Args:
         processor: an `MDMProcessor`, which decodes words and pictures.
@@ -66,37 +69,49 @@ class MDMStreamer(BaseStreamer):
 
     def _start(self) -> None:
         self._awaits_prompt, self._lines = True, 0
-        self._prompt, self._text, self._image = "", "", None
+        self._sample = MDMSample()
 
     def put(self, value: Tensor) -> None:
         """Take final words (1, t) or (t,): the prompt first, then what was written."""
         text = self._decode(value)
         if self._awaits_prompt:
             self._awaits_prompt = False
-            self._prompt = "" if self.skip_prompt else text
+            self._sample.prompt = None if self.skip_prompt else text
         else:
-            self._text = text
-            self._show()
+            self._sample.text = text
+            self.show(replace(self._sample))
 
     def put_draft(self, value: Tensor | None = None, image: Tensor | None = None) -> None:
         """Take the words (1, t) and / or the picture (1, channels, height, width) of a step."""
         if value is not None:
-            self._text = self._decode(value)
+            self._sample.text = self._decode(value)
         if image is not None:
-            self._image = self._picture(image)
-        self._show()
+            self._sample.image = self._picture(image)
+        self.show(replace(self._sample))
         if self.sleep_time is not None:
             time.sleep(self.sleep_time)
 
     def put_image(self, image: Tensor) -> None:
         """Take the finished picture (1, channels, height, width) in [-1, 1]."""
-        self._image = self._picture(image)
-        self._show()
+        self._sample.image = self._picture(image)
+        self.show(replace(self._sample))
+
+    def show(self, sample: MDMSample) -> None:
+        """Draw what is known by now over what was drawn last."""
+        if self._handle is not None:
+            words = " ".join(self._rendered(sample, coloured=False))
+            self._handle.update(captioned(sample.image, words))
+        elif self._is_terminal:
+            lines = self._rendered(sample, coloured=True)
+            above = f"\033[{self._lines}F" if self._lines else ""
+            self.file.write(f"{above}\033[J" + "".join(line + "\n" for line in lines))
+            self.file.flush()
+            self._lines = len(lines)
 
     def end(self) -> None:
         """Leave what is final, and be ready for the next call."""
         if self._handle is None and not self._is_terminal:
-            self.file.write("\n".join(self._rendered(coloured=False)) + "\n")
+            self.file.write("\n".join(self._rendered(self._sample, coloured=False)) + "\n")
         self.file.flush()
         if self._handle is not None:
             self._handle = _notebook_handle()
@@ -109,22 +124,11 @@ class MDMStreamer(BaseStreamer):
     def _picture(self, image: Tensor) -> Image.Image:
         return self.processor.image_processor.post_process(image[0])
 
-    def _rendered(self, coloured: bool) -> list[str]:
-        lines = [line for line in (self._prompt, self._text) if line]
-        if self._image is not None and coloured:
-            lines += half_blocks(self._image, self.width)
+    def _rendered(self, sample: MDMSample, coloured: bool) -> list[str]:
+        lines = [line for line in (sample.prompt, sample.text) if line]
+        if sample.image is not None and coloured:
+            lines += half_blocks(sample.image, self.width)
         return lines
-
-    def _show(self) -> None:
-        """Draw over the last draft."""
-        if self._handle is not None:
-            self._handle.update(captioned(self._image, " ".join(self._rendered(coloured=False))))
-        elif self._is_terminal:
-            lines = self._rendered(coloured=True)
-            above = f"\033[{self._lines}F" if self._lines else ""
-            self.file.write(f"{above}\033[J" + "".join(line + "\n" for line in lines))
-            self.file.flush()
-            self._lines = len(lines)
 
 
 class StreamFeed:

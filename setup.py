@@ -75,6 +75,7 @@ DEV = [
     "selenium>=4.30",  # drives Chromium in the test of the web page
     "setuptools>=77",
     "torchao>=0.18",
+    "transformers-mlinter>=0.1.5",
 ]
 
 setup(

@@ -71,7 +71,6 @@ class MDMPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by MDM's models."""
 
     config_class = MDMConfig
-    base_model_prefix = ""  # there is no smaller model inside that loads on its own
     main_input_name = "input_ids"
     model_tags = list(MODEL_TAGS)
     input_modalities = ("image", "text")
@@ -144,6 +143,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             "image": NoiseSchedule(config.image_schedule, config.tan_scale),
             "text": NoiseSchedule(config.text_schedule, config.tan_scale),
         }
+        # CODEPATH: the shipped checkpoints read pixels; a config may name Janus's or Emu3's VQ-VAE.
         self.vq = VQFrontEnd(config.vq_config, config.patch_size) if config.vq_config else None
         self.vae = MDMVAE(config, self.vq.codebook.shape[1] if self.vq else None)
         self.decoder = MDMDecoder(config)
@@ -151,6 +151,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         self.image_head = ZeroLinear(config.hidden_size, image_outputs)
         self.text_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.score_entropy_head = ScoreEntropyHead(config.hidden_size)
+        # CODEPATH: an option of training from scratch, which no shipped checkpoint was given.
         if config.exact_ratio_gain:
             self.ratio_gain = ZeroLinear(config.hidden_size, 1, bias=False)
         self.post_init()
@@ -272,6 +273,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             log_snr = self.schedules[g].log_snr(time)[:, None, None]
             if g in candidates:
                 logits[g] = output
+                # CODEPATH: as where the gain is made.
                 if self.config.exact_ratio_gain:
                     time = self.decoder.time_embedding(time[:, None].expand(-1, 3))[:, 1:2]
                     ratio = vocabulary_log_ratio(z_t[g], candidates[g], torch.sigmoid(log_snr))
@@ -376,8 +378,9 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         step = self.noise_inputs(encoded, random)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        estimates = self._feed_back(step, random)
         with recorded_states(self.decoder.layers, output_hidden_states) as hidden_states:
-            denoised = self.denoise(**step.arguments, estimates=self._feed_back(step, random))
+            denoised = self.denoise(**step.arguments, estimates=estimates)
         predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
             self._update_statistics(encoded)

@@ -105,6 +105,15 @@ def test_a_batch_may_lack_a_modality(modality):
     assert f"decoder.latent_proj.{absent}.weight" not in touched
 
 
+def test_hidden_states_are_those_of_the_pass_that_counts():
+    """With self-conditioning, a first pass makes the estimates that are fed back."""
+    for fed_back in (False, True):
+        output = run(make_model(), self_condition=fed_back, output_hidden_states=True)
+        states = output.hidden_states
+        assert len(states) == make_model().config.num_hidden_layers + 1
+        assert len({tuple(state.shape) for state in states}) == 1
+
+
 def test_masks_that_are_left_out_say_that_everything_is_there_and_to_be_written():
     model, batch = make_model(), mixed_batch()
     plain = {"input_ids": batch["input_ids"], "pixel_values": batch["pixel_values"]}

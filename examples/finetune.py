@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import peft
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
-from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
+from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.conversations import (
     ConversationCollator,
     adapter_targets,
@@ -42,6 +42,7 @@ from modeling_mdm.training.conversations import (
 )
 from modeling_mdm.training.data import load_training_data
 from modeling_mdm.training.questions import DRAWING, FashionQuestions
+from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
 QUESTIONS = "fashion_questions"
@@ -142,36 +143,14 @@ def parse(
     argv: list[str],
 ) -> tuple[AdapterArguments, ConversationArguments, MDMTrainingArguments]:
     """Read the command line, whose first word may be a YAML file; later words win."""
-    parser = HfArgumentParser(
-        (AdapterArguments, ConversationArguments, MDMTrainingArguments),
-        description=__doc__,
-        allow_abbrev=False,
-    )
-    if argv and argv[0].endswith((".yaml", ".yml")):
-        import yaml
-
-        values = yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8")) or {}
-        known = {action.dest for action in parser._actions}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{argv[0]} has the unknown keys {unknown}; --help lists all.")
-        parser.set_defaults(**values)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in values
-        argv = argv[1:]
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    kinds = (AdapterArguments, ConversationArguments, MDMTrainingArguments)
+    return read_command_line(kinds, argv, __doc__)
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Tune as the command line says, and return the accuracies before and after."""
     adapter_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint == "last":
-        checkpoint = last_whole_checkpoint(args.output_dir)
-    elif checkpoint is None and list_checkpoints(args.output_dir):
-        raise ValueError(
-            f"output_dir={args.output_dir!r} holds checkpoints of an earlier run: add "
-            "--resume_from_checkpoint last to go on with it, or choose another output_dir."
-        )
+    checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = MDMProcessor.from_pretrained(adapter_args.model)
     model = MDMForJointGeneration.from_pretrained(adapter_args.model)

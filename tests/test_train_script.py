@@ -18,6 +18,7 @@ from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
 
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.training import train
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.ema import EMA_FILE
@@ -29,11 +30,6 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-
-
-@pytest.fixture(scope="module")
-def train():
-    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +145,7 @@ def test_two_processes_train_one_model(launcher, yaml_file, tmp_path):
     assert logged_losses(tmp_path) == expected
 
 
-def test_the_command_line_wins_over_the_file(train, yaml_file, tmp_path):
+def test_the_command_line_wins_over_the_file(yaml_file, tmp_path):
     model_args, data_args, args = train.parse(
         [str(yaml_file), "--max_steps", "7", "--output_dir", str(tmp_path), "--tasks", "joint=2"]
     )
@@ -158,7 +154,7 @@ def test_the_command_line_wins_over_the_file(train, yaml_file, tmp_path):
     assert model_args.processor is None
 
 
-def test_unknown_keys_fail_in_the_file_and_on_the_command_line(train, yaml_file, tmp_path):
+def test_unknown_keys_fail_in_the_file_and_on_the_command_line(yaml_file, tmp_path):
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(yaml_file.read_text() + "max_step: 3\n")
     with pytest.raises(ValueError, match=r"wrong\.yaml.*\['max_step'\]"):
@@ -171,9 +167,9 @@ def test_unknown_keys_fail_in_the_file_and_on_the_command_line(train, yaml_file,
         train.parse(["--dataset", "digits"])  # without --config
 
 
-def test_help_names_every_argument(train, capsys):
+def test_help_names_every_argument(capsys):
     with pytest.raises(SystemExit) as exit_info:
-        train.parse(["--help"])
+        load_script(SCRIPT).main(["--help"], load_script(SCRIPT).__doc__)
     assert exit_info.value.code == 0
     shown = capsys.readouterr().out
     for name in ("--config", "--dataset", "--tasks", "--ema_decay", "--max_train_seconds", "joint"):
@@ -182,7 +178,7 @@ def test_help_names_every_argument(train, capsys):
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
-def test_the_shipped_files_name_parts_that_fit_together(train, monkeypatch, name):
+def test_the_shipped_files_name_parts_that_fit_together(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     model_args, data_args, args = train.parse([f"examples/configs/{name}.yaml"])
     assert args.max_steps > 0 and data_args.dataset == name
@@ -194,7 +190,7 @@ def test_the_shipped_files_name_parts_that_fit_together(train, monkeypatch, name
     processor(text=table.all_captions(), padding="max_length", return_tensors="pt")  # none too long
 
 
-def test_tasks_and_columns_read_as_pairs_or_mappings(train):
+def test_tasks_and_columns_read_as_pairs_or_mappings():
     assert train.pairs("tasks", ["joint=1", "text=0.5"]) == {"joint": 1, "text": 0.5}
     assert train.pairs("tasks", {"joint": 1}) == {"joint": 1}
     assert train.pairs("columns", None) == {}
@@ -202,7 +198,7 @@ def test_tasks_and_columns_read_as_pairs_or_mappings(train):
         train.pairs("tasks", ["joint"])
 
 
-def test_a_config_that_does_not_fit_its_processor_is_refused(train, config_folder, tmp_path):
+def test_a_config_that_does_not_fit_its_processor_is_refused(config_folder, tmp_path):
     processor = MDMProcessor.from_pretrained(config_folder)
     size = len(processor.tokenizer)
 
@@ -224,7 +220,7 @@ def test_a_config_that_does_not_fit_its_processor_is_refused(train, config_folde
         train.make_model(trained, processor)
 
 
-def test_a_new_run_does_not_start_on_top_of_an_old_one(train, tmp_path):
+def test_a_new_run_does_not_start_on_top_of_an_old_one(tmp_path):
     args = train.MDMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert train.checkpoint_to_resume(args) is None
     (tmp_path / "checkpoint-3").mkdir()

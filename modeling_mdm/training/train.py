@@ -1,0 +1,237 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train MDM end to end (VAE and decoder together, Eq. 18) on pictures with captions or labels.
+
+::
+
+    # a new model: a folder with metadata.jsonl, Parquet files, or an id on the Hub
+    mdm train --config FOLDER --processor FOLDER --dataset path/to/pictures --output_dir runs/mine
+
+    # values from a file; what the command line names comes first
+    mdm train run.yaml --max_steps 1000 --output_dir runs/mine
+
+An unknown key is an error in the file and on the command line. The same command with
+`--resume_from_checkpoint last` goes on where a run was cut off, and gives the losses that it would
+have given. The trained model, its processor and the pictures of samples go to `output_dir`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import set_seed
+
+from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
+from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.data import PictureDataset, load_training_data
+from modeling_mdm.training.streams import MixedStream, read_recipe
+from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
+from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
+
+DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    config: str = field(
+        metadata={
+            "help": "A folder or Hub id with config.json, such as configuration/mdm-fashion: a new "
+            "model is made. If it also holds weights, training goes on from them."
+        }
+    )
+    processor: str | None = field(
+        default=None, metadata={"help": "The processor's folder or Hub id, if not that of config."}
+    )
+    config_overrides: list[str] | None = field(
+        default=None,
+        metadata={"help": "Fields of a new model's config, as name=value; values are YAML."},
+    )
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset: str = field(
+        metadata={
+            "help": "'digits', 'fashion_mnist', a folder, the id of a data set on the Hub with an "
+            "image column and a text and/or label column, or a YAML file that names several to "
+            "stream, such as configuration/data/paper.yaml."
+        }
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "For fashion_mnist: the folder with its four IDX files."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "The split to evaluate on, with --eval_strategy steps; None for none."},
+    )
+    captions: str | None = field(
+        default=None,
+        metadata={"help": "A JSON table of names and templates; labelled pictures get captions."},
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns by role, as role=column; roles are image, text, label."},
+    )
+    augment: bool = field(default=False, metadata={"help": "Flip and shift training pictures."})
+    limit: int | None = field(default=None, metadata={"help": "Train on the first items only."})
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first items only."}
+    )
+    truncation: bool = field(
+        default=False, metadata={"help": "Cut texts that are longer than the model's text region."}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: list(DEFAULT_TASKS),
+        metadata={
+            "help": f"How often each task is drawn, as task=weight. Tasks: {', '.join(TASKS)}."
+        },
+    )
+
+
+def pairs(argument: str, values: list[str] | dict[str, Any] | None) -> dict[str, Any]:
+    """Turn name=value strings (command line) or a mapping (YAML) into a dictionary.
+
+    Raises:
+        ValueError: if a string has no `=`.
+    """
+    if values is None or isinstance(values, dict):
+        return dict(values or {})
+    if malformed := [value for value in values if "=" not in value]:
+        raise ValueError(f"{argument} holds {malformed}: write name=value.")
+    return {name: yaml.safe_load(value) for name, value in (part.split("=", 1) for part in values)}
+
+
+def parse(
+    argv: Sequence[str], description: str | None = __doc__, prog: str | None = None
+) -> tuple[ModelArguments, DataArguments, MDMTrainingArguments]:
+    """Read the command line and the YAML file that it may begin with.
+
+    Args:
+        argv: words of the command line. description, prog: what `--help` shows.
+
+    Raises:
+        ValueError: if the file or the command line names an unknown key.
+        FileNotFoundError: if there is no such file.
+    """
+    kinds = (ModelArguments, DataArguments, MDMTrainingArguments)
+    return read_command_line(kinds, argv, description, prog)
+
+
+def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
+    """Load the model whose weights `config` holds, or make a new one.
+
+    Raises:
+        ValueError: if the config does not fit the processor, or weights come with overrides.
+    """
+    overrides = pairs("config_overrides", args.config_overrides)
+    if any(Path(args.config).glob("*.safetensors*")):
+        if overrides:
+            raise ValueError(
+                f"config_overrides={overrides} cannot change the trained model in {args.config!r}: "
+                "drop them, or name a config without weights."
+            )
+        model = MDMForJointGeneration.from_pretrained(args.config)
+    else:
+        config = MDMConfig.from_pretrained(args.config)
+        if unknown := sorted(name for name in overrides if not hasattr(config, name)):
+            raise ValueError(f"config_overrides names {unknown}, which MDMConfig does not have.")
+        model = MDMForJointGeneration(MDMConfig(**{**config.to_dict(), **overrides}))
+    if (size := len(processor.tokenizer)) != model.config.vocab_size:
+        raise ValueError(
+            f"vocab_size={model.config.vocab_size} differs from the processor's {size} words: use "
+            f"the processor of this config, or config_overrides vocab_size={size}."
+        )
+    return model
+
+
+def load_split(
+    args: DataArguments, split: str, limit: int | None, augment: bool, seed: int
+) -> PictureDataset:
+    """Load one split of the data set that the arguments describe."""
+    return load_training_data(
+        args.dataset,
+        split=split,
+        data_dir=args.data_dir,
+        captions=args.captions,
+        columns=pairs("columns", args.columns),
+        seed=seed,
+        augment=augment,
+        limit=limit,
+    )
+
+
+def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int) -> MixedStream:
+    """Open the streams that a YAML file names, for pictures in the ratio that the model sees."""
+    size = processor.image_processor.size
+    return MixedStream(
+        read_recipe(args.dataset), (size.height, size.width), seed, batch_size, buckets=8
+    )
+
+
+def checkpoint_to_resume(args: MDMTrainingArguments) -> str | None:
+    """Return the checkpoint that `resume_from_checkpoint` asks for; `last` may find none.
+
+    Raises:
+        ValueError: if a run would be started on top of another one's checkpoints.
+    """
+    if args.resume_from_checkpoint == "last":
+        return last_whole_checkpoint(args.output_dir)
+    if args.resume_from_checkpoint is None and list_checkpoints(args.output_dir):
+        raise ValueError(
+            f"output_dir={args.output_dir!r} holds checkpoints of an earlier run: add "
+            "--resume_from_checkpoint last to go on with it, or choose another output_dir."
+        )
+    return args.resume_from_checkpoint
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingArguments) -> None:
+    """Train, and save the model with its processor.
+
+    Raises:
+        ValueError: if the arguments do not fit each other, or an earlier run's checkpoints.
+    """
+    checkpoint = checkpoint_to_resume(args)
+    set_seed(args.seed)
+    processor = MDMProcessor.from_pretrained(model_args.processor or model_args.config)
+    if data_args.dataset.endswith((".yaml", ".yml")):
+        batch_size = args.per_device_train_batch_size
+        train_data = load_stream(data_args, processor, batch_size, args.data_seed)
+    else:
+        train_data = load_split(
+            data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
+        )
+    eval_data = None
+    if data_args.eval_split is not None:
+        eval_data = load_split(
+            data_args, data_args.eval_split, data_args.eval_limit, False, args.data_seed
+        )
+    mixture = TaskMixture(pairs("tasks", data_args.tasks))
+    trainer = MDMTrainer(
+        model=make_model(model_args, processor),
+        args=args,
+        train_dataset=train_data,
+        eval_dataset=eval_data,
+        data_collator=MDMDataCollator(processor, mixture, args.data_seed, data_args.truncation),
+        processing_class=processor,
+    )
+    trainer.train(checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+
+
+def main(argv: Sequence[str] | None = None, description: str | None = __doc__) -> None:
+    """Train as the command line says."""
+    run(*parse(sys.argv[1:] if argv is None else argv, description))

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
-from .convolution import causal_convolution, convolution_at
+from .convolution import activated_convolution, convolution_at
 from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
 from .scans import gather_rows, merge, reorder, spread
@@ -157,7 +157,7 @@ class SelectiveScan(nn.Module):
             x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
             if is_recording:
                 cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
-            convolved = F.silu(causal_convolution(x, weight, bias, tail))
+            convolved = activated_convolution(x, weight, bias, tail)
         return convolved if steps is None else gather_rows(convolved, steps)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
@@ -188,8 +188,9 @@ class SelectiveScan(nn.Module):
         )
         if cache is not None:
             cache.store(state=state.unflatten(0, (batch, k)))
-        skip = self.D.to(x.dtype)[:, None, :, None] * x.unflatten(0, (batch, k))
-        return (y.view_as(skip) + skip).reshape(batch, k, length, inner)
+        D = self.D.to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
+        y = y + D * x if torch.is_grad_enabled() else y.addcmul_(D, x)
+        return y.reshape(batch, k, length, inner)
 
     @torch.no_grad()
     def initialize(self, config: MDMConfig) -> dict[str, Tensor]:

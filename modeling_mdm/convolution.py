@@ -43,20 +43,19 @@ class _CausalConvolution(torch.autograd.Function):
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
     """Convolve every scan, padded at both ends, with its taps; position 0 gets output `first`."""
-    taps, length = weight.shape[-1], x.shape[2]
-    outputs = []
-    for k in range(x.shape[1]):
-        # Channels last in a 2-D convolution one row high: x has that layout, nothing is copied.
-        row = x[:, k].transpose(1, 2)[:, :, None]  # (b, c, 1, l)
-        padded = F.conv2d(
-            row,
-            weight[k, :, None, None],
-            None if bias is None else bias[k],
-            padding=(0, taps - 1),
-            groups=x.shape[-1],
-        )
-        outputs.append(padded[:, :, 0, first : first + length].transpose(1, 2))
-    return torch.stack(outputs, 1)
+    length = x.shape[2]
+    biases = [None] * len(weight) if bias is None else list(bias)
+    outputs = [_convolve_one(x[:, k], weight[k], biases[k]) for k in range(x.shape[1])]
+    return torch.stack([padded[:, first : first + length] for padded in outputs], 1)
+
+
+def _convolve_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve (b, l, c), padded at both ends, with taps (c, w): (b, l + w - 1, c)."""
+    # Channels last in a 2-D convolution one row high: x has that layout, nothing is copied.
+    row = x.transpose(1, 2)[:, :, None]  # (b, c, 1, l)
+    padding, taps = (0, weight.shape[-1] - 1), weight[:, None, None]
+    padded = F.conv2d(row, taps, bias, padding=padding, groups=x.shape[-1])
+    return padded[:, :, 0].transpose(1, 2)
 
 
 def _sum_positions(x: Tensor) -> Tensor:
@@ -82,6 +81,25 @@ def causal_convolution(
         x = torch.cat([tail.to(x.dtype), x], dim=2)
     result: Tensor = _CausalConvolution.apply(x, weight.to(x.dtype), bias.to(x.dtype))
     return result[:, :, before:]
+
+
+def activated_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None = None
+) -> Tensor:
+    """SiLU of `causal_convolution`, which overwrites x where no gradient is asked for.
+
+    At inference memory moves are what it costs, and new memory costs most.
+    """
+    if torch.is_grad_enabled():
+        return F.silu(causal_convolution(x, weight, bias, tail))
+    before = 0 if tail is None else tail.shape[2]
+    if tail is not None:
+        x = torch.cat([tail.to(x.dtype), x], dim=2)
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    for k in range(x.shape[1]):
+        padded = _convolve_one(x[:, k], weight[k], bias[k])
+        x[:, k] = F.silu(padded, inplace=True)[:, : x.shape[2]]
+    return x[:, :, before:]
 
 
 def convolution_at(

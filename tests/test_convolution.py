@@ -9,7 +9,7 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm.convolution import causal_convolution, convolution_at
+from modeling_mdm.convolution import activated_convolution, causal_convolution, convolution_at
 
 float64 = torch.float64
 
@@ -124,3 +124,26 @@ def test_some_steps_alone_equal_those_of_the_whole(shape, taps, shared, earlier)
     expected = whole.gather(2, steps[..., None].expand(*steps.shape, channels))
     got = convolution_at(x, order, steps, weight, bias, tail)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("with_tail", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_without_a_gradient_it_is_activated_in_place(length, with_tail):
+    draw = torch.Generator().manual_seed(length)
+
+    def random(*shape):
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    x, weight, bias = random(2, 3, length, 5), random(3, 5, 4), random(3, 5)
+    tail = random(2, 3, 3, 5) if with_tail else None
+    before = torch.zeros(2, 3, 3, 5).double() if tail is None else tail
+    read = torch.cat([before, x], dim=2)
+    truth = bias[:, None] + sum(
+        weight[:, None, :, i] * read[:, :, i : i + length] for i in range(4)
+    )
+    truth = truth * torch.sigmoid(truth)
+    kept = x.clone()
+    torch.testing.assert_close(activated_convolution(x, weight, bias, tail), truth)
+    assert torch.equal(x, kept)  # with gradients nothing is overwritten
+    with torch.no_grad():
+        torch.testing.assert_close(activated_convolution(x, weight, bias, tail), truth)

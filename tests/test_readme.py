@@ -6,10 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
 
+# accelerate warns of a parameter that lies directly in a module which it splits.
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
 @pytest.mark.parametrize("page", ["README.md", "model_card.md"])
 def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -32,6 +35,11 @@ def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
         assert [item[0]["image"].size for item in names["drawn"]] == [(28, 28)] * 2
         assert names["caption"][0]["generated_text"]
         assert (tmp_path / "my-mdm" / "modeling_mdm.py").is_file()
+        weight = names["quantized"].decoder.layers[0].mixer.in_proj.weight
+        assert type(weight) is not torch.nn.Parameter
+        assert set(names["offloaded"].hf_device_map.values()) == {"cpu", "disk"}
+        for drawn in (names["small"], names["large"]):
+            assert drawn.images.shape == (1, 1, 28, 28)
     else:
         assert (tmp_path / "dress.png").is_file()
 

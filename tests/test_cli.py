@@ -10,7 +10,14 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from tiny_digits import make_config, make_processor
+from tiny_digits import (
+    CAPTIONS,
+    ROOT,
+    load_script,
+    make_config,
+    make_processor,
+    save_config_folder,
+)
 
 from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.cli.main import main
@@ -60,6 +67,17 @@ def test_generate_repaints_where_the_mask_is_white(folder, tmp_path):
         pixels = picture.convert("L")
     assert set(pixels.crop((0, 0, 8, 4)).tobytes()) == {200}
     assert set(pixels.crop((0, 4, 8, 8)).tobytes()) != {200}
+
+
+def test_the_mask_is_fitted_as_the_picture_is(folder, tmp_path, capsys):
+    """Of a wide picture the model sees the centre: what is white beside it is not repainted."""
+    Image.new("L", (16, 8), 200).save(tmp_path / "wide.png")
+    beside = Image.new("L", (16, 8))
+    beside.paste(255, (0, 0, 4, 8))
+    beside.save(tmp_path / "beside.png")
+    given = ("--image", tmp_path / "wide.png", "--mask", tmp_path / "beside.png")
+    assert run(folder, "generate", "--write", "image", "--output_dir", tmp_path, *given) == 1
+    assert "image_mask is 0 everywhere" in capsys.readouterr().err
 
 
 def test_watch_shows_the_sample_beside_the_result(folder, tmp_path, capsys):
@@ -139,6 +157,76 @@ def test_misunderstood_commands_have_status_2(options, capsys):
         main(list(options))
     assert ended.value.code == 2
     assert "usage: mdm" in capsys.readouterr().err
+
+
+def test_train_is_the_training_script(tmp_path, capsys):
+    save_config_folder(tmp_path / "config")
+    line = [
+        *("--config", str(tmp_path / "config"), "--dataset", "digits", "--captions", str(CAPTIONS)),
+        *("--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1"),
+        *("--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--limit", "8"),
+    ]
+    assert main(["train", *line, "--output_dir", str(tmp_path / "a")]) == 0
+    assert main(["train", *line, "--output_dir", str(tmp_path / "a")]) == 1
+    assert "mdm train: output_dir=" in capsys.readouterr().err  # it holds a run's checkpoints
+    load_script(ROOT / "examples" / "train.py").main([*line, "--output_dir", str(tmp_path / "b")])
+    states = [json.loads((tmp_path / n / "trainer_state.json").read_text()) for n in "ab"]
+    losses = [[entry.get("loss") for entry in state["log_history"]] for state in states]
+    assert losses[0] == losses[1] and len(losses[0]) >= 2
+    assert (tmp_path / "a" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["train", "--config", "x"], "required: --dataset"),
+        (["train", "--config", "x", "--dataset", "digits", "--max_step", "3"], "--max_step"),
+        (["train", "nowhere.yaml"], "nowhere.yaml is not a file"),
+        (["evaluate", "--judge", "x"], "required: --checkpoint, --captions"),
+        (["export", "--checkpoint", "x"], "required: --output_dir"),
+    ],
+)
+def test_misunderstood_commands_with_modules_have_status_2(line, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and f"mdm {line[0]}" in shown
+
+
+def test_a_command_whose_extra_is_missing_names_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "modeling_mdm.training.train", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert ended.value.code == 1
+    assert 'pip install "modeling-mdm[train]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("train", ("--config", "--dataset", "--tasks", "--ema_decay", "--learning_rate")),
+        ("evaluate", ("--checkpoint", "--judge", "--tasks", "--guidance_scale", "--json")),
+        ("export", ("--checkpoint", "--output_dir", "--code", "--push_to_hub", "--json")),
+    ],
+)
+def test_help_of_commands_with_modules(command, options, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: mdm {command}" in shown and f"    mdm {command} " in shown
+    assert "(required)" in shown
+    for option in options:
+        assert option in shown
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for command in ("generate", "score", "chat", "train", "evaluate", "export"):
+        assert f"\n    {command} " in shown and f"\n  mdm {command} " in shown
 
 
 @pytest.mark.parametrize("command", ["generate", "score", "chat"])

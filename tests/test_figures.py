@@ -5,7 +5,6 @@
 The stand-in model draws a picture of one grey level, 20 * class, and the stand-in judge reads it.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_digits import load_script
 from transformers import BatchFeature
 
 import modeling_mdm
+from modeling_mdm.cli.main import main as mdm
 from modeling_mdm.evaluation.figures import (
     Sampling,
     captioning_figures,
@@ -221,13 +222,9 @@ def test_errors():
 
 @pytest.fixture
 def script(monkeypatch):
-    spec = importlib.util.spec_from_file_location("evaluate", EXAMPLES / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "evaluate", module)
-    spec.loader.exec_module(module)
     monkeypatch.setattr(modeling_mdm, "MDMForJointGeneration", LevelModel, raising=False)
     monkeypatch.setattr(modeling_mdm, "MDMProcessor", LevelProcessor, raising=False)
-    return module
+    return load_script(EXAMPLES / "evaluate.py")
 
 
 @pytest.fixture
@@ -290,6 +287,24 @@ def test_the_script_reads_yaml(script, folder):
     )
     content = script.main([str(folder / "o.yaml")])
     assert list(content["figures"]) == ["joint"]
+
+
+def test_a_folder_of_captions_holds_the_table_of_the_set(script, folder):
+    (folder / "tables").mkdir()
+    (folder / "table.json").rename(folder / "tables" / "levels.json")
+    changed = {"dataset": "levels", "captions": str(folder / "tables"), "tasks": ["joint"]}
+    assert list(script.main(as_command(options(folder, **changed)))["figures"]) == ["joint"]
+
+
+def test_the_command_mdm_evaluate_prints_json_on_request(script, folder, capsys):
+    command = as_command(options(folder, tasks=["joint"], checkpoint="anywhere"))
+    assert mdm(["evaluate", *command, "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert json.loads((folder / "out" / "figures.json").read_text()) == content
+    assert content["command"].startswith("mdm evaluate --dataset ")
+    assert content["figures"]["joint"]["num_samples"] == 9
+    assert mdm(["evaluate", *command]) == 0
+    assert capsys.readouterr().out.startswith("| task | samples |")
 
 
 def test_the_script_refuses_unknown_options(script, folder):

@@ -16,6 +16,8 @@ from tiny_digits import ROOT, load_script, make_processor
 from tiny_model import make_model
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.cli import export
+from modeling_mdm.cli.main import main as mdm
 from modeling_mdm.sharing import AUTO_MODELS
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
@@ -290,11 +292,6 @@ def test_push_to_hub_uploads_everything(saved):
 # --- the checkpoint in this repository
 
 
-@pytest.fixture(scope="module")
-def exporter():
-    return load_script(ROOT / "examples" / "export.py")
-
-
 def named_code(folder):
     """Files that the settings of a folder name as code."""
     found = set()
@@ -314,14 +311,13 @@ def test_the_shipped_checkpoint_holds_no_code_and_names_none():
     assert not list(SHIPPED.glob("*.py")) and not named_code(SHIPPED)
 
 
-def test_export_writes_a_repository_of_the_hub(exporter, tmp_path, monkeypatch, capsys):
+def test_export_writes_a_repository_of_the_hub(tmp_path, monkeypatch, capsys):
     out = tmp_path / "hub"
-    arguments = ["export.py", "--checkpoint", str(SHIPPED), "--output_dir", str(out)]
+    arguments = ["--checkpoint", str(SHIPPED), "--output_dir", str(out)]
     api = mock.Mock()
     api.create_repo.return_value.repo_id = "me/mine"
-    monkeypatch.setattr(exporter, "HfApi", lambda: api)
-    monkeypatch.setattr(sys, "argv", [*arguments, "--push_to_hub", "me/mine"])
-    exporter.main()
+    monkeypatch.setattr(export, "HfApi", lambda: api)
+    load_script(ROOT / "examples" / "export.py").main([*arguments, "--push_to_hub", "me/mine"])
     api.upload_folder.assert_called_once_with(folder_path=out, repo_id="me/mine")
     assert "modeling_mdm.py" in capsys.readouterr().out
     code = {path.name for path in out.glob("*.py")}
@@ -332,8 +328,13 @@ def test_export_writes_a_repository_of_the_hub(exporter, tmp_path, monkeypatch, 
         assert (out / name).is_file()
 
 
-def test_export_without_code_gives_the_shipped_form(exporter, tmp_path):
-    out = exporter.export(str(SHIPPED), str(tmp_path / "plain"), code=False)
+def test_export_without_code_gives_the_shipped_form(tmp_path, capsys):
+    out = tmp_path / "plain"
+    arguments = ["--checkpoint", str(SHIPPED), "--output_dir", str(out), "--code", "false"]
+    assert mdm(["export", *arguments, "--json"]) == 0
+    files = sorted(path.name for path in out.iterdir())
+    written = {"folder": str(out), "files": files, "uploaded": None}
+    assert json.loads(capsys.readouterr().out) == written
     assert {path.name for path in out.iterdir()} == {path.name for path in SHIPPED.iterdir()}
     assert not named_code(out)
     processor = MDMProcessor.from_pretrained(out)

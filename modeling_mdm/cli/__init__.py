@@ -1,3 +1,3 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `mdm generate`, `mdm score`, `mdm chat`."""
+"""The command line: `mdm generate`, `score`, `chat`, `train`, `evaluate` and `export`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
 
@@ -50,7 +50,8 @@ def generate(chosen: Namespace) -> None:
     model, processor = load(chosen)
     if chosen.mask is not None:
         size = processor.image_processor.size
-        mask = open_picture(chosen.mask).convert("L").resize((size.width, size.height))
+        # Fitted as the picture is: its centre, in the ratio that the model sees.
+        mask = ImageOps.fit(open_picture(chosen.mask).convert("L"), (size.width, size.height))
         request["image_mask"] = [(np.asarray(mask) >= 128).astype(np.int64)]
     inputs = processor(**request, return_tensors="pt").to(model.device)
     out = model.generate(

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`mdm`: write, score and talk about pictures and words from the command line.
+"""`mdm`: write, score and talk about pictures and words, train, measure and export models.
 
 Results go to standard output, progress and errors to standard error. The exit status is 0 where all
 went well, 1 after a failure that one line names, 2 where the command was not understood.
@@ -9,8 +9,12 @@ went well, 1 after a failure that one line names, 2 where the command was not un
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 from modeling_mdm.cli import commands
 from modeling_mdm.version import __version__
@@ -22,7 +26,17 @@ EXAMPLES = """examples:
   mdm generate --checkpoint FOLDER --write image --image picture.png --mask mask.png
   mdm score --checkpoint FOLDER --image picture.png --text "a photo of a bag" "a photo of a dress"
   mdm chat --checkpoint FOLDER --image picture.png
+  mdm train run.yaml --max_steps 1000 --output_dir runs/mine
+  mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json --json
+  mdm export --checkpoint FOLDER --output_dir hub --push_to_hub me/mine
 """
+# Commands with a module of their own, which the scripts in `examples/` share: what they do, the
+# module, and the extra of this package that it needs.
+MODULES = {
+    "train": ("train a model end to end", "modeling_mdm.training.train", "train"),
+    "evaluate": ("measure a model, told by a judge", "modeling_mdm.evaluation.evaluate", "eval"),
+    "export": ("write a repository of the Hub", "modeling_mdm.cli.export", "train"),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -50,6 +64,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print results as JSON")
         command.add_argument("--quiet", action="store_true", help="no progress bars")
         add_options(command)
+    for name, (title, *_) in MODULES.items():
+        subparsers.add_parser(name, help=title, add_help=False)
     return parser
 
 
@@ -92,13 +108,41 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    chosen = make_parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], None] = getattr(commands, chosen.command)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    run: Callable[[], Any]
+    if argv and argv[0] in MODULES:
+        name, run = argv[0], _read_module_command(*argv)
+    else:
+        chosen = make_parser().parse_args(argv)
+        name, run = chosen.command, partial(getattr(commands, chosen.command), chosen)
     try:
-        run(chosen)
+        run()
     except KeyboardInterrupt:
         return 1
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"mdm {chosen.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(name, error)
         return 1
     return 0
+
+
+def _read_module_command(name: str, *argv: str) -> Callable[[], Any]:
+    """Parse what follows the name of a command that has a module of its own."""
+    _, module_name, extra = MODULES[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        _stop(name, f'{error}: pip install "modeling-mdm[{extra}]"', status=1)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loaders fork after they are used
+    try:
+        return partial(module.run, *module.parse(argv, prog=f"mdm {name}"))
+    except (ValueError, OSError) as error:
+        _stop(name, f"{error} See mdm {name} --help.", status=2)
+
+
+def _say(name: str, problem: object) -> None:
+    print(f"mdm {name}: {' '.join(str(problem).split())}", file=sys.stderr)
+
+
+def _stop(name: str, problem: object, status: int) -> NoReturn:
+    _say(name, problem)
+    raise SystemExit(status)

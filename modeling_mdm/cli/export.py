@@ -1,0 +1,105 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Write a checkpoint as a repository of the Hub: weights, code, processor and card, ready to load.
+
+    mdm export --checkpoint runs/mine --output_dir outputs/hub
+    mdm export --checkpoint runs/mine --output_dir outputs/hub --push_to_hub me/mine
+
+What it writes loads with `trust_remote_code=True` where this package is not installed; with
+`--code false` it has no code, for readers that have the package.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.training.command_line import read_command_line
+
+CODE_FIELDS = ("auto_map", "custom_pipelines")
+
+
+@dataclass
+class ExportArguments:
+    """What to export, and to where."""
+
+    checkpoint: str = field(metadata={"help": "folder or Hub id of a model with its processor"})
+    output_dir: str = field(metadata={"help": "folder to write, made if it does not exist"})
+    code: bool = field(default=True, metadata={"help": "false: weights and settings alone"})
+    push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload to as well"})
+    private: bool = field(default=False, metadata={"help": "make a new Hub repository private"})
+    json: bool = field(default=False, metadata={"help": "print what was written as JSON"})
+
+
+def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
+    """Write a folder that stands alone.
+
+    Args:
+        checkpoint: folder or Hub id of a model with its processor; a `README.md` in a folder is
+            taken along as the model card.
+        output_dir: folder to write.
+        code: False leaves the code out, and every mention of it.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = Path(checkpoint) / "README.md"
+    if card.is_file():
+        shutil.copyfile(card, folder / card.name)
+    MDMForJointGeneration.from_pretrained(checkpoint).save_pretrained(folder)
+    MDMProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+    if not code:
+        remove_code(folder)
+    return folder
+
+
+def remove_code(folder: Path) -> None:
+    """Delete the code in a saved folder and what names it."""
+    for path in folder.glob("*.py"):
+        path.unlink()
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = folder / name
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        for part in (settings, settings.get("image_processor", {})):
+            for code_field in CODE_FIELDS:
+                part.pop(code_field, None)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def parse(
+    argv: Sequence[str], description: str | None = __doc__, prog: str | None = None
+) -> tuple[ExportArguments]:
+    """Read the command line; `description` and `prog` are what `--help` shows."""
+    return read_command_line((ExportArguments,), argv, description, prog)
+
+
+def run(chosen: ExportArguments) -> None:
+    """Export, and upload where asked."""
+    folder = export(chosen.checkpoint, chosen.output_dir, chosen.code)
+    files = sorted(path.name for path in folder.iterdir())
+    repository = None
+    if chosen.push_to_hub is not None:
+        api = HfApi()
+        repository = api.create_repo(chosen.push_to_hub, private=chosen.private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository.repo_id)
+    if chosen.json:
+        uploaded = None if repository is None else str(repository)
+        print(json.dumps({"folder": str(folder), "files": files, "uploaded": uploaded}, indent=2))
+        return
+    print(f"{folder}: {', '.join(files)}")
+    if repository is not None:
+        print(f"uploaded to {repository}")
+
+
+def main(argv: Sequence[str] | None = None, description: str | None = __doc__) -> None:
+    """Export as the command line says."""
+    run(*parse(sys.argv[1:] if argv is None else argv, description))

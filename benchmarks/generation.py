@@ -195,20 +195,22 @@ def predict_growth(row: Row, plan: Plan, peaks: Peaks) -> None:
 
 def cache_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
     """One step with a long given part and few noisy positions, cached and uncached."""
-    mode_of = {
-        "text to image": ("image", {"image_size": grid_of(plan.noisy, plan.patch)}),
-        "captioning": ("text", {"max_new_tokens": plan.noisy}),
-        "words after words": ("text", {"max_new_tokens": plan.noisy}),
+    words = {"generation_mode": "text", "max_new_tokens": plan.noisy}
+    picture = {"generation_mode": "image", "image_size": grid_of(plan.noisy, plan.patch)}
+    seen = given_picture(grid_of(plan.given, plan.patch), device)
+    read = given_words(plan.given, device)
+    # What is given, what is written, samples of each, turns of what is given.
+    tasks = {
+        "text to image": (read, picture, 1, 1),
+        "captioning": (seen, words, 1, 1),
+        "words after words": (read, words, 1, 1),
+        "conversation": (given_words(plan.given, device, plan.turns), words, 1, plan.turns),
+        "many samples of a prompt": (read, picture, plan.samples, 1),
     }
-    for task, (mode, region) in mode_of.items():
-        sizes = _sizes(plan, given=plan.given, noisy=plan.noisy, guidance=1.0)
-        row = Row("prompt_cache", task, sizes)
-        given = (
-            given_picture(grid_of(plan.given, plan.patch), device)
-            if task == "captioning"
-            else given_words(plan.given, device)
-        )
-        options = {"generation_mode": mode, "guidance_scale": 1.0, **region}
+    for task, (given, written, samples, turns) in tasks.items():
+        sizes = _sizes(plan, given=plan.given, noisy=plan.noisy, samples=samples, turns=turns)
+        row = Row("prompt_cache", task, sizes | {"guidance": 1.0})
+        options = {"guidance_scale": 1.0, "num_return_sequences": samples, **written}
         generations = {}
         for mixer, changes in (("mdm", {}), ("transformer", {"mixer": "attention"})):
             model = make_model(make_config(plan, **changes), device, _dtype(plan))
@@ -222,14 +224,15 @@ def cache_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
 
 
 def cache_option(use_cache: bool) -> dict[str, bool]:
-    """The keyword of `generate` that turns the prompt cache on or off.
+    """The keywords of `generate` that turn the prompt cache on or off.
 
     Raises:
         NotAvailable: `generate` has no prompt cache.
     """
     if "use_cache" not in DEFAULTS:
         raise NotAvailable("this version of `generate` has no prompt cache")
-    return {"use_cache": use_cache}
+    # Both step by step: a graph of a step would hide what launching kernels costs the uncached one.
+    return {"use_cache": use_cache, "cuda_graph": False}
 
 
 KEEPS = (1.0, 0.75, 0.5, 0.25)

@@ -128,7 +128,7 @@ def scan_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
                 )
                 scans["transformers_best_chunk"] = transformers_scan(chunk)
                 details["transformers_best_chunk"] = {"chunk_size": chunk}
-                if plan.compile:
+                if length in plan.compiled_lengths:
                     scans["transformers_compiled"] = compiled(
                         row, "transformers_compiled", scans["transformers"], inputs
                     )
@@ -254,7 +254,7 @@ def block_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
                     row.contenders[name] = Contender([], details={"weights": parameters_of(layer)})
                 row.contenders["mdm"].backend = task.backend()
                 row.contenders["transformers_best_chunk"].details["chunk_size"] = chunk
-                if plan.compile and scans == 1:  # of four it takes minutes
+                if length in plan.compiled_lengths and scans == 1:  # of four it takes minutes
                     for name in ("mdm", "transformers_best_chunk"):
                         faster = compiled(row, f"{name}_compiled", layers[name], x)
                         if faster is not None:

@@ -14,16 +14,17 @@ class Plan:
     width, state_size, head_dim, layers: of every model and layer. kernel_lengths, block_lengths,
     attention_lengths, growth_lengths, text_lengths: positions. resolutions: sides of a picture in
     pixels, at patches of `patch`. joint: words and patches of the row of Table 3. given, noisy: of
-    the prompt cache's row. selection_length: patches of the row of hard selection.
-    sampler_steps: the run that a latency is stated for; measured_steps: those of them that are run.
-    compile: also time compiled contenders, which takes minutes.
+    the prompt cache's rows; turns, samples: of those that have several. selection_length: patches
+    of the row of hard selection. sampler_steps: the run that a latency is stated for;
+    measured_steps: those of them that are run. compiled_lengths: where compiled contenders are
+    timed too, which takes minutes.
     """
 
     name: str
     width: int = 256
     state_size: int = 128
     head_dim: int = 64
-    layers: int = 2
+    layers: int = 1
     batch: int = 2
     dtype: str = "float32"
     kernel_lengths: tuple[int, ...] = (256, 1024, 4096)
@@ -36,11 +37,13 @@ class Plan:
     joint: tuple[int, int] = (64, 256)
     given: int = 1024
     noisy: int = 64
+    turns: int = 4
+    samples: int = 8
     selection_length: int = 4096
     sampler_steps: int = 30
-    measured_steps: int = 4
+    measured_steps: int = 3
     chunks: tuple[int, ...] = (16, 32, 64, 128, 256)
-    compile: bool = True
+    compiled_lengths: tuple[int, ...] = (1024,)
     effort: Effort = field(default_factory=Effort)
 
     @property
@@ -55,7 +58,6 @@ PLANS = {
     "quick": replace(
         FULL,
         name="quick",
-        layers=1,
         kernel_lengths=(1024,),
         block_lengths=(1024,),
         attention_lengths=(1024, 4096),
@@ -63,9 +65,8 @@ PLANS = {
         text_lengths=(128, 512, 2048),
         resolutions=(128, 256, 512),
         selection_length=1024,
-        measured_steps=3,
         chunks=(32, 64, 128),
-        compile=False,
+        compiled_lengths=(),
         effort=Effort(1.0, 3, 10),
     ),
     "gpu": replace(
@@ -78,7 +79,7 @@ PLANS = {
         block_lengths=(1024, 4096),
         attention_lengths=(1024, 4096, 16384),
         chunks=(64, 256),
-        compile=False,
+        compiled_lengths=(),
         effort=Effort(1.0, 5, 50),
     ),
     # Every row once, on sizes that take no time: what a test runs, and a machine without a GPU.
@@ -88,7 +89,6 @@ PLANS = {
         width=32,
         state_size=8,
         head_dim=16,
-        layers=1,
         batch=1,
         kernel_lengths=(24,),
         block_lengths=(24,),
@@ -103,7 +103,7 @@ PLANS = {
         sampler_steps=4,
         measured_steps=2,
         chunks=(8, 16),
-        compile=False,
+        compiled_lengths=(),
         effort=Effort(0.0, 2, 2),
     ),
 }

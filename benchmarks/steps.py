@@ -144,10 +144,14 @@ def image_inputs(device: torch.device, batch: int = 1) -> dict[str, Tensor]:
     return {"class_labels": torch.zeros(batch, dtype=torch.long, device=device)}
 
 
-def given_words(count: int, device: torch.device) -> dict[str, Tensor]:
-    """A prompt of so many words."""
-    words = torch.arange(count, device=device)[None] % (VOCABULARY - 4) + 4
-    return {"input_ids": words, "text_given": torch.ones_like(words, dtype=torch.bool)}
+def given_words(count: int, device: torch.device, turns: int = 1) -> dict[str, Tensor]:
+    """A prompt of so many words, in turns of equal length."""
+    places = torch.arange(count, device=device)[None]
+    return {
+        "input_ids": places % (VOCABULARY - 4) + 4,
+        "text_given": torch.ones_like(places, dtype=torch.bool),
+        "turn_ids": places * turns // count,
+    }
 
 
 def given_picture(side: tuple[int, int], device: torch.device) -> dict[str, Tensor]:

@@ -174,17 +174,38 @@ def encode_images(
             f"`image_turn_ids` has shape {tuple(image_turn_ids.shape)}: pass one turn for each "
             f"picture, ({batch}, {pictures})."
         )
-    row = torch.arange(rows, device=pixel_values.device)[:, None].expand(rows, columns)
-    column = torch.arange(columns, device=pixel_values.device)[None].expand(rows, columns)
-    place = torch.stack([row, column], -1).view(1, 1, -1, 2).expand(batch, pictures, -1, 2)
+    valid = all_pixels(pixel_attention_mask, True)
+    shown = valid.view(batch, pictures, -1).any(-1)
     content = ModalityContent(
         vae.statistics["image"](mean),
         all_pixels(image_given, False),
-        all_pixels(pixel_attention_mask, True),
+        valid,
         image_turn_ids.long().repeat_interleave(rows * columns, dim=1),
-        place.reshape(batch, -1, 2),
+        patch_places(image_turn_ids, shown, rows, columns),
     )
     return EncodedModality(content, patches, mean, logvar, symbols), (pictures, rows, columns)
+
+
+def patch_places(turn: Tensor, shown: Tensor, rows: int, columns: int) -> Tensor:
+    """Row and column of every patch; the pictures of a turn stand side by side.
+
+    Without that, patches of two pictures of one turn would differ in the order of reading alone,
+    which attention does not see.
+
+    Args:
+        turn, shown: (b, m), of every picture; one that is not shown takes no room.
+
+    Returns:
+        (b, m * rows * columns, 2) long.
+    """
+    batch, pictures = turn.shape
+    row = torch.arange(rows, device=turn.device)[:, None].expand(rows, columns)
+    column = torch.arange(columns, device=turn.device)[None].expand(rows, columns)
+    place = torch.stack([row, column], -1).view(1, 1, -1, 2).repeat(batch, pictures, 1, 1)
+    together = (turn[:, :, None] == turn[:, None]) & shown[:, None]  # (b, m, m)
+    before = together.tril(-1).sum(-1)  # (b, m), pictures to the left of each
+    place[..., 1] += columns * before[:, :, None]
+    return place.view(batch, -1, 2)
 
 
 def encode_classes(

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
+from tiny_model import MIXERS, make_model
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.inputs import EncodedInputs, encode_classes, encode_images, encode_text
@@ -139,6 +140,39 @@ def test_several_pictures_stand_in_a_row_patch_by_patch(vae):
     statistics = vae.statistics["image"]
     expected = (mean - statistics.mean) / statistics.variance.sqrt()
     torch.testing.assert_close(part.content.latents, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_a_turn_stand_side_by_side(vae):
+    pixels = torch.rand(2, 4, 1, 2, 4)  # a row of two patches each
+    shown = torch.ones(2, 4, 2, 4)
+    shown[1, 1] = 0
+    turns = torch.tensor([[0, 0, 3, 0], [0, 0, 0, 3]])
+    part, _ = encode_images(vae, 2, pixels, shown, image_turn_ids=turns)
+    columns = part.content.place[..., 1].view(2, 4, 2)
+    assert columns[0].tolist() == [[0, 1], [2, 3], [0, 1], [4, 5]]
+    assert columns[1, [0, 2, 3]].tolist() == [[0, 1], [2, 3], [0, 1]]  # nothing stands at [1, 1]
+    assert not part.content.place[..., 0].any()
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_tells_the_pictures_of_a_turn_apart(mixer):
+    model = make_model(torch.float64, **MIXERS[mixer]).eval()
+    pair = torch.rand(1, 2, 1, 4, 4).double() * 2 - 1  # a patch each
+    words = {"input_ids": torch.tensor([[5, 6]]), "text_given": torch.tensor([[True, False]])}
+    noise = {"text": torch.ones(1, 2, 6).double(), "image": torch.ones(1, 2, 6).double()}
+    outputs = [
+        model(
+            **words,
+            pixel_values=pixels,
+            image_given=torch.ones(1, 2, 4, 4).bool(),
+            times={g: torch.full((1,), 0.5).double() for g in ("text", "image")},
+            noise=noise,
+            posterior_noise=noise,
+            return_loss=False,
+        ).logits[0, 1]
+        for pixels in (pair, pair.flip(1))
+    ]
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-6
 
 
 def test_pictures_are_all_real_and_to_be_written_in_turn_0_unless_said_otherwise(vae):

@@ -95,7 +95,7 @@ gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere
 .PHONY: conformance
 conformance: $(DEV_STAMP) ## all of transformers' own common tests on MDM, fetched once
 	$(RUN) tests/conformance/upstream.py
-	$(PYTEST) tests/conformance -rs --timeout 1800
+	RUN_SLOW=1 $(PYTEST) tests/conformance -rs --timeout 1800
 
 .PHONY: format
 format: $(DEV_STAMP) ## let ruff rewrite the sources

@@ -3,6 +3,7 @@
 """transformers' common tests of image processors, on both back-ends of MDM's."""
 
 import unittest
+from unittest import mock
 
 from upstream import load
 
@@ -31,3 +32,15 @@ class MDMImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestCase)
     """What every image processor of transformers must do."""
 
     image_processor_tester_class = MDMImageProcessingTester
+
+    def test_pil_can_run_without_torchvision(self):
+        """Theirs starts a process in which transformers knows the classes that it tests."""
+        run = common.subprocess.run
+
+        def with_the_package(command, **kwargs):
+            python, option, script, *rest = command
+            script = script.replace("\nfrom", "\nimport modeling_mdm\nfrom", 1)
+            return run([python, option, script, *rest], **kwargs)
+
+        with mock.patch.object(common.subprocess, "run", with_the_package):
+            super().test_pil_can_run_without_torchvision()

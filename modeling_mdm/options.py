@@ -55,17 +55,31 @@ class TextOptions:
             padding_side=side,
         )
 
-    def row_length(self, lengths: list[int], usual: int | None) -> int:
-        """Length of the rows of a batch; `usual` is the longest text where `max_length` is None.
+    def cut(self, words: list[Any], side: str) -> list[Any]:
+        """Cut the words of a conversation to `max_length`, at the left or the right.
+
+        Raises:
+            ValueError: if there are more, and `truncation` is False.
+        """
+        length = self.max_length or len(words)
+        if len(words) > length and not self.truncation:
+            raise ValueError(
+                f"conversation has {len(words)} tokens, more than max_length={length}; shorten it, "
+                "or pass truncation=True."
+            )
+        return words[:length] if side == "right" else words[-length:]
+
+    def align(self, rows: list[list[Any]], filling: Any, usual: int | None) -> list[list[Any]]:
+        """Give rows one length; `usual` is the longest text where `max_length` is None.
 
         Raises:
             ValueError: if rows that are not to be padded differ, or no length is known.
         """
-        longest = max(lengths)
-        if self.padding == "do_not_pad" and min(lengths) < longest:
+        shortest, longest = min(map(len, rows)), max(map(len, rows))
+        if self.padding == "do_not_pad" and shortest < longest:
             raise ValueError(
-                f"padding={self.padding!r} leaves rows of {min(lengths)} to {longest} words, of "
-                "which no tensor can be made; use 'longest'."
+                f"padding={self.padding!r} leaves rows of {shortest} to {longest} words, of which "
+                "no tensor can be made; use 'longest'."
             )
         if self.padding == "max_length":
             least = self.max_length or usual
@@ -76,7 +90,11 @@ class TextOptions:
                 )
             longest = max(longest, least)
         unit = self.pad_to_multiple_of or 1
-        return -(-longest // unit) * unit
+        length = -(-longest // unit) * unit
+        fillings = ([filling] * (length - len(row)) for row in rows)
+        if self.padding_side == "left":
+            return [padding + row for row, padding in zip(rows, fillings, strict=True)]
+        return [row + padding for row, padding in zip(rows, fillings, strict=True)]
 
 
 def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs: type) -> None:

@@ -13,9 +13,8 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat import (
@@ -31,10 +30,10 @@ from .chat import (
 )
 from .options import TextOptions, check_names, names_of
 from .request import Request, read_request
-from .samples import MDMSample, read_outputs, read_turns, split_row
+from .samples import SampleReader
 
 
-class MDMProcessor(ProcessorMixin):
+class MDMProcessor(SampleReader):
     """Turn texts and pictures into what `MDMForJointGeneration` reads, and back.
 
     Args:
@@ -228,9 +227,7 @@ class MDMProcessor(ProcessorMixin):
         if continue_final_message:
             options.generate = options.generate or "text"
         return_tensors = settings.pop("return_tensors")
-        features = self._chat_features(chats, options, **settings)
-        if not return_assistant_tokens_mask:
-            features.pop("assistant_masks")
+        features = self._chat_features(chats, options, return_assistant_tokens_mask, **settings)
         inputs = _as_tensors(features, return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -254,18 +251,23 @@ class MDMProcessor(ProcessorMixin):
         self,
         chats: list[Chat],
         options: ChatOptions,
+        with_roles: bool,
         text_options: TextOptions,
         images_kwargs: dict[str, Any],
     ) -> dict[str, torch.Tensor]:
         region = options.max_new_tokens or self.max_text_length
         region *= options.generate in ("text", "joint")
-        mask = self.tokenizer.mask_token_id
-        rows = []
+        mask, side = self.tokenizer.mask_token_id, self.tokenizer.truncation_side
+        rows, by_assistant = [], []
         for chat in chats:
-            words = self._cut(chat.words(self.tokenizer), text_options)
-            row = [(word, True, True, turn, said) for word, turn, said in words]
-            rows.append(row + [(mask, True, False, chat.reply, chat.reply % 2 == 1)] * region)
+            words = text_options.cut(chat.words(self.tokenizer), side)
+            row = [(word, True, True, turn) for word, turn, _ in words]
+            rows.append(row + [(mask, True, False, chat.reply)] * region)
+            by_assistant.append([said for *_, said in words] + [chat.reply % 2 == 1] * region)
         features = self._stack_rows(rows, text_options)
+        if with_roles:
+            masks = torch.tensor(text_options.align(by_assistant, False, None)).long()
+            features["assistant_masks"] = masks
         opens_image = options.generate in ("image", "joint")
         if not opens_image and not any(chat.pictures for chat in chats):
             return features
@@ -274,16 +276,6 @@ class MDMProcessor(ProcessorMixin):
         request = Request([None] * len(chats), pictures, None, None, task, [])
         size = self._resolve_size(options.image_size, images_kwargs)
         return features | self._image_features(request, size, images_kwargs, torch.tensor(turns))
-
-    def _cut(self, words: list[Any], options: TextOptions) -> list[Any]:
-        """Cut a conversation to `max_length` words, at the tokenizer's `truncation_side`."""
-        length = options.max_length or len(words)
-        if len(words) > length and not options.truncation:
-            raise ValueError(
-                f"conversation has {len(words)} tokens, more than max_length={length}; shorten it, "
-                "or pass truncation=True."
-            )
-        return words[:length] if self.tokenizer.truncation_side == "right" else words[-length:]
 
     def _read_kwargs(
         self, kwargs: dict[str, Any]
@@ -348,24 +340,20 @@ class MDMProcessor(ProcessorMixin):
         return self._stack_rows(rows, options, self.max_text_length)
 
     def _stack_rows(
-        self, rows: list[list[tuple[int, ...]]], options: TextOptions, usual: int | None = None
+        self,
+        rows: list[list[tuple[int, bool, bool, int]]],
+        options: TextOptions,
+        usual: int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Align rows of (word, is real, is given, turn), in chats with (..., the assistant's)."""
-        length = options.row_length(list(map(len, rows)), usual)
-        columns = max((len(entry) for row in rows for entry in row[:1]), default=4)
-        filling = [(self.tokenizer.pad_token_id, False, False, 0, False)[:columns]]
-        table = []
-        for row in rows:
-            padding = filling * (length - len(row))
-            table.append(padding + row if options.padding_side == "left" else row + padding)
-        stacked = torch.tensor(table).permute(2, 0, 1).contiguous()  # (columns, B, T)
-        input_ids, attention_mask, text_given, turn_ids, *spoken = stacked
+        """Align rows of (word, is real, is given, turn)."""
+        filling = (self.tokenizer.pad_token_id, False, False, 0)
+        table = torch.tensor(options.align(rows, filling, usual))  # (B, T, 4)
+        input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
         features = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "text_given": text_given.bool(),
         }
-        features |= zip(("assistant_masks",)[: len(spoken)], spoken, strict=True)
         return features | ({"turn_ids": turn_ids} if turn_ids.any() else {})
 
     def _encode(self, texts: list[str | None], options: TextOptions) -> list[list[int] | None]:
@@ -436,94 +424,6 @@ class MDMProcessor(ProcessorMixin):
         if shape[1] == 1:
             features = {name: value.squeeze(1) for name, value in features.items()}
         return features | ({"image_turn_ids": turns} if turns.any() else {})
-
-    def post_process(
-        self,
-        outputs: Any,
-        inputs: Mapping[str, Any] | None = None,
-        skip_special_tokens: bool = True,
-    ) -> list[MDMSample]:
-        """Turn what `generate` returned into texts and pictures.
-
-        A row of `outputs.sequences` may hold a prompt and the region written after it. The turns in
-        `inputs`, or in `outputs.turn_ids`, tell the two apart exactly. Without either, a row is
-        split at each `<end>`: the last part that has words is the text, the parts before it the
-        prompt. That is wrong where nothing was written after a prompt, or something after `<end>`.
-
-        Args:
-            outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (B, T) or images
-                (B, C, H, W).
-            inputs: the inputs of `generate`, for as many items or for one in n of them.
-            skip_special_tokens: False gives each row as it is, prompt, special tokens and all.
-
-        Returns:
-            One sample per row or image. A text ends at the first `<end>` or `<pad>` of its region.
-        """
-        sequences, images = read_outputs(outputs)
-        samples = [MDMSample() for _ in range(len(images if sequences is None else sequences))]
-        if sequences is not None:
-            turns = read_turns(outputs, inputs, sequences)
-            for sample, row, row_turns in zip(samples, sequences.tolist(), turns, strict=True):
-                if skip_special_tokens:
-                    *before, sample.text = split_row(self.tokenizer, row, row_turns)
-                    sample.prompt = "".join(before) or None
-                else:
-                    sample.text = self.tokenizer.decode(row)
-        if images is not None:
-            for sample, image in zip(samples, images, strict=True):
-                sample.image = self.image_processor.post_process(image)
-        return samples
-
-    def post_process_image_text_to_text(
-        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
-    ) -> list[str]:
-        """Decode whole rows, prompts included, as the image-text-to-text pipeline expects."""
-        sequences, _ = read_outputs(generated_outputs)
-        if sequences is None:
-            raise ValueError(
-                "generated_outputs has no sequences; generate with generation_mode='text'."
-            )
-        return self.tokenizer.batch_decode(
-            sequences.tolist(), skip_special_tokens=skip_special_tokens, **kwargs
-        )
-
-    def post_process_multimodal_output(
-        self,
-        generated_outputs: Any,
-        skip_special_tokens: bool = True,
-        generation_mode: str | None = None,
-        **kwargs: Any,
-    ) -> list[str] | list[Image.Image]:
-        """Give one modality, as the any-to-any pipeline expects.
-
-        Returns:
-            Texts of whole rows, prompts included, for "text" or None; pictures for "image".
-
-        Raises:
-            ValueError: if `generation_mode` is another, the outputs lack that modality, or they
-                hold several samples of an item, of which the pipeline would lose all but one.
-        """
-        samples = getattr(generated_outputs, "samples_per_item", None) or 1
-        if samples > 1:
-            raise ValueError(
-                f"num_return_sequences={samples}, but an any-to-any pipeline gives one sample of "
-                "an item: repeat the item, or use the pipeline 'mdm-joint-generation'."
-            )
-        if generation_mode in (None, "text"):
-            return self.post_process_image_text_to_text(
-                generated_outputs, skip_special_tokens, **kwargs
-            )
-        if generation_mode != "image":
-            raise ValueError(
-                f"generation_mode={generation_mode!r} is unknown; use 'text' or 'image', "
-                "and post_process for both."
-            )
-        _, images = read_outputs(generated_outputs)
-        if images is None:
-            raise ValueError(
-                "generated_outputs has no images; generate with generation_mode='image'."
-            )
-        return [self.image_processor.post_process(image) for image in images]
 
 
 def _as_tensors(features: dict[str, torch.Tensor], kind: str | None) -> BatchFeature:

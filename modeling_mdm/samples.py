@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.processing_utils import ProcessorMixin
 
 
 @dataclass
@@ -107,3 +108,95 @@ def split_row(tokenizer: Any, row: list[int], turns: list[int] | None) -> list[s
         length = next((n for n, word in enumerate(part) if word in (end, pad)), len(part))
         texts.append(tokenizer.decode(part[:length], skip_special_tokens=True))
     return texts if turns is not None else [text for text in texts if text] or [""]
+
+
+class SampleReader(ProcessorMixin):
+    """The way back, which a processor inherits: generated tensors to texts and pictures."""
+
+    def post_process(
+        self,
+        outputs: Any,
+        inputs: Mapping[str, Any] | None = None,
+        skip_special_tokens: bool = True,
+    ) -> list[MDMSample]:
+        """Turn what `generate` returned into texts and pictures.
+
+        A row of `outputs.sequences` may hold a prompt and the region written after it. The turns in
+        `inputs`, or in `outputs.turn_ids`, tell the two apart exactly. Without either, a row is
+        split at each `<end>`: the last part that has words is the text, the parts before it the
+        prompt. That is wrong where nothing was written after a prompt, or something after `<end>`.
+
+        Args:
+            outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (B, T) or images
+                (B, C, H, W).
+            inputs: the inputs of `generate`, for as many items or for one in n of them.
+            skip_special_tokens: False gives each row as it is, prompt, special tokens and all.
+
+        Returns:
+            One sample per row or image. A text ends at the first `<end>` or `<pad>` of its region.
+        """
+        sequences, images = read_outputs(outputs)
+        samples = [MDMSample() for _ in range(len(images if sequences is None else sequences))]
+        if sequences is not None:
+            turns = read_turns(outputs, inputs, sequences)
+            for sample, row, row_turns in zip(samples, sequences.tolist(), turns, strict=True):
+                if skip_special_tokens:
+                    *before, sample.text = split_row(self.tokenizer, row, row_turns)
+                    sample.prompt = "".join(before) or None
+                else:
+                    sample.text = self.tokenizer.decode(row)
+        if images is not None:
+            for sample, image in zip(samples, images, strict=True):
+                sample.image = self.image_processor.post_process(image)
+        return samples
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Decode whole rows, prompts included, as the image-text-to-text pipeline expects."""
+        sequences, _ = read_outputs(generated_outputs)
+        if sequences is None:
+            raise ValueError(
+                "generated_outputs has no sequences; generate with generation_mode='text'."
+            )
+        return self.tokenizer.batch_decode(
+            sequences.tolist(), skip_special_tokens=skip_special_tokens, **kwargs
+        )
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        **kwargs: Any,
+    ) -> list[str] | list[Image.Image]:
+        """Give one modality, as the any-to-any pipeline expects.
+
+        Returns:
+            Texts of whole rows, prompts included, for "text" or None; pictures for "image".
+
+        Raises:
+            ValueError: if `generation_mode` is another, the outputs lack that modality, or they
+                hold several samples of an item, of which the pipeline would lose all but one.
+        """
+        samples = getattr(generated_outputs, "samples_per_item", None) or 1
+        if samples > 1:
+            raise ValueError(
+                f"num_return_sequences={samples}, but an any-to-any pipeline gives one sample of "
+                "an item: repeat the item, or use the pipeline 'mdm-joint-generation'."
+            )
+        if generation_mode in (None, "text"):
+            return self.post_process_image_text_to_text(
+                generated_outputs, skip_special_tokens, **kwargs
+            )
+        if generation_mode != "image":
+            raise ValueError(
+                f"generation_mode={generation_mode!r} is unknown; use 'text' or 'image', "
+                "and post_process for both."
+            )
+        _, images = read_outputs(generated_outputs)
+        if images is None:
+            raise ValueError(
+                "generated_outputs has no images; generate with generation_mode='image'."
+            )
+        return [self.image_processor.post_process(image) for image in images]

@@ -56,6 +56,13 @@ class AdapterArguments:
     lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    mode_head: bool = field(
+        default=False,
+        metadata={
+            "help": "Learn to decide whether an answer holds words, a picture or both; the "
+            "adapters then load on a model with use_mode_head=True."
+        },
+    )
     merge: bool = field(default=True, metadata={"help": "Also write the merged model."})
 
 
@@ -123,6 +130,12 @@ def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
     return [item for item in items if item["kind"] != DRAWING]
 
 
+def load_model(args: AdapterArguments) -> MDMForJointGeneration:
+    """Load the model to tune, with a new mode head if it shall get one and has none."""
+    new = {"use_mode_head": True} if args.mode_head else {}
+    return MDMForJointGeneration.from_pretrained(args.model, **new)
+
+
 def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.PeftModel:
     """Put new adapters on a model; words that it never saw get embeddings that learn."""
     freeze_statistics(model)
@@ -135,6 +148,7 @@ def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.
         lora_dropout=args.lora_dropout,
         target_modules=adapter_targets(model),
         trainable_token_indices={"vae.embed_tokens": words} if words else None,
+        modules_to_save=["mode_head"] if model.config.use_mode_head else None,
     )
     return peft.get_peft_model(model, config)
 
@@ -153,7 +167,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = MDMProcessor.from_pretrained(adapter_args.model)
-    model = MDMForJointGeneration.from_pretrained(adapter_args.model)
+    model = load_model(adapter_args)
     questions = held_out_questions(data_args) if data_args.test_questions else []
     results = {}
 
@@ -178,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer.save_model()
     trainer.save_state()
     if args.process_index == 0:
-        base = MDMForJointGeneration.from_pretrained(adapter_args.model)
+        base = load_model(adapter_args)
         merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
         ask("after", merged)
         if adapter_args.merge:

@@ -78,6 +78,9 @@ class MDMConfig(PreTrainedConfig):
         se_candidates (`str`): `"exact"` (vocabulary and closed form) or `"trajectory"` (Eq. 4's
             sampled former states).
         num_trajectory_candidates (`int`): K of the latter.
+        use_mode_head (`bool`): learn to decide whether a reply holds words, a picture or both, for
+            `generate(generation_mode="auto")`. A model without may get it at loading, by
+            `from_pretrained(..., use_mode_head=True)`, to be trained.
         exact_ratio_gain (`bool`): add Eq. 5's log ratio to the word logits with a learned gain per
             time.
 
@@ -143,6 +146,7 @@ class MDMConfig(PreTrainedConfig):
     se_candidates: str = "exact"
     num_trajectory_candidates: int = 8
     exact_ratio_gain: bool = False
+    use_mode_head: bool = False
 
     se_weight: float = 1.0
     se_weight_image: float = 1.0

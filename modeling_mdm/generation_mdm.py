@@ -20,8 +20,9 @@ from transformers.utils import logging
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
+from .mode_head import choose_modes
 from .past_turns import PastTurns
-from .regions import Region, open_region
+from .regions import GENERATION_MODES, Inputs, Region, leaves_something_to_write, open_region
 from .sampling import (
     NoiseStreams,
     StepInfo,
@@ -69,6 +70,7 @@ class MDMGenerateOutput(ModelOutput):
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
+        generation_modes: with `generation_mode="auto"`, what was chosen for every sample.
         past_key_values: what was read, for the next turn's call to go on from; None with
             `use_cache=False` or `keep` < 1.
     """
@@ -82,6 +84,7 @@ class MDMGenerateOutput(ModelOutput):
     item_evaluations: Tensor | None = None
     kernel_backend: str | None = None
     trajectory: dict[str, Tensor] | None = None
+    generation_modes: list[str] | None = None
     past_key_values: PastTurns | None = None
 
 
@@ -115,7 +118,8 @@ class MDMGenerationMixin:
             generation_config: defaults; fields of [`MDMGenerationConfig`] passed as keywords come
                 first.
             generation_mode: where the inputs leave nothing to write, open a region: `"text"`
-                (default), `"image"` or `"joint"`.
+                (default), `"image"`, `"joint"`, or `"auto"`: what each item's last turn asks for,
+                by the model's own choice (`config.use_mode_head`).
             max_new_tokens: words of that region; `config.max_text_length` if None.
             image_size: its pixels, a side or (height, width); if None those of the given pictures,
                 or `config.image_size`.
@@ -144,15 +148,17 @@ class MDMGenerationMixin:
         settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
         _check_past(past_key_values, settings)
         region = Region(generation_mode, max_new_tokens, image_size)
+        past = past_key_values
+        if generation_mode == "auto":
+            past = self._choose_modes(inputs, region, settings, past)
         inputs = {
             name: value.repeat_interleave(settings["num_return_sequences"], dim=0)
             for name, value in open_region(inputs, region, self.config, self.device).items()
             if value is not None
         }
         encoded = self.encode_inputs(**inputs)
-        if past_key_values is not None:
-            items = len(encoded.class_labels) // settings["num_return_sequences"]
-            past_key_values.check(self, items)
+        if past is not None:
+            past.check(self, len(encoded.class_labels) // settings["num_return_sequences"])
         noisy = written(encoded.content)
         if not noisy:
             raise ValueError("Nothing to generate: the inputs hold 0 items, pass at least one.")
@@ -166,9 +172,7 @@ class MDMGenerationMixin:
                 estimates.append(info.clean_estimates)
             return bool(callback_on_step_end and callback_on_step_end(info))
 
-        denoiser, final = self._sample(
-            encoded, noisy, settings, generator, on_step, past_key_values
-        )
+        denoiser, final = self._sample(encoded, noisy, settings, generator, on_step, past)
         sequences = self.write_text(final["text"], encoded) if "text" in final else None
         trajectory = self._decode_trajectory(estimates, encoded, inputs)
         output = MDMGenerateOutput(
@@ -181,11 +185,28 @@ class MDMGenerationMixin:
             item_evaluations=denoiser.item_evaluations,
             kernel_backend=self._kernel_backend(denoiser.branches.part.sequence.valid.shape[1]),
             trajectory=trajectory if output_trajectory else None,
+            generation_modes=region.of_samples(settings["num_return_sequences"]),
             past_key_values=denoiser.past,
         )
         if feed is not None:
             feed.end(output)
         return output
+
+    def _choose_modes(
+        self, inputs: Inputs, region: Region, settings: dict[str, Any], past: PastTurns | None
+    ) -> PastTurns | None:
+        """Let the model choose what each item's region holds; what it read to that end."""
+        if not self.config.use_mode_head:
+            raise ValueError(
+                "`generation_mode` is 'auto', but this model has no mode head to choose by: name "
+                f"one of {', '.join(GENERATION_MODES)}, or train one (`use_mode_head`)."
+            )
+        if leaves_something_to_write(inputs):
+            region.mode = None
+            return past
+        turns = choose_modes(self, inputs, past)
+        region.mode = turns.modes
+        return turns if settings["use_cache"] and settings["keep"] == 1 else None
 
     def _sample(
         self,

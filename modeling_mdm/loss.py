@@ -88,13 +88,14 @@ def _trajectory(prediction: Prediction) -> Tensor:
 
 
 def total_loss(config: MDMConfig, losses: dict[str, Tensor]) -> Tensor:
-    """Eq. 18, and the fit of the score-entropy head, which trains on detached features alone."""
+    """Eq. 18, and the fits of heads that train on detached features alone."""
     return (
         losses["loss_rec_image"]
         + losses["loss_rec_text"]
         + config.kl_weight * losses["loss_kl"]
         + config.se_weight * losses["loss_se"]
         + losses["loss_se_prediction"]
+        + losses.get("loss_mode", 0)
     )
 
 

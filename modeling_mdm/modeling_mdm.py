@@ -24,6 +24,7 @@ from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
 from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
+from .mode_head import ModeHead, mode_loss
 from .processes import num_processes
 from .prompt_cache import PromptCache
 from .randomness import Randomness
@@ -42,10 +43,11 @@ class MDMOutput(ModelOutput):
     Output of [`MDMForJointGeneration.forward`].
 
     Args:
-        loss: Eq. 18 and the (detached) fit of the score-entropy head; 0-dim.
+        loss: Eq. 18 and the (detached) fits of the score-entropy head and the mode head; 0-dim.
         loss_se, loss_rec_image, loss_rec_text, loss_kl: its parts, before their weights.
         loss_se_image, loss_se_text: L_se of each modality.
         loss_se_prediction: fit of the score-entropy head.
+        loss_mode: fit of the mode head; None without one.
         logits: pair logits of every word (b, t, vocab).
         clean_estimates: by modality, standardised latents (b, n, latent_dim).
         score_entropy: predicted score entropy of every position (b, n), by modality.
@@ -61,6 +63,7 @@ class MDMOutput(ModelOutput):
     loss_se_image: Tensor | None = None
     loss_se_text: Tensor | None = None
     loss_se_prediction: Tensor | None = None
+    loss_mode: Tensor | None = None
     logits: Tensor | None = None
     clean_estimates: dict[str, Tensor] | None = None
     score_entropy: dict[str, Tensor] | None = None
@@ -154,6 +157,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         # CODEPATH: an option of training from scratch, which no shipped checkpoint was given.
         if config.exact_ratio_gain:
             self.ratio_gain = ZeroLinear(config.hidden_size, 1, bias=False)
+        if config.use_mode_head:
+            self.mode_head = ModeHead(config.hidden_size)
         self.post_init()
 
     @property
@@ -463,6 +468,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         losses |= reconstruction_losses(
             self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise
         )
+        if self.config.use_mode_head:
+            losses["loss_mode"] = mode_loss(self, encoded)
         return {**losses, "loss": total_loss(self.config, losses)}
 
 

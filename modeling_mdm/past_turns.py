@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .inputs import EncodedInputs
 from .prompt_cache import PromptCache
+from .regions import GENERATION_MODES
 from .sequence import JointSequence, ModalityContent, SequencePart, take_part
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class PastTurns:
         tokens: (b, 3) long, the class label, and whether there are words and pictures, written ones
             included: their special tokens are read before all turns.
         content: by modality, what was read by name, (b, m, ...) each, 0 at fillers.
-        positions_read: (b,) long, how many positions the call had to read that made this.
+        positions_read: (b,) long, how many positions had to be read for this, in all calls.
+        mode_logits: (b, modes), what a reply to the last of these turns may hold; None without a
+            [`ModeHead`].
     """
 
     cache: PromptCache
@@ -49,9 +52,15 @@ class PastTurns:
     tokens: Tensor
     content: dict[str, dict[str, Tensor]]
     positions_read: Tensor
+    mode_logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.stop)
+
+    @property
+    def modes(self) -> list[str]:
+        """What a reply to each conversation holds, by the model's own choice."""
+        return [GENERATION_MODES[index] for index in self.mode_logits.argmax(-1).tolist()]
 
     def batch_select_indices(self, indices: Tensor) -> "PastTurns":
         """Choose some conversations (m,), which may repeat."""
@@ -67,6 +76,7 @@ class PastTurns:
             tokens=self.tokens[indices],
             content=content,
             positions_read=self.positions_read[indices],
+            mode_logits=None if self.mode_logits is None else self.mode_logits[indices],
         )
 
     def batch_repeat_interleave(self, repeats: int) -> "PastTurns":
@@ -123,35 +133,55 @@ def read_given(
         which will be another turn once it is written; and the cache of all that is given.
     """
     content, labels = encoded.content, encoded.class_labels
+    nothing = torch.zeros_like(labels)
+    count = nothing if past is None else past.positions_read
     if past is None or not past.begin(encoded):
-        nothing = torch.zeros_like(labels)
         cache = PromptCache(len(model.decoder.layers))
         past = PastTurns(cache, model.dtype, nothing, labels, {}, nothing)
     limit = torch.stack([_first_unfinished(part) for part in content.values()]).amin(0)
     limit = torch.maximum(past.stop, limit)
-    last = torch.stack([_last_given(part, limit) for part in content.values()]).amax(0)
+    last = torch.stack([last_given(part, limit) for part in content.values()]).amax(0)
     stop = torch.minimum(limit, torch.maximum(past.stop, last + 1).clamp(min=1))
-    cache, count = _read(model, encoded, sequence, past.cache, (past.stop, stop))
-    read = _given_before(encoded, stop)
-    turns = PastTurns(cache, model.dtype, stop, _special_tokens(encoded), read, count)
-    cache, more = _read(model, encoded, sequence, cache, (stop, torch.full_like(stop, END)))
-    return replace(turns, positions_read=count + more), cache
+    part = take_part(sequence, content, given=True, turns=(past.stop, stop))
+    cache, features = _read(model, part, labels, past.cache)
+    turns = PastTurns(
+        cache,
+        model.dtype,
+        stop,
+        _special_tokens(encoded),
+        _given_before(encoded, stop),
+        count,
+        _mode_logits(model, past, part, features, last),
+    )
+    rest = take_part(sequence, content, given=True, turns=(stop, torch.full_like(stop, END)))
+    cache, _ = _read(model, rest, labels, cache)
+    count = count + part.sequence.valid.sum(-1) + rest.sequence.valid.sum(-1)
+    return replace(turns, positions_read=count), cache
 
 
 def _read(
+    model: "MDMForJointGeneration", part: SequencePart, class_labels: Tensor, cache: PromptCache
+) -> tuple[PromptCache, dict[str, Tensor] | None]:
+    """Read some more: a cache that has it too, and its features; None if there is nothing."""
+    if not bool(part.sequence.valid.any()):
+        return cache, None
+    cache = PromptCache.join([cache])
+    return cache, read_part(model, part, class_labels, cache)
+
+
+def _mode_logits(
     model: "MDMForJointGeneration",
-    encoded: EncodedInputs,
-    sequence: JointSequence,
-    cache: PromptCache,
-    turns: tuple[Tensor, Tensor],
-) -> tuple[PromptCache, Tensor]:
-    """Read some turns: a cache that has them too, and how many positions that were, (b,)."""
-    part = take_part(sequence, encoded.content, given=True, turns=turns)
-    count = part.sequence.valid.sum(-1)
-    if bool(count.any()):
-        cache = PromptCache.join([cache])
-        read_part(model, part, encoded.class_labels, cache)
-    return cache, count
+    past: PastTurns,
+    part: SequencePart,
+    features: dict[str, Tensor] | None,
+    last: Tensor,
+) -> Tensor | None:
+    """What replies may hold, (b, modes): from the last turn (b,), or as before where it is old."""
+    if not model.config.use_mode_head or features is None:
+        return past.mode_logits
+    logits = model.mode_head(features, part.content, last)
+    before = torch.zeros_like(logits) if past.mode_logits is None else past.mode_logits
+    return torch.where((last >= past.stop)[:, None], logits, before)
 
 
 def read_part(
@@ -184,9 +214,11 @@ def _first_unfinished(part: ModalityContent) -> Tensor:
     return _with_end(part.turn, known, END).amin(-1)
 
 
-def _last_given(part: ModalityContent, limit: Tensor) -> Tensor:
-    """Last turn before a limit (b,) in which anything is given; (b,), or -1."""
-    known = part.valid & part.given & (part.turn < limit[:, None])
+def last_given(part: ModalityContent, limit: Tensor | None = None) -> Tensor:
+    """Last turn, of those before a limit (b,), in which anything is given; (b,), or -1."""
+    known = part.valid & part.given
+    if limit is not None:
+        known = known & (part.turn < limit[:, None])
     return _with_end(part.turn, known, -1).amax(-1)
 
 

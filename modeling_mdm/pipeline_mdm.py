@@ -15,6 +15,7 @@ PROCESSOR_OPTIONS = (
     "truncation",
     "images_kwargs",
 )
+REGION_OPTIONS = ("max_new_tokens", "image_size")
 
 
 class MDMJointGenerationPipeline(Pipeline):
@@ -64,7 +65,8 @@ class MDMJointGenerationPipeline(Pipeline):
             text: a prompt, or a list; with `<mask>` in it, words to be written in place. Or a chat
                 (messages with `role` and `content`) to be answered, or a list of chats.
             images: a picture, or a list with one entry for each item; of a chat, its pictures.
-            generate: "joint", "image" or "text".
+            generate: "joint", "image", "text", or "auto": the model's own choice for each item, if
+                it has learned to choose.
             class_labels: a class, or a list.
             **kwargs: further arguments of the processor (`image_mask`, `max_new_tokens`,
                 `image_size`, `truncation`, `images_kwargs`) and of the model's `generate`.
@@ -76,8 +78,10 @@ class MDMJointGenerationPipeline(Pipeline):
         Raises:
             ValueError: if `generate` is another, or arguments contradict each other.
         """
-        if generate not in ("joint", "image", "text"):
-            raise ValueError(f"generate={generate!r} is unknown; use 'joint', 'image' or 'text'.")
+        if generate not in ("joint", "image", "text", "auto"):
+            raise ValueError(
+                f"generate={generate!r} is unknown; use 'joint', 'image', 'text' or 'auto'."
+            )
         request = {"text": text, "images": images, "class_labels": class_labels}
         is_batch = any(isinstance(value, list | tuple) for value in request.values())
         if _is_chat(text):
@@ -93,6 +97,10 @@ class MDMJointGenerationPipeline(Pipeline):
 
     def preprocess(self, request: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Prepare the model's inputs."""
+        if request["generate"] == "auto":  # the model opens the region that it chooses
+            region = {name: options.pop(name) for name in REGION_OPTIONS if name in options}
+            inputs = self.preprocess({**request, "generate": None}, **options)
+            return {**inputs, **region, "generation_mode": "auto"}
         text = request["text"]
         if not (_is_chat(text) or (isinstance(text, list | tuple) and text and _is_chat(text[0]))):
             return self.processor(**request, **options, return_tensors="pt")

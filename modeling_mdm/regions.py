@@ -19,21 +19,26 @@ Inputs = dict[str, Tensor | None]
 
 @dataclass
 class Region:
-    """What to open: `"text"`, `"image"` or `"joint"`, and how large; None leaves the defaults."""
+    """What to open: `"text"`, `"image"` or `"joint"`, and how large; None leaves the defaults.
 
-    mode: str | None = None
+    mode: of all items, or a list with one for each.
+    """
+
+    mode: str | list[str] | None = None
     max_new_tokens: int | None = None
     image_size: int | tuple[int, int] | None = None
 
-    @property
-    def has_text(self) -> bool:
-        """Whether words are to be written."""
-        return self.mode in (None, "text", "joint")
+    def writes(self, modality: str, turn: Tensor) -> Tensor:
+        """Which items have words or a picture to be written, (b,) bool like turns (b,)."""
+        modes = self.mode if isinstance(self.mode, list) else [self.mode or "text"] * len(turn)
+        chosen = [mode in (modality, "joint") for mode in modes]
+        return torch.tensor(chosen, dtype=torch.bool, device=turn.device)
 
-    @property
-    def has_picture(self) -> bool:
-        """Whether a picture is to be written."""
-        return self.mode in ("image", "joint")
+    def of_samples(self, count: int) -> list[str] | None:
+        """Repeat each item's mode for its samples; None if all items have the same."""
+        if not isinstance(self.mode, list):
+            return None
+        return [mode for mode in self.mode for _ in range(count)]
 
 
 def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch.device) -> Inputs:
@@ -52,28 +57,31 @@ def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch
     Raises:
         ValueError: an unknown mode, or a size that nothing can have.
     """
-    if region.mode is not None and region.mode not in GENERATION_MODES:
-        raise ValueError(
-            f"`generation_mode` is {region.mode!r}: choose one of {', '.join(GENERATION_MODES)}."
-        )
-    if _leaves_something_to_write(inputs):
+    if isinstance(region.mode, str) and region.mode not in GENERATION_MODES:
+        modes = ", ".join((*GENERATION_MODES, "auto"))
+        raise ValueError(f"`generation_mode` is {region.mode!r}: choose one of {modes}.")
+    if leaves_something_to_write(inputs):
         return inputs
     passed = [inputs[name] for name in ("input_ids", "pixel_values", "class_labels")]
     batch = next((value.shape[0] for value in passed if value is not None), 1)
     opened = dict(inputs)
-    turn = _new_turn(inputs, region, torch.zeros(batch, dtype=torch.long, device=device))
-    if region.has_text:
+    turn = torch.zeros(batch, dtype=torch.long, device=device)
+    words, picture = region.writes("text", turn), region.writes("image", turn)
+    turn = _new_turn(inputs, words, picture)
+    modes = set(region.mode) if isinstance(region.mode, list) else {region.mode or "text"}
+    if modes & {"text", "joint"}:
         length = config.max_text_length if region.max_new_tokens is None else region.max_new_tokens
         if length < 1:
             raise ValueError(f"`max_new_tokens` is {length}: nothing to generate, use at least 1.")
-        _append_words(opened, turn[:, None].expand(-1, length), config.mask_token_id)
-    if region.has_picture:
+        _append_words(opened, turn, words, length, config)
+    if modes & {"image", "joint"}:
         size = _picture_size(inputs["pixel_values"], region.image_size, config)
-        _append_picture(opened, turn[:, None], (config.num_channels, *size))
+        _append_picture(opened, turn, picture, (config.num_channels, *size))
     return opened
 
 
-def _leaves_something_to_write(inputs: Inputs) -> bool:
+def leaves_something_to_write(inputs: Inputs) -> bool:
+    """Whether masks leave any position to be written."""
     for content, given, mask in (
         ("input_ids", "text_given", "attention_mask"),
         ("pixel_values", "image_given", "pixel_attention_mask"),
@@ -88,12 +96,13 @@ def _leaves_something_to_write(inputs: Inputs) -> bool:
     return False
 
 
-def _new_turn(inputs: Inputs, region: Region, first: Tensor) -> Tensor:
+def _new_turn(inputs: Inputs, writes_words: Tensor, writes_picture: Tensor) -> Tensor:
     """Turn of what is written, (b,): after all that the item has, if it goes on with any of it."""
-    turn, goes_on = first, torch.zeros_like(first, dtype=torch.bool)
+    turn = first = torch.zeros_like(writes_words, dtype=torch.long)
+    goes_on = torch.zeros_like(writes_words)
     for content, mask, turns, continued in (
-        ("input_ids", "attention_mask", "turn_ids", region.has_text),
-        ("pixel_values", "pixel_attention_mask", "image_turn_ids", region.has_picture),
+        ("input_ids", "attention_mask", "turn_ids", writes_words),
+        ("pixel_values", "pixel_attention_mask", "image_turn_ids", writes_picture),
     ):
         if inputs[content] is None:
             continue
@@ -101,18 +110,21 @@ def _new_turn(inputs: Inputs, region: Region, first: Tensor) -> Tensor:
         has_any = real.flatten(1).any(-1)
         last = inputs[turns].amax(-1) if inputs[turns] is not None else first
         turn = torch.maximum(turn, torch.where(has_any, last + 1, 0))
-        goes_on |= has_any & continued
+        goes_on = goes_on | (has_any & continued)
     return torch.where(goes_on, turn, 0)
 
 
-def _append_words(inputs: Inputs, turn: Tensor, mask_token_id: int) -> None:
-    """Append words to be written, of these turns (b, t), to every row."""
+def _append_words(
+    inputs: Inputs, turn: Tensor, writes: Tensor, length: int, config: MDMConfig
+) -> None:
+    """Append words of a turn (b,) to every row: to be written (b,), or padding."""
     words = inputs["input_ids"]
+    writes = writes[:, None].expand(-1, length)
     region = {
-        "input_ids": torch.full_like(turn, mask_token_id),
-        "attention_mask": torch.ones_like(turn),
-        "text_given": torch.zeros_like(turn, dtype=torch.bool),
-        "turn_ids": turn,
+        "input_ids": torch.where(writes, config.mask_token_id, config.pad_token_id or 0),
+        "attention_mask": writes.long(),
+        "text_given": torch.zeros_like(writes),
+        "turn_ids": torch.where(writes, turn[:, None], 0),
     }
     if words is not None:
         absent = {"attention_mask": torch.ones_like(words), "turn_ids": torch.zeros_like(words)}
@@ -142,15 +154,18 @@ def _picture_size(
     return height, width
 
 
-def _append_picture(inputs: Inputs, turn: Tensor, shape: tuple[int, int, int]) -> None:
-    """Append a picture (channels, height, width) to be written, of turn (b, 1), to every item."""
+def _append_picture(
+    inputs: Inputs, turn: Tensor, writes: Tensor, shape: tuple[int, int, int]
+) -> None:
+    """Append a picture (channels, height, width) of a turn (b,): to be written (b,), or absent."""
     batch, pixels, device = turn.shape[0], inputs["pixel_values"], turn.device
     _, height, width = shape
+    real = writes[:, None, None, None].expand(batch, 1, height, width)
     region = {
         "pixel_values": torch.zeros(batch, 1, *shape, device=device),
-        "image_given": torch.zeros(batch, 1, height, width, dtype=torch.bool, device=device),
-        "pixel_attention_mask": turn.new_ones(batch, 1, height, width),
-        "image_turn_ids": turn,
+        "image_given": ~real,
+        "pixel_attention_mask": real.long(),
+        "image_turn_ids": torch.where(writes, turn, 0)[:, None],
     }
     if pixels is not None:
         pictures = 1 if pixels.dim() == 4 else pixels.shape[1]

@@ -148,6 +148,11 @@ class SampleReader(ProcessorMixin):
         if images is not None:
             for sample, image in zip(samples, images, strict=True):
                 sample.image = self.image_processor.post_process(image)
+        # Where the model chose what to write, a batch has room for what an item does not hold.
+        modes = getattr(outputs, "generation_modes", None) or []
+        for sample, mode in zip(samples, modes, strict=False):
+            sample.text = None if mode == "image" else sample.text
+            sample.image = None if mode == "text" else sample.image
         return samples
 
     def post_process_image_text_to_text(

@@ -110,6 +110,37 @@ def test_chat_answers_line_by_line(folder, capsys, monkeypatch):
     assert all(isinstance(reply["assistant"], str) for reply in replies)
 
 
+def test_chat_answers_with_pictures_that_it_goes_on_from(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\na one\n"))
+    options = ("--write", "joint", "--output_dir", tmp_path, "--json", "--max_new_tokens", 4)
+    assert run(folder, "chat", *options) == 0
+    replies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    paths = [str(tmp_path / f"chat-0-{number}.png") for number in (1, 3)]
+    assert [reply["image"] for reply in replies] == paths
+    assert all(isinstance(reply["assistant"], str) for reply in replies)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\n"))
+    assert run(folder, "chat", "--write", "image", "--output_dir", tmp_path) == 0
+    assert capsys.readouterr().out == f"{paths[0]}\n"
+    with Image.open(paths[0]) as picture:
+        assert picture.size == (8, 8)
+
+
+def test_chat_lets_a_model_choose_that_can(folder, tmp_path, capsys, monkeypatch):
+    model = MDMForJointGeneration.from_pretrained(folder, use_mode_head=True)
+    torch.nn.init.zeros_(model.mode_head.out_proj.weight)
+    model.mode_head.out_proj.bias.data = torch.tensor([0.0, 1.0, 0.0])  # pictures, always
+    model.save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\na one\n"))
+    assert run(tmp_path, "chat", "--json", "--output_dir", tmp_path) == 0
+    replies = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [reply["assistant"] for reply in replies] == [None, None]
+    assert all((tmp_path / f"chat-0-{number}.png").is_file() for number in (1, 3))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\n"))
+    assert run(folder, "chat", "--write", "auto") == 1
+    assert "no mode head" in capsys.readouterr().err
+
+
 def test_chat_reads_of_every_message_what_is_new(folder, capsys, monkeypatch):
     read, generate = [], MDMForJointGeneration.generate
 
@@ -122,10 +153,7 @@ def test_chat_reads_of_every_message_what_is_new(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("a zero\na one\na two\n"))
     assert run(folder, "chat", "--max_new_tokens", 4) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-    before = 0
-    for words, positions in read:
-        assert positions == words - before + (before == 0)  # the start token once
-        before = words
+    assert [positions for _, positions in read] == [words + 1 for words, _ in read]  # a start token
 
 
 @pytest.mark.parametrize(

@@ -478,6 +478,25 @@ def test_embeddings_of_unseen_words_learn_and_travel_with_the_adapter(tmp_path):
     torch.testing.assert_close(merged.vae.word_latents(), latents)
 
 
+def test_the_mode_head_learns_and_travels_with_the_adapter(tmp_path):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    make_model(torch.float32).save_pretrained(tmp_path / "base")
+    args = script.AdapterArguments(model=str(tmp_path / "base"), lora_rank=2, mode_head=True)
+    model = script.load_model(args)
+    tuned = script.make_adapters(model, args).train()
+    tuned(**mixed_batch(torch.float32)).loss.backward()
+    learned = [p for n, p in tuned.named_parameters() if "mode_head" in n and p.requires_grad]
+    assert len(learned) == 4 and all(p.grad.any() for p in learned)
+    with torch.no_grad():
+        for parameter in learned:
+            parameter += 0.1
+    tuned.save_pretrained(tmp_path / "adapter")
+    merged = peft.PeftModel.from_pretrained(script.load_model(args), tmp_path / "adapter")
+    merged.merge_and_unload().save_pretrained(tmp_path / "merged")
+    again = MDMForJointGeneration.from_pretrained(tmp_path / "merged")
+    assert torch.equal(again.mode_head.out_proj.bias, learned[-1])
+
+
 # The script
 
 
@@ -557,8 +576,13 @@ def test_the_script_asks_before_and_after(trained, tmp_path, monkeypatch):
     arguments = script_arguments(trained, "fashion_questions", tmp_path)
     captions = str(ROOT / "examples" / "captions" / "fashion_mnist.json")
     options = ["--test_questions", "3", "--max_new_tokens", "40", "--captions", captions]
-    results = script.main([*arguments, *options, "--max_steps", "1", "--merge", "false"])
+    options += ["--mode_head", "true"]
+    results = script.main(
+        [*arguments, *options, "--max_steps", "1", "--merge", "false", "--logging_steps", "1"]
+    )
     assert json.loads((tmp_path / "answers.json").read_text()) == results
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert any("loss_mode" in entry for entry in state["log_history"])
     assert set(results) == {"before", "after"} and 0 <= results["after"]["all"] <= 1
     assert not (tmp_path / "merged").exists()
 

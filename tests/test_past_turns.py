@@ -85,6 +85,10 @@ def check_going_on(model, inputs, past, mode="text", **options):
     return out.past_key_values
 
 
+def newly_read(past, before):
+    return (past.positions_read - before.positions_read).tolist()
+
+
 def positions(talks, patches=4):
     return [sum(words + patches * pictures for words, pictures in talk) for talk in talks]
 
@@ -93,14 +97,15 @@ def positions(talks, patches=4):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_going_on_equals_reading_everything_at_every_step(mixer, options):
     """Three calls, each with a reply and a message more; only these are read."""
-    model, past = make_model(**MIXERS[mixer]), None
+    model, past, before = make_model(**MIXERS[mixer]), None, 0
     tokens = 2  # a start token of each modality
     for first, stop in ((0, 1), (1, 3), (3, 5)):
         inputs = make_inputs([talk[:stop] for talk in TALKS])
         mode = "joint" if options.get("joint_guidance_scale") else "text"
         past = check_going_on(model, inputs, past, mode, **options)
         read = positions([talk[first:stop] for talk in TALKS])
-        assert past.positions_read.tolist() == [n + tokens * (first == 0) for n in read]
+        assert (past.positions_read - before).tolist() == [n + tokens * (first == 0) for n in read]
+        before = past.positions_read
         assert past.stop.tolist() == [stop, stop]
 
 
@@ -133,15 +138,27 @@ def test_one_past_serves_several_calls_and_stays_as_it_is():
     # The same call again, for another sample of the reply: nothing is left to read.
     again = run(model, inputs, past_key_values=first.past_key_values, guidance_scale=2.0)
     assert_same(again, first)
-    assert again.past_key_values.positions_read.tolist() == [0, 0]
+    assert newly_read(again.past_key_values, first.past_key_values) == [0, 0]
 
 
 def test_items_may_have_had_different_numbers_of_turns():
     model = make_model()
     past = check_going_on(model, make_inputs([TALKS[0][:3], TALKS[1][:1]]), None)
     assert past.stop.tolist() == [3, 1]
-    past = check_going_on(model, make_inputs([TALKS[0][:5], TALKS[1][:3]]), past)
-    assert past.positions_read.tolist() == positions([TALKS[0][3:], TALKS[1][1:3]])
+    more = check_going_on(model, make_inputs([TALKS[0][:5], TALKS[1][:3]]), past)
+    assert newly_read(more, past) == positions([TALKS[0][3:], TALKS[1][1:3]])
+
+
+def test_what_a_reply_may_hold_is_remembered_where_nothing_is_new():
+    model = make_model(use_mode_head=True)
+    past = run(model, make_inputs([TALKS[0][:1], TALKS[1][:3]])).past_key_values
+    inputs = make_inputs([TALKS[0][:3], TALKS[1][:3]])  # only the first goes on
+    more = run(model, inputs, past_key_values=past).past_key_values
+    fresh = run(model, inputs).past_key_values.mode_logits
+    assert (more.mode_logits - fresh).abs().max() < 1e-10
+    assert (past.mode_logits - fresh)[0].abs().max() > 1e-3
+    chosen = more.batch_select_indices(torch.tensor([1, 0]))
+    assert torch.equal(chosen.mode_logits, more.mode_logits.flip(0))
 
 
 @pytest.mark.parametrize("mixer", ["parallel", "attention"])
@@ -150,21 +167,21 @@ def test_samples_of_an_item_share_its_past_and_may_go_on_as_conversations(mixer)
     options = {"guidance_scale": 2.0, "num_return_sequences": 3}
     past = check_going_on(model, make_inputs([t[:1] for t in TALKS]), None, **options)
     assert len(past) == 2
-    past = check_going_on(model, make_inputs([t[:3] for t in TALKS]), past, **options)
-    assert past.positions_read.tolist() == positions([t[1:3] for t in TALKS])
+    first, past = past, check_going_on(model, make_inputs([t[:3] for t in TALKS]), past, **options)
+    assert newly_read(past, first) == positions([t[1:3] for t in TALKS])
     inputs = {
         name: value.repeat_interleave(3, dim=0)
         for name, value in make_inputs([t[:5] for t in TALKS]).items()
     }
-    more = check_going_on(model, inputs, past.batch_repeat_interleave(3), guidance_scale=2.0)
-    assert more.positions_read.tolist() == [
+    repeated = past.batch_repeat_interleave(3)
+    more = check_going_on(model, inputs, repeated, guidance_scale=2.0)
+    assert newly_read(more, repeated) == [
         n for n in positions([t[3:] for t in TALKS]) for _ in "abc"
     ]
     one = {name: value[4:5] for name, value in inputs.items()}
     chosen = past.batch_select_indices(torch.tensor([1]))
-    assert check_going_on(model, one, chosen).positions_read.tolist() == [
-        positions([TALKS[1][3:]])[0]
-    ]
+    more = check_going_on(model, one, chosen)
+    assert newly_read(more, chosen) == positions([TALKS[1][3:]])
 
 
 def change_word(inputs):
@@ -198,7 +215,7 @@ def test_what_begins_otherwise_is_read_anew(change):
     change(inputs)
     fresh = run(model, inputs).past_key_values
     more = check_going_on(model, inputs, past, guidance_scale=2.0)
-    assert more.positions_read.tolist() == fresh.positions_read.tolist()
+    assert newly_read(more, past) == fresh.positions_read.tolist()
 
 
 def test_the_first_picture_of_a_conversation_has_all_read_anew():
@@ -207,11 +224,11 @@ def test_the_first_picture_of_a_conversation_has_all_read_anew():
     past = run(model, make_inputs([talk[0][:1]])).past_key_values
     assert past.positions_read.tolist() == [4]
     more = check_going_on(model, make_inputs(talk), past)
-    assert more.positions_read.tolist() == [9 + 4 + 2]
+    assert newly_read(more, past) == [9 + 4 + 2]
     asked = check_going_on(model, make_inputs([talk[0][:1]]), past, "image")
-    assert asked.positions_read.tolist() == [5]  # a picture to be written has one too
+    assert newly_read(asked, past) == [5]  # a picture to be written has one too
     drawn = check_going_on(model, make_inputs([[(3, 0), (0, 1), (2, 0)]]), asked)
-    assert drawn.positions_read.tolist() == [4 + 2]  # it is read once it is given
+    assert newly_read(drawn, asked) == [4 + 2]  # it is read once it is given
 
 
 def test_known_parts_of_a_region_are_not_kept():
@@ -225,14 +242,14 @@ def test_known_parts_of_a_region_are_not_kept():
     assert past.stop.tolist() == [1]  # the words beside that picture go with it
     assert past.positions_read.tolist() == [2 + 3 + 4 + 2 + 2]
     more = check_going_on(model, make_inputs([[(3, 1), (2, 1), (1, 0)]]), past)
-    assert more.positions_read.tolist() == [2 + 4 + 1]
+    assert newly_read(more, past) == [2 + 4 + 1]
     # Nothing at all is kept where the region begins with the conversation.
     inputs = make_inputs([[(2, 1)]])
     inputs["image_given"][0, 0, :4] = False
     past = run(model, inputs, **options).past_key_values
     assert past.stop.tolist() == [0] and not past.content
     more = check_going_on(model, make_inputs([[(2, 1), (1, 0), (1, 0)]]), past)
-    assert more.positions_read.tolist() == [2 + 2 + 4 + 2]
+    assert newly_read(more, past) == [2 + 2 + 4 + 2]
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5])

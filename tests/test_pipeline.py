@@ -12,7 +12,12 @@ from tiny_model import make_model
 from transformers import AutoModel, pipeline
 from transformers.pipelines import clean_custom_task
 
-from modeling_mdm import MDMForJointGeneration, MDMJointGenerationPipeline, MDMProcessor
+from modeling_mdm import (
+    MDMForJointGeneration,
+    MDMGenerateOutput,
+    MDMJointGenerationPipeline,
+    MDMProcessor,
+)
 from modeling_mdm.sharing import JOINT_TASK
 
 QUIET = {"num_inference_steps": 2, "show_progress": False}  # any-to-any writes into such a dict
@@ -125,6 +130,30 @@ def test_chats_are_answered(joint, parts):
     )
     out = parts["model"].generate(**inputs, generator=seeded(), **QUIET)
     assert parts["processor"].post_process(out, inputs)[0].text == sample["text"]
+
+
+def test_the_model_may_choose_what_to_write(parts):
+    config = parts["model"].config.to_dict()
+    names = ("vocab_size", "max_text_length", "num_classes")
+    model = make_model(torch.float32, use_mode_head=True, **{name: config[name] for name in names})
+    chooser = pipeline(JOINT_TASK, model=model, processor=parts["processor"], **QUIET)
+    torch.nn.init.zeros_(model.mode_head.out_proj.weight)
+    for mode, kinds in (("text", {"text"}), ("image", {"image"}), ("joint", {"text", "image"})):
+        bias = [float(mode == other) for other in ("text", "image", "joint")]
+        model.mode_head.out_proj.bias.data = torch.tensor(bias)
+        for item in chooser([[QUESTION], [QUESTION]], generate="auto", max_new_tokens=3):
+            assert set(item[0]) - {"prompt"} == kinds
+        ((sample,),) = chooser(["one"], generate="auto", max_new_tokens=3)
+        assert set(sample) - {"prompt"} == kinds
+
+
+def test_samples_hold_what_was_chosen_for_them(parts):
+    words = torch.full((3, 4), parts["processor"].tokenizer.eos_token_id)
+    modes = ["text", "image", "joint"]
+    out = MDMGenerateOutput(words, torch.zeros(3, 1, 8, 8), generation_modes=modes)
+    samples = parts["processor"].post_process(out)
+    assert [sample.text is not None for sample in samples] == [True, False, True]
+    assert [sample.image is not None for sample in samples] == [False, True, True]
 
 
 def test_what_cannot_be_done_is_named(joint, parts):

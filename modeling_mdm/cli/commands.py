@@ -110,6 +110,7 @@ def chat(chosen: Namespace) -> None:
     """Read messages from standard input, a line each, and answer each of them."""
     pictures = [] if chosen.image is None else [open_picture(chosen.image)]
     model, processor = load(chosen)
+    mode = chosen.write or ("auto" if model.config.use_mode_head else "text")
     noise = torch.Generator().manual_seed(chosen.seed)
     messages: list[dict[str, Any]] = []
     past = None  # what the model has read: each call reads what is new
@@ -128,20 +129,29 @@ def chat(chosen: Namespace) -> None:
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            generate="text",
-            max_new_tokens=chosen.max_new_tokens,
         ).to(model.device)
         out = model.generate(
             **inputs,
+            generation_mode=mode,
+            max_new_tokens=chosen.max_new_tokens,
             num_inference_steps=chosen.num_inference_steps,
             generator=noise,
             show_progress=not chosen.quiet,
             past_key_values=past,
         )
         past = out.past_key_values
-        reply = processor.post_process(out, inputs)[0].text
-        messages.append({"role": "assistant", "content": reply})
-        print(json.dumps({"user": line, "assistant": reply}) if chosen.json else reply, flush=True)
+        reply = processor.post_process(out, inputs)[0]
+        shown: dict[str, Any] = {"user": line, "assistant": reply.text, "image": None}
+        content = [] if reply.text is None else [{"type": "text", "text": reply.text}]
+        if reply.image is not None:
+            content.append({"type": "image", "image": reply.image})
+            path = Path(chosen.output_dir) / f"chat-{chosen.seed}-{len(messages)}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            reply.image.save(path)
+            shown["image"] = str(path)
+        messages.append({"role": "assistant", "content": content})
+        parts = [part for part in (shown["image"], reply.text) if part is not None]
+        print(json.dumps(shown) if chosen.json else "  ".join(parts), flush=True)
 
 
 def _lines(chosen: Namespace) -> Iterator[str]:

@@ -91,7 +91,13 @@ def _score_options(command: argparse.ArgumentParser) -> None:
 def _chat_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image", help="file of a picture to begin with")
     command.add_argument("--system", help="what the model is told before the conversation")
+    command.add_argument(
+        "--write",
+        choices=("text", "image", "joint", "auto"),
+        help="what replies hold; the model's own choice (auto) if it has learned to choose",
+    )
     command.add_argument("--max_new_tokens", type=_positive, help="longest reply, in words")
+    command.add_argument("--output_dir", default="outputs", help="for pictures (default: outputs)")
     _sampler_options(command)
 
 

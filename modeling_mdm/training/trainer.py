@@ -40,6 +40,7 @@ from modeling_mdm.training.tasks import SeededItems
 logger = logging.get_logger(__name__)
 
 LOSS_PARTS = ("loss_se_image", "loss_se_text", "loss_rec_image", "loss_rec_text", "loss_kl")
+LOSS_PARTS += ("loss_mode",)
 
 # Makes the picture of samples of an evaluation: (model, processor, args) -> picture.
 SampleSheet = Callable[[nn.Module, Any, MDMTrainingArguments], Image.Image]

@@ -41,14 +41,19 @@ def ssd_factored(
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence that `ssd_reference` defines, with one product for all heads.
 
-    Arithmetic and state are float32 at least. Between forward and backward only the inputs, the
-    output and the states at the borders of a few segments are kept.
+    Arithmetic and state are float32 at least; only the products of a bfloat16 sequence are bfloat16
+    where no gradient is asked for, since that of the decays is a difference of large terms. Between
+    forward and backward only the inputs, the output and the states at the borders of a few segments
+    are kept.
     """
     if not x.shape[1]:
         shape = (x.shape[0], x.shape[2], B.shape[-1], x.shape[3])
         state = x.new_zeros(shape) if initial_state is None else initial_state
         return torch.empty_like(x), state.to(state_dtype(x, log_decay))
-    y, state = _Factored.apply(x, input_scale, log_decay, B, C, initial_state, chunk_size)
+    is_half = x.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    products = x.dtype if is_half else state_dtype(x, log_decay)
+    inputs = (x, input_scale, log_decay, B, C)
+    y, state = _Factored.apply(*inputs, initial_state, chunk_size, products)
     return y, state
 
 
@@ -104,7 +109,7 @@ class _Chunks(NamedTuple):
     x: Tensor  # (c, g, q, h, p)
     scale: Tensor  # input scale, (c, g, q, h)
     cumulative: Tensor  # cumulative log decay, (c, g, q, h)
-    B: Tensor  # (c, g, q, n)
+    B: Tensor  # (c, g, q, n), of the dtype of products
     C: Tensor
 
     @property
@@ -124,21 +129,21 @@ def _view(tensor: Tensor, segment: slice, chunk: int) -> Tensor:
     return into_chunks(part, chunk).transpose(0, 1)
 
 
-def _cut(inputs: Inputs, segment: slice, chunk: int) -> _Chunks:
+def _cut(inputs: Inputs, segment: slice, chunk: int, products: torch.dtype) -> _Chunks:
     x, input_scale, log_decay, B, C = (_view(tensor, segment, chunk) for tensor in inputs)
     dtype = state_dtype(x, log_decay)
     return _Chunks(
         x,
         input_scale.to(dtype),
         log_decay.to(dtype).cumsum(2).contiguous(),
-        B.to(dtype).contiguous(),
-        C.to(dtype).contiguous(),
+        B.to(products).contiguous(),
+        C.to(products).contiguous(),
     )
 
 
-def _weighted(tensor: Tensor, factor: Tensor) -> Tensor:
+def _weighted(tensor: Tensor, factor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Multiply (..., h, p) by (..., h) into rows of new memory, (..., h * p)."""
-    out = factor.new_empty(tensor.shape)
+    out = factor.new_empty(tensor.shape, dtype=dtype)
     return torch.mul(tensor, factor[..., None], out=out).flatten(-2)
 
 
@@ -154,12 +159,16 @@ def _states(chunks: _Chunks, state: Tensor | None, count: int) -> Tensor:
     """Return `state`, if any, and the states after each of the first chunks, (1 + count, ...)."""
     first = 0 if state is None else 1
     _, g, _, h, p = chunks.x.shape
-    states = chunks.B.new_empty(first + count, g, chunks.B.shape[-1], h * p)
+    states = chunks.scale.new_empty(first + count, g, chunks.B.shape[-1], h * p)
     if state is not None:
         states[0] = state
     if count:
-        added = _weighted(chunks.x[:count], (chunks.to_end * chunks.scale)[:count])
-        _matmul(chunks.B[:count].mT, added, out=states[first:])
+        weights = (chunks.to_end * chunks.scale)[:count]
+        added = _weighted(chunks.x[:count], weights, chunks.B.dtype)
+        if added.dtype == states.dtype:
+            _matmul(chunks.B[:count].mT, added, out=states[first:])
+        else:
+            states[first:] = _matmul(chunks.B[:count].mT, added)
     by_head, total = torch.unflatten(states, -1, (h, p)), chunks.total
     for i in range(1, first + count):
         by_head[i].addcmul_(by_head[i - 1], total[i - first])
@@ -211,7 +220,8 @@ def _within(chunks: _Chunks, levels: int, y: Tensor) -> None:
         read = read * blocks.of(chunks.scale, blocks.sources)
         matrix, out = blocks.of_scores(scores), blocks.of(y, blocks.readers)
         matrix = matrix.tril() if blocks.on_diagonal else matrix
-        part = _matmul(matrix, _weighted(blocks.of(chunks.x, blocks.sources), read)).view(out.shape)
+        source = _weighted(blocks.of(chunks.x, blocks.sources), read, matrix.dtype)
+        part = _matmul(matrix, source).view(out.shape)
         if blocks.on_diagonal:
             torch.mul(part, reading[..., None], out=out)
         else:
@@ -240,12 +250,13 @@ def _within_backward(chunks: _Chunks, levels: int, d_y: Tensor) -> tuple[Tensor,
 
 
 def _forward(
-    inputs: Inputs, state: Tensor | None, plan: _Plan, y: Tensor
+    inputs: Inputs, state: Tensor | None, plan: _Plan, products: torch.dtype, y: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Write the output into y (g, l, h, p); return states: before the segments, and the last."""
     starts = []  # without the first where that is nothing
     for segment in plan.segments:
-        chunks, out = _cut(inputs, segment, plan.chunk), _view(y, segment, plan.chunk)
+        chunks = _cut(inputs, segment, plan.chunk, products)
+        out = _view(y, segment, plan.chunk)
         _within(chunks, plan.levels, out)
         count = len(chunks.x)
         if state is not None:
@@ -253,7 +264,8 @@ def _forward(
         states = _states(chunks, state, count)
         first = 1 + count - len(states)  # a chunk that starts from nothing reads no state
         if first < count:
-            from_state = _matmul(chunks.C[first:], states[:-1]).view(out[first:].shape)
+            from_state = _matmul(chunks.C[first:], states[:-1].to(products))
+            from_state = from_state.view(out[first:].shape)
             out[first:].addcmul_(from_state, torch.exp(chunks.cumulative[first:])[..., None])
         state = states[-1].clone() if len(states) > 1 else states[-1]
     assert state is not None
@@ -272,7 +284,7 @@ def _backward(
     shapes = [(tensor.shape[0], plan.length, *tensor.shape[2:]) for tensor in inputs]
     gradients = [tensor.new_empty(shape) for tensor, shape in zip(inputs, shapes, strict=True)]
     for segment, state in reversed(list(zip(plan.segments, starts, strict=True))):
-        chunks = _cut(inputs, segment, plan.chunk)
+        chunks = _cut(inputs, segment, plan.chunk, y.dtype)
         outs = [_view(gradient, segment, plan.chunk) for gradient in gradients]
         of_y, of_d_y = _view(y, segment, plan.chunk), _view(d_y, segment, plan.chunk)
         d_state = _segment_backward(chunks, state, plan.levels, of_y, of_d_y, d_state, outs)
@@ -340,14 +352,14 @@ def _states_backward(
 
 class _Factored(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, input_scale, log_decay, B, C, initial_state, chunk_size):  # type: ignore
+    def forward(ctx, x, input_scale, log_decay, B, C, initial_state, chunk_size, products):  # type: ignore
         inputs, dtype = (x, input_scale, log_decay, B, C), state_dtype(x, log_decay)
         plan, state = _plan(x, log_decay, B.shape[-1], chunk_size), None
         if initial_state is not None:
             state = initial_state.to(dtype).transpose(1, 2).flatten(2)  # (g, n, h * p)
         y = x.new_empty(x.shape[0], plan.length, *x.shape[2:], dtype=dtype)
         with torch.autocast(x.device.type, enabled=False):
-            starts, final = _forward(inputs, state, plan, y)
+            starts, final = _forward(inputs, state, plan, products, y)
         ctx.plan = plan
         ctx.save_for_backward(*inputs, y, *starts)
         ctx.set_materialize_grads(False)
@@ -367,4 +379,4 @@ class _Factored(torch.autograd.Function):
             gradients, d_state = _backward(inputs, starts, ctx.plan, y, d_y, d_state)
         if d_state is not None:
             d_state = torch.unflatten(d_state, -1, y.shape[2:]).transpose(1, 2)
-        return *(gradient[:, : d_y.shape[1]] for gradient in gradients), d_state, None
+        return *(gradient[:, : d_y.shape[1]] for gradient in gradients), d_state, None, None

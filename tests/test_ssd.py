@@ -270,6 +270,22 @@ def test_half_precision_stays_finite_and_right(form, dtype, decay):
         assert rms(value.double() - truth) < 0.02 * rms(truth)
 
 
+@fast_forms
+@pytest.mark.parametrize("length", [1, 64, 130])
+@pytest.mark.parametrize("decay", [0.05, 2.0, 25.0])
+def test_half_precision_without_gradients_is_right_from_any_state(fast, length, decay):
+    """Products may be bfloat16 there; states and decays are float32."""
+    inputs = [
+        tensor.to(torch.float32 if i in (1, 2, 5) else torch.bfloat16)
+        for i, tensor in enumerate(draw(length, width=16, state=8, decay=decay))
+    ]
+    with torch.no_grad():
+        computed = fast(*inputs)
+    assert [value.dtype for value in computed] == [torch.bfloat16, torch.float32]
+    for value, truth in zip(computed, dense(*[i.double() for i in inputs]), strict=True):
+        assert rms(value.double() - truth) < 0.02 * rms(truth)
+
+
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
 def test_what_a_form_reads_is_left_unchanged(form):
     inputs = draw(7)

@@ -44,9 +44,10 @@ class DenoisingStep(nn.Module):
 @pytest.mark.parametrize("way", ["export", "compile"])
 @pytest.mark.parametrize("name", ["parallel", "cyclic", "separate", "attention"])
 def test_a_denoising_step_is_one_graph(name, way):
-    """The fastest scan on a CPU looks at its values, so the back-end without a look is named."""
+    """The fastest scans on a CPU look at their values: the graph has the one that does not."""
     torch._dynamo.reset()
-    model = make_model(torch.float32, **MIXERS[name], kernel_backend="torch")
+    model = make_model(torch.float32, **MIXERS[name])
+    assert model.config.kernel_backend == "auto"
     step = DenoisingStep(model, 1.0).eval()
     first, second = (
         (torch.randn(8, WORDS, LATENT), torch.randn(8, PATCHES, LATENT), torch.rand(8))

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training script as a user runs it: its command line, a run, a killed run, two processes."""
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
 
+from modeling_mdm.evaluation import pictures
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training import train
@@ -111,6 +114,39 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file
         assert sheet.width > 100
     evaluations = json.loads((whole / "trainer_state.json").read_text())["log_history"]
     assert any("eval_loss_se_text" in h for h in evaluations)
+
+
+def test_tensorboard_gets_every_part_of_the_loss_and_the_sheet(yaml_file, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    shown, draw = [], pictures.contact_sheet
+
+    def contact_sheet(samples, **options):
+        shown.extend(samples)
+        return draw(samples, **options)
+
+    monkeypatch.setattr(pictures, "contact_sheet", contact_sheet)
+    options = "--max_steps 2 --eval_steps 2 --save_strategy no --report_to tensorboard"
+    train.main([str(yaml_file), *options.split(), "--output_dir", str(tmp_path / "run")])
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"images": 0})
+    events.Reload()
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    logged = {h["step"]: h for h in history if "loss" in h}
+    parts = {name for h in logged.values() for name in h if name.startswith("loss_")}
+    expected = {f"loss_{kind}_{g}" for kind in ("se", "rec") for g in ("image", "text")}
+    assert expected | {"loss_kl"} <= parts
+    for name in (*parts, "loss", "grad_norm", "samples_per_second"):
+        found = {e.step: e.value for e in events.Scalars(f"train/{name}")}
+        assert found == pytest.approx({n: h[name] for n, h in logged.items() if name in h})
+        assert all(np.isfinite(value) for value in found.values())
+    # The sheet has pictures with captions, and is the one that lies in the folder.
+    assert [sample.image.size for sample in shown] == [(8, 8)] * 2
+    assert all(isinstance(sample.text, str) for sample in shown)
+    (sheet,) = events.Images("samples")
+    drawn = [io.BytesIO(sheet.encoded_image_string), tmp_path / "run/samples/step-0000002.png"]
+    seen, kept = (np.asarray(Image.open(source).convert("RGB")) for source in drawn)
+    assert np.array_equal(seen, kept)
 
 
 @pytest.mark.slow

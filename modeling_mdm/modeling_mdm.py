@@ -157,6 +157,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         # CODEPATH: an option of training from scratch, which no shipped checkpoint was given.
         if config.exact_ratio_gain:
             self.ratio_gain = ZeroLinear(config.hidden_size, 1, bias=False)
+        # CODEPATH: models tuned on conversations; the shipped checkpoints answer as they are told.
         if config.use_mode_head:
             self.mode_head = ModeHead(config.hidden_size)
         self.post_init()
@@ -468,6 +469,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         losses |= reconstruction_losses(
             self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise
         )
+        # CODEPATH: as where the head is made.
         if self.config.use_mode_head:
             losses["loss_mode"] = mode_loss(self, encoded)
         return {**losses, "loss": total_loss(self.config, losses)}

@@ -24,9 +24,12 @@ from .configuration_mdm import MDMConfig
 from .diffusion import MAX_LOG_SNR
 from .inputs import EncodedInputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
+from .past_turns import read_part
+from .prompt_cache import PromptCache
 from .regions import open_content
 from .sampling import written
 from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
+from .sequence import SequencePart, take_part
 
 if TYPE_CHECKING:
     from .modeling_mdm import Denoised
@@ -118,15 +121,15 @@ class MDMScoringMixin:
         for index, log_snr in enumerate(walk.log_snrs):
             noise = _draw_noise(posteriors, shared_noise, generator)
             z_t = {g: q.diffuse(noise[g], log_snr) for g, q in posteriors.items()}
-            denoised, beliefs = believe(z_t, {g: t[index] for g, t in times.items()}, log_snr)
+            at = {g: t[index] for g, t in times.items()}
+            beliefs, entropies = believe(z_t, at, log_snr)
             for g, q in posteriors.items():
                 true = q.given(z_t[g], log_snr)
                 parts[g].diffusion += walk.divergence(index, true, beliefs[g])
                 z_1 = q.diffuse(noise[g], walk.first)
                 surprise = self._surprise(g, z_1, walk.first, encoded, pixel_std)
                 parts[g].reconstruction += surprise / num_evaluations
-                entropy = self._score_entropy(g, denoised, q.mean, log_snr, encoded)
-                parts[g].score_entropy += entropy / num_evaluations
+                parts[g].score_entropy += entropies[g] / num_evaluations
         return _gather(parts, encoded, num_evaluations)
 
     def _posteriors(self, encoded: EncodedInputs) -> dict[str, Posterior]:
@@ -147,8 +150,7 @@ class MDMScoringMixin:
         """Standardise what the encoder gives of one modality."""
         statistics = self.vae.statistics[g]
         mean = statistics.standardize(mean.to(torch.promote_types(mean.dtype, torch.float32)))
-        # The square of the factor by which `LatentStatistics.standardize` scales.
-        return Posterior(mean, logvar.to(mean).exp() / (statistics.variance.to(mean) + 1e-6))
+        return Posterior(mean, logvar.to(mean).exp() * statistics.scale.to(mean).square())
 
     def _candidate_posteriors(self, posteriors: dict[str, Posterior]) -> dict[str, Posterior]:
         """Give q(z_0 | v) (v, d) of all words, and of all codes of a VQ-VAE."""
@@ -164,34 +166,46 @@ class MDMScoringMixin:
     def _believer(
         self, encoded: EncodedInputs, posteriors: dict[str, Posterior]
     ) -> Callable[
-        [dict[str, Tensor], dict[str, Tensor], Tensor], tuple["Denoised", dict[str, Belief]]
+        [dict[str, Tensor], dict[str, Tensor], Tensor], tuple[dict[str, Belief], dict[str, Tensor]]
     ]:
         """Give a function from states (b, n, d), times and a log-SNR to what the model believes.
 
-        That is one evaluation of the network, and mean and variance of z_0, by modality.
+        That is mean and variance of z_0 (b, n, d), by modality, and the score entropy (b, n) of one
+        evaluation of the network; 0 where nothing is scored. What is given is read once for all.
         """
-        content, batch = encoded.content, encoded.has_class.shape[0]
+        content, labels = encoded.content, encoded.class_labels
         none_dropped = torch.zeros_like(encoded.has_class)
         sequence = self.decoder.lay_out(content, encoded.has_class, none_dropped, encoded.grid)
-        latents = self.candidate_latents(content)
+        cache = PromptCache(len(self.decoder.layers))
+        read_part(self, take_part(sequence, content, given=True), labels, cache)
+        cache.freeze()
+        part = take_part(sequence, content, given=False)
+        latents = self.candidate_latents(part.content)
         candidates = self._candidate_posteriors(posteriors)
+
+        def put(g: str, values: Tensor) -> Tensor:
+            others = values.new_zeros(*content[g].given.shape, values.shape[-1])
+            return part.put(g, values, others)
 
         def believe(
             states: dict[str, Tensor], at: dict[str, Tensor], log_snr: Tensor
-        ) -> tuple["Denoised", dict[str, Belief]]:
-            z_t, times = {}, {}
-            for g, part in content.items():
-                z_t[g] = states.get(g, part.latents).to(part.latents.dtype)
-                times[g] = at.get(g, torch.zeros(())).to(z_t[g]).expand(batch)
-            denoised = self.denoise(sequence, content, z_t, times, encoded.class_labels, latents)
-            beliefs = {}
+        ) -> tuple[dict[str, Belief], dict[str, Tensor]]:
+            z_t = {g: part.take(g, state).to(content[g].latents) for g, state in states.items()}
+            times = {g: at[g].to(state).expand(1) for g, state in z_t.items()}
+            arguments = (part.sequence, part.content, z_t, times, labels, latents)
+            denoised = self.denoise(*arguments, cache=cache)
+            beliefs, entropies = {}, {}
             for g, state in states.items():
+                taken = part.take(g, state)
                 if g in candidates:
-                    beliefs[g] = candidates[g].mixture(denoised.logits[g], state, log_snr)
+                    belief = candidates[g].mixture(denoised.logits[g], taken, log_snr)
                 else:
                     # The network says nothing of its own error: Eq. 3's step as it is.
-                    beliefs[g] = denoised.clean[g].to(state), torch.zeros_like(state)
-            return denoised, beliefs
+                    belief = denoised.clean[g].to(state), torch.zeros_like(taken)
+                beliefs[g] = put(g, belief[0]), put(g, belief[1])
+                entropy = self._score_entropy(g, denoised, posteriors[g], log_snr, encoded, part)
+                entropies[g] = put(g, entropy[..., None])[..., 0]
+            return beliefs, entropies
 
         return believe
 
@@ -212,11 +226,19 @@ class MDMScoringMixin:
         return squares + part.target.shape[-1] * math.log(pixel_std * math.sqrt(2 * math.pi))
 
     def _score_entropy(
-        self, g: str, denoised: "Denoised", z_0: Tensor, log_snr: Tensor, encoded: EncodedInputs
+        self,
+        g: str,
+        denoised: "Denoised",
+        posterior: Posterior,
+        log_snr: Tensor,
+        encoded: EncodedInputs,
+        part: SequencePart,
     ) -> Tensor:
-        """Eq. 4 of every position over training's exact candidates, (b, n)."""
+        """Eq. 4 of every position of a part over training's exact candidates, (b, m)."""
         if g in denoised.logits:
-            return vocabulary_score_entropy(denoised.logits[g], encoded.modalities[g].symbols)
+            symbols = part.take(g, encoded.modalities[g].symbols[..., None])[..., 0]
+            return vocabulary_score_entropy(denoised.logits[g], symbols)
+        z_0 = part.take(g, posterior.mean)
         weight = denoising_weight(torch.sigmoid(log_snr), self.config.denoising_weight_max)
         return gaussian_score_entropy(denoised.clean[g].to(z_0), z_0, weight.to(z_0))
 

@@ -92,9 +92,14 @@ class LatentStatistics(nn.Module):
         self.variance.lerp_(variance, rate.to(mean.dtype))
         self.updates += (count > 1).long()
 
+    @property
+    def scale(self) -> Tensor:
+        """What standardising multiplies by, (d,)."""
+        return torch.rsqrt(self.variance + 1e-6)
+
     def standardize(self, latents: Tensor) -> Tensor:
         """Shift and scale latents (..., d) to mean 0, variance 1."""
-        return (latents - self.mean) * torch.rsqrt(self.variance + 1e-6)
+        return (latents - self.mean) * self.scale
 
     def forward(self, latents: Tensor) -> Tensor:
         """Standardise latents, by a call, so that offloading can bring the statistics back."""

@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 from test_vq import EMU3
 from test_vq import make_model as make_vq_model
-from tiny_model import LATENT, PATCHES, SIDE, VOCABULARY, WORDS, make_model, mixed_batch
+from tiny_model import LATENT, MIXERS, PATCHES, SIDE, VOCABULARY, WORDS, make_model, mixed_batch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm import MDMForJointGeneration, MDMProcessor, scoring
 from modeling_mdm.diffusion import SCHEDULES, NoiseSchedule
 from modeling_mdm.likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
 from modeling_mdm.modeling_mdm import Denoised
 from modeling_mdm.regions import open_content
 from modeling_mdm.scoring import first_log_snr
+from modeling_mdm.sequence import take_part, whole
 
 ROOT = Path(__file__).parent.parent
 F64 = torch.float64
@@ -154,7 +155,7 @@ def linear_gaussian_model(latent_noise, factor, pixel_noise):
     def decode(latents, modality):
         return factor * snr / (1 + snr) * latents @ rotation.T
 
-    def denoise(sequence, content, z_t, times, labels, candidates):
+    def denoise(sequence, content, z_t, times, labels, candidates, cache):
         signal = model.schedules["image"].alpha(times["image"])[:, None, None]
         return Denoised({"image": signal * z_t["image"]}, {}, {})
 
@@ -208,7 +209,7 @@ def test_bound_of_words_equals_their_log_probability():
         states = Normal(abar.sqrt() * words.mean, (abar * words.variance + 1 - abar).sqrt())
         return log_shares + states.log_prob(z_t[:, :, None]).sum(-1)
 
-    def denoise(sequence, content, z_t, times, labels, candidates):
+    def denoise(sequence, content, z_t, times, labels, candidates, cache):
         log_snr = model.schedules["text"].log_snr(times["text"])[0]
         return Denoised({}, {"text": log_odds(z_t["text"], log_snr)}, {})
 
@@ -349,6 +350,38 @@ def test_bfloat16_scores_as_float32_does():
     found = model.to(torch.bfloat16).score(**batch, num_evaluations=2, generator=seeded())
     assert found.log_likelihood.dtype == torch.float32
     torch.testing.assert_close(found.log_likelihood, expected, rtol=0.1, atol=1.0)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_what_is_given_is_read_once_and_changes_no_score(mixer, monkeypatch):
+    """Against evaluations of the whole sequence, nothing kept between them."""
+    model = make_model(**MIXERS[mixer])
+    options = {"num_evaluations": 3, "levels": "grid"}
+    lengths, original = [], model.decoder.layers[0].forward
+
+    def forward(hidden_states, *args, **kwargs):
+        lengths.append(hidden_states.shape[1])
+        return original(hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(model.decoder.layers[0], "forward", forward)
+    found = model.score(**mixed_batch(), generator=seeded(), **options)
+    given, *noisy = lengths
+    assert given == 1 + 1 + 4 + 1 + PATCHES  # class and start tokens, at most four words
+    assert noisy == [1 + WORDS + 1 + PATCHES] * 3  # time tokens
+    lengths.clear()
+    monkeypatch.setattr(scoring, "read_part", lambda *_: None)
+
+    def everything(sequence, content, given):
+        return take_part(sequence, content, given) if given else whole(sequence, content)
+
+    monkeypatch.setattr(scoring, "take_part", everything)
+    expected = model.score(**mixed_batch(), generator=seeded(), **options)
+    assert lengths == [1 + 2 + WORDS + 2 + PATCHES] * 3  # class, start and time tokens
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+    for g, value in expected.position_score_entropy.items():
+        torch.testing.assert_close(found.position_score_entropy[g], value, rtol=1e-10, atol=1e-10)
 
 
 # --- content: what the masks need not say ---

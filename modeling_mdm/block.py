@@ -52,6 +52,7 @@ class SelectiveScan(nn.Module):
         super().__init__()
         self.scans = scans
         self.heads, self.state_size = config.num_ssm_heads, config.state_size
+        self.sizes = (config.state_size, config.head_dim)
         self.chunk_size, self.discretization = config.chunk_size, config.discretization
         self.delta_limit, self.backend = tuple(config.delta_limit), config.kernel_backend
         k, channels = len(scans), config.inner_size + 2 * config.state_size
@@ -145,7 +146,7 @@ class SelectiveScan(nn.Module):
         weight, bias = self.conv_weight[:, channels], self.conv_bias[:, channels]
         tail = None if cache is None else cache.get(name)
         is_recording = cache is not None and cache.is_recording
-        uses_triton = resolve_backend(self.backend, x.device, dtype=x.dtype) == "triton"
+        uses_triton = self._resolve_backend(x) == "triton"
         is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
         if is_short and not is_recording and not uses_triton:
             return F.silu(convolution_at(x, orders[0], steps, weight, bias, tail))
@@ -159,6 +160,9 @@ class SelectiveScan(nn.Module):
                 cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
             convolved = activated_convolution(x, weight, bias, tail)
         return convolved if steps is None else gather_rows(convolved, steps)
+
+    def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:
+        return resolve_backend(self.backend, x.device, length, x.dtype, self.sizes)
 
     def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
@@ -184,7 +188,7 @@ class SelectiveScan(nn.Module):
             C,
             None if entering is None else entering.flatten(0, 1),
             self.chunk_size,
-            resolve_backend(self.backend, x.device, length=length, dtype=x.dtype),
+            self._resolve_backend(x, length),
         )
         if cache is not None:
             cache.store(state=state.unflatten(0, (batch, k)))

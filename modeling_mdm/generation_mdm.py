@@ -330,8 +330,8 @@ class MDMGenerationMixin:
         """Name what scans sequences of this length here."""
         if self.config.mixer == "attention":
             return "sdpa"
-        backend = self.config.kernel_backend
-        return resolve_backend(backend, self.device, length=length, dtype=self.dtype)
+        sizes = (self.config.state_size, self.config.head_dim)
+        return resolve_backend(self.config.kernel_backend, self.device, length, self.dtype, sizes)
 
     def adjust_generation_fn(
         self,

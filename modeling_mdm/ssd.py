@@ -18,7 +18,7 @@ from torch import Tensor
 from .ssd_factored import MAX_FACTORED_DECAY, into_chunks, ssd_factored, state_dtype
 from .ssd_kernels import INTERPRETED
 from .ssd_mamba import load_kernels, ssd_mamba
-from .ssd_triton import ssd_triton
+from .ssd_triton import MAX_STATE, MAX_WIDTH, ssd_triton
 
 
 def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
@@ -210,10 +210,11 @@ def ssd(
     Raises:
         ValueError: the back-end is unknown or cannot run on these tensors.
     """
+    sizes = (B.shape[-1], x.shape[-1])
     if backend == "auto":
-        backend = resolve_backend(backend, x.device, length=x.shape[1], dtype=x.dtype)
+        backend = resolve_backend(backend, x.device, x.shape[1], x.dtype, sizes)
     else:
-        _check_backend(backend, "`backend`", x.device, x.dtype)
+        _check_backend(backend, "`backend`", x.device, x.dtype, sizes)
     return BACKENDS[backend](x, input_scale, log_decay, B, C, initial_state, chunk_size)
 
 
@@ -222,11 +223,13 @@ def resolve_backend(
     device: torch.device,
     length: int | None = None,
     dtype: torch.dtype = torch.float32,
+    sizes: tuple[int, int] = (0, 0),
 ) -> str:
     """Name the back-end for tensors of this device and dtype and sequences of this length.
 
     The environment variable `MDM_KERNEL_BACKEND` wins over `requested`, the configuration's
-    `kernel_backend`; `"auto"` chooses. A length of None is a long one.
+    `kernel_backend`; `"auto"` chooses. A length of None is a long one. `sizes` are those of the
+    state and of a head, where they are known.
 
     Raises:
         ValueError: the back-end is unknown or cannot run on such tensors.
@@ -234,16 +237,18 @@ def resolve_backend(
     override = os.environ.get(BACKEND_VARIABLE)
     name, source = (override, BACKEND_VARIABLE) if override else (requested, "`kernel_backend`")
     if name != "auto":
-        _check_backend(name, source, device, dtype)
+        _check_backend(name, source, device, dtype, sizes)
         return name
-    if device.type == "cuda" and unusable("triton", device, dtype) is None:
+    if device.type == "cuda" and unusable("triton", device, dtype, sizes) is None:
         return "triton"
     if device.type != "cpu" or torch.compiler.is_compiling():
         return "torch"  # the others look at the decays to choose their blocks
     return "quadratic" if length is not None and length <= QUADRATIC_LENGTH else "torch_factored"
 
 
-def unusable(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def unusable(
+    backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int] = (0, 0)
+) -> str | None:
     """Say why a back-end cannot run on such tensors, None where it can."""
     if backend not in ("triton", "mamba_ssm"):
         return None
@@ -253,13 +258,20 @@ def unusable(backend: str, device: torch.device, dtype: torch.dtype) -> str | No
         return "it has no float64"
     if (find_spec("triton") if backend == "triton" else load_kernels()) is None:
         return f'{backend} is not installed: pip install "modeling-mdm[kernels]"'
+    if backend == "triton" and not (sizes[0] <= MAX_STATE and sizes[1] <= MAX_WIDTH):
+        return (
+            f"it holds a state_size of up to {MAX_STATE} and a head_dim of up to {MAX_WIDTH}, and "
+            f"these are {sizes[0]} and {sizes[1]}"
+        )
     return None
 
 
-def _check_backend(backend: str, source: str, device: torch.device, dtype: torch.dtype) -> None:
+def _check_backend(
+    backend: str, source: str, device: torch.device, dtype: torch.dtype, sizes: tuple[int, int]
+) -> None:
     if backend not in BACKENDS:
         names = ", ".join(repr(name) for name in ("auto", *BACKENDS))
         raise ValueError(f"{source} is {backend!r}; choose one of {names}")
-    reason = unusable(backend, device, dtype)
+    reason = unusable(backend, device, dtype, sizes)
     if reason is not None:
         raise ValueError(f"{source} is {backend!r}, but {reason}; choose 'auto' or 'torch'")

@@ -186,6 +186,9 @@ def test_auto_chooses_by_device_and_length(monkeypatch):
         monkeypatch.setattr("modeling_mdm.ssd.find_spec", lambda _, found=installed: found)
         assert resolve_backend("auto", CUDA, length=4) == name
         assert resolve_backend("auto", CUDA, length=4, dtype=float64) == "torch"
+        assert resolve_backend("auto", CUDA, length=4, sizes=(128, 128)) == name
+        assert resolve_backend("auto", CUDA, length=4, sizes=(129, 64)) == "torch"
+        assert resolve_backend("auto", CUDA, length=4, sizes=(64, 256)) == "torch"
         assert resolve_backend("auto", CPU, length=4) == "quadratic"
 
 
@@ -219,6 +222,10 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
         resolve_backend("triton", CPU)
     with pytest.raises(ValueError, match="no float64"):
         resolve_backend("mamba_ssm", CUDA, dtype=float64)
+    with monkeypatch.context() as installed:
+        installed.setattr("modeling_mdm.ssd.find_spec", lambda _: object())
+        with pytest.raises(ValueError, match=r"state_size of up to 128 .* these are 256 and 64"):
+            resolve_backend("triton", CUDA, sizes=(256, 64))
     monkeypatch.setattr("modeling_mdm.ssd.load_kernels", lambda: None)
     with pytest.raises(ValueError, match="not installed: pip install"):
         resolve_backend("mamba_ssm", CUDA)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_mdm.configuration_mdm import JOINT_SCANS
 from modeling_mdm.scans import image_rank
-from modeling_mdm.sequence import ModalityContent, build_sequence, drop_prompt
+from modeling_mdm.sequence import ModalityContent, build_sequence, drop_prompt, take_part
 
 ALL_ORDERS = {"image": (1, 2, 3, 4), "text": (1, 2)}
 
@@ -306,6 +307,34 @@ def test_a_picture_of_another_shape_has_its_own_ranks():
         )
         read = [n - 3 for n in sequence.orders[0, 2].tolist() if n >= 3]
         assert [read.index(n) for n in range(6)] == image_rank(*grid[1:], 3).tolist()
+
+
+class _CountOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_as_many_operations_order_a_long_sequence_as_a_short_one():
+    """Python does no work that grows with words, pictures, items or turns."""
+    counts = set()
+    for words, pictures, batch in ((8, 1, 1), (300, 3, 4)):
+        length = pictures * 4
+        content = {
+            "text": make_content(["gn" * (words // 2)] * batch, [[0, 1] * (words // 2)] * batch),
+            "image": make_content(["g" * length] * batch, [[0] * length] * batch, axes=2),
+        }
+        with _CountOperations() as mode:
+            has_class = torch.ones(batch, dtype=torch.bool)
+            sequence = build_sequence(
+                content, has_class, has_class, 2, (pictures, 2, 2), JOINT_SCANS, ALL_ORDERS
+            )
+            take_part(sequence, content, given=True)
+            take_part(sequence, content, given=False)
+        counts.add(mode.count)
+    assert len(counts) == 1
 
 
 # --- Content

@@ -52,7 +52,7 @@ EVAL = [
     "scikit-learn>=1.6",
 ]
 
-APP = ["gradio>=6.0"]
+APP = ["gradio>=6.31,<7"]
 
 # CUDA kernels, Linux only. mamba-ssm is a source release whose build imports torch:
 # MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation ".[kernels]"

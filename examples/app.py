@@ -335,7 +335,7 @@ def make_results(gr: Any) -> dict[str, Any]:
     }
     with gr.Row():
         shown["go"] = gr.Button("Write", variant="primary", elem_id="go")
-        shown["stop"] = gr.Button("Stop")
+        shown["stop"] = gr.Button("Stop", elem_id="stop")
     shown["gallery"] = gr.Gallery(
         label="Finished",
         columns=3,

@@ -308,6 +308,11 @@ class Visitor:
         self.until(lambda: self.find("#state").text == "Done")
         return states, pictures
 
+    def sees_no_change(self):
+        before = self.find("#state").text
+        time.sleep(3)  # many steps
+        return self.find("#state").text == before
+
     @property
     def picture(self):
         with urllib.request.urlopen(self.find("#picture img").get_attribute("src")) as answer:
@@ -349,8 +354,15 @@ def shipped_sample(**request):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_page_in_a_browser(page, browser, tmp_path):
     visitor = Visitor(browser, page)
+    # Who changes their mind stops the process, and can start another.
+    visitor.find("#go").click()
+    visitor.until(lambda: visitor.find("#state").text.startswith("Step "))
+    visitor.find("#stop").click()
+    visitor.until(visitor.sees_no_change)
+    assert visitor.find("#state").text != "Done" and not visitor.all("#finished img")
     # Picture for a prompt, step by step, and the same as the library writes.
     visitor.type("a photo of a dress")
     states, pictures = visitor.press()

@@ -23,9 +23,9 @@ SHORTEST_SAMPLE = 0.004  # seconds; a shorter call is repeated within a sample
 class Effort:
     """How long a comparison may take: seconds of timing, and bounds on its rounds."""
 
-    seconds: float = 6.0
+    seconds: float = 4.0
     min_rounds: int = 3
-    max_rounds: int = 30
+    max_rounds: int = 20
 
     def rounds(self, seconds_a_round: float) -> int:
         """Rounds that fit, within the bounds."""

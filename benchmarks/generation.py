@@ -223,6 +223,29 @@ def cache_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
         yield measure_steps(row, plan, generations)
 
 
+def past_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
+    """A reply in a conversation: the past read anew, or gone on from (`past_key_values`)."""
+    model = make_model(make_config(plan), device, _dtype(plan))
+    options = {"generation_mode": "text", "max_new_tokens": plan.noisy, "guidance_scale": 1.0}
+    for length in plan.past_lengths:
+        row = Row("past_turns", f"{length} words", _sizes(plan, past=length, noisy=plan.noisy))
+        first = Generation(model, given_words(length, device), options, num_steps=2)
+        first.run()
+        more = given_words(length + plan.noisy, device)
+        more["turn_ids"] = (torch.arange(length + plan.noisy, device=device) >= length).long()[None]
+        generations = {
+            name: Generation(model, more, options | past, plan.measured_steps)
+            for name, past in (("anew", {}), ("going on", {"past_key_values": first.past}))
+        }
+        measure_latencies(row, plan, generations, {}, branches=1)
+        for name, one in generations.items():
+            before = int(first.past.positions_read[0]) if name == "going on" else 0
+            row.contenders[name].details["positions_read"] = (
+                int(one.past.positions_read[0]) - before
+            )
+        yield row
+
+
 def cache_option(use_cache: bool) -> dict[str, bool]:
     """The keywords of `generate` that turn the prompt cache on or off.
 

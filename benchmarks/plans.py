@@ -12,12 +12,12 @@ class Plan:
     """Sizes of all rows.
 
     width, state_size, head_dim, layers: of every model and layer. kernel_lengths, block_lengths,
-    attention_lengths, growth_lengths, text_lengths: positions. resolutions: sides of a picture in
-    pixels, at patches of `patch`. joint: words and patches of the row of Table 3. given, noisy: of
-    the prompt cache's rows; turns, samples: of those that have several. selection_length: patches
-    of the row of hard selection. sampler_steps: the run that a latency is stated for;
-    measured_steps: those of them that are run. compiled_lengths: where compiled contenders are
-    timed too, which takes minutes.
+    attention_lengths, growth_lengths, text_lengths, past_lengths: positions. resolutions: sides of
+    a picture in pixels, at patches of `patch`. joint: words and patches of the row of Table 3.
+    given, noisy: of the prompt cache's rows; turns, samples: of those that have several.
+    selection_length: patches of the row of hard selection. sampler_steps: the run that a latency is
+    stated for; measured_steps: those of them that are run. compiled_lengths: where compiled
+    contenders are timed too, which takes minutes.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Plan:
     noisy: int = 64
     turns: int = 4
     samples: int = 8
+    past_lengths: tuple[int, ...] = (1024, 4096)
     selection_length: int = 4096
     sampler_steps: int = 30
     measured_steps: int = 3
@@ -65,6 +66,7 @@ PLANS = {
         text_lengths=(128, 512, 2048),
         resolutions=(128, 256, 512),
         selection_length=1024,
+        past_lengths=(1024,),
         chunks=(32, 64, 128),
         compiled_lengths=(),
         effort=Effort(1.0, 3, 10),
@@ -99,6 +101,7 @@ PLANS = {
         joint=(4, 4),
         given=12,
         noisy=4,
+        past_lengths=(12,),
         selection_length=16,
         sampler_steps=4,
         measured_steps=2,

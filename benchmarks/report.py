@@ -29,6 +29,7 @@ TITLES = {
     "attention": "A block against attention of the same width",
     "growth": "One evaluation of the network by length",
     "prompt_cache": "Prompt cache: one step with a long given part",
+    "past_turns": "A reply in a conversation: the past read anew, or gone on from",
     "selection": "Hard selection: time by the share of items kept",
     "table_3": "Table 3, speed: one step of joint generation",
     "figure_5": "Fig. 5: a picture by resolution, words by their number",

@@ -54,6 +54,7 @@ TOPICS: dict[str, Topic] = {
     "attention": _topic(layers.attention_rows),
     "growth": _growth,
     "prompt_cache": _topic(generation.cache_rows),
+    "past_turns": _topic(generation.past_rows),
     "selection": _topic(generation.selection_rows),
     "table_3": _topic(generation.table_3_rows),
     "image": _topic(generation.image_rows),

@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from modeling_mdm.block import SelectiveScan
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.past_turns import PastTurns
 
 from .plans import Plan
 from .roofline import Step
@@ -87,6 +88,7 @@ class Generation:
     options: dict[str, Any] = field(default_factory=dict)
     num_steps: int = 3
     last: Run | None = None
+    past: PastTurns | None = None  # what the last call had read
 
     def run(self) -> Run:
         """Generate, and time every step."""
@@ -110,6 +112,7 @@ class Generation:
         finish = time.perf_counter() - ends[-1]
         steps = [after - before for before, after in pairwise(ends)]
         setup = max(0.0, ends[0] - start - median(steps)) + finish
+        self.past = output.past_key_values
         evaluations = output.num_evaluations / len(ends)
         self.last = Run(setup, steps, evaluations, output.kernel_backend)
         return self.last

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, layers, roofline, run, timing, whole_step
-from benchmarks.generation import KEEPS, cache_rows, selection_rows
+from benchmarks.generation import KEEPS, cache_rows, past_rows, selection_rows
 from benchmarks.machine import GIVEN, Peaks, device_slug, measure_peaks
 from benchmarks.plans import PLANS
 from benchmarks.report import FIGURES, crossing, main, markdown, write_report
@@ -285,6 +285,14 @@ def test_hard_selection_is_measured_at_every_share():
     names = [f"keep {keep:.0%}" for keep in KEEPS]
     assert list(step.contenders) == list(scan.contenders) == names
     assert all(one.backend for one in (*step.contenders.values(), *scan.contenders.values()))
+
+
+def test_going_on_reads_the_new_turn_alone():
+    (row,) = past_rows(DRY, CPU)
+    read = {name: one.details["positions_read"] for name, one in row.contenders.items()}
+    (length,) = DRY.past_lengths
+    # Special tokens are read with the first turn.
+    assert read["going on"] == DRY.noisy and read["anew"] >= length + DRY.noisy
 
 
 def test_prompt_cache_that_is_not_there_is_reported(monkeypatch):

@@ -25,6 +25,15 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def first_process_says(choice: bool, device: torch.device) -> bool:
+    """The first process's choice in all of them; every process must call this."""
+    if num_processes() == 1:
+        return choice
+    said = torch.tensor([choice], dtype=torch.uint8, device=device)
+    dist.broadcast(said, src=0)
+    return bool(said)
+
+
 def counts_per_process(masks: list[Tensor | None]) -> list[Tensor | float]:
     """Count where each mask is true; in training, the mean over all processes.
 

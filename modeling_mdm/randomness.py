@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .configuration_mdm import MDMConfig
 from .inputs import EncodedInputs
+from .processes import first_process_says
 
 Draws = dict[str, Tensor]
 
@@ -41,13 +42,14 @@ class Randomness:
             learns_null = training and config.num_null_tokens
             rate = config.null_prompt_probability if learns_null else 0.0
             drop_prompt = uniform(encoded) < rate
-        if len(times) < len(encoded.content):
+        if encoded.content.keys() - times.keys():
             times = {**draw_times(encoded, config, training), **times}
         candidates = dict(self.candidate_noise or {})
         if config.se_candidates == "trajectory":
             for g, part in encoded.content.items():
-                shape = (-1, -1, config.num_trajectory_candidates, -1)
-                candidates.setdefault(g, torch.randn_like(part.latents[:, :, None].expand(shape)))
+                if g not in candidates:
+                    shape = (-1, -1, config.num_trajectory_candidates, -1)
+                    candidates[g] = torch.randn_like(part.latents[:, :, None].expand(shape))
         drawn = replace(
             self,
             drop_prompt=drop_prompt,
@@ -62,7 +64,11 @@ class Randomness:
         if not config.self_conditioning:
             drawn.self_condition = False
         elif drawn.self_condition is None:
-            drawn.self_condition = training and bool(torch.rand(()) < 0.5)
+            # A pass more in one process alone would break the order in which split weights gather.
+            device = encoded.has_class.device
+            drawn.self_condition = training and first_process_says(
+                bool(torch.rand(()) < 0.5), device
+            )
         return drawn
 
 

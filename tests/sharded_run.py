@@ -153,6 +153,23 @@ def check_fsdp(folder):
     assert_same(resumed.state(), split_average.state(), "averages in a split model", 0)
 
 
+def check_own_draws(folder):
+    """Train with what each process draws itself: all gather weights equally often, or they hang."""
+    processor = MDMProcessor.from_pretrained(folder / "processor")
+    split = shard(make_model(len(processor.tokenizer), 0)).train()
+    passes = []
+    split.decoder.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    torch.manual_seed(dist.get_rank())
+    batch = next(iter(batches(processor)))
+    for name in ("noise", "posterior_noise", "decoder_noise", "times", "self_condition"):
+        del batch[name]
+    for _ in range(8):
+        split(**batch).loss.backward()
+    counts = [torch.zeros((), dtype=torch.long) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor(len(passes)))
+    assert counts[0] == counts[1] and 8 < counts[0] < 16, counts
+
+
 def train_alone(model, data):
     """Train as if there were one process."""
     from modeling_mdm import loss, processes, vae
@@ -203,5 +220,6 @@ if __name__ == "__main__":
     assert dist.get_world_size() == 2
     check_zero(folder)
     check_fsdp(folder)
+    check_own_draws(folder)
     print(f"process {dist.get_rank()} of {dist.get_world_size()} agrees", flush=True)
     dist.destroy_process_group()

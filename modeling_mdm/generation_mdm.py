@@ -119,7 +119,8 @@ class MDMGenerationMixin:
                 first.
             generation_mode: where the inputs leave nothing to write, open a region: `"text"`
                 (default), `"image"`, `"joint"`, or `"auto"`: what each item's last turn asks for,
-                by the model's own choice (`config.use_mode_head`).
+                by the model's own choice (`config.use_mode_head`). If words go ahead
+                (`joint_overlap` < 1) and some items hold both, all keep the times of those.
             max_new_tokens: words of that region; `config.max_text_length` if None.
             image_size: its pixels, a side or (height, width); if None those of the given pictures,
                 or `config.image_size`.
@@ -172,7 +173,8 @@ class MDMGenerationMixin:
                 estimates.append(info.clean_estimates)
             return bool(callback_on_step_end and callback_on_step_end(info))
 
-        denoiser, final = self._sample(encoded, noisy, settings, generator, on_step, past)
+        is_mixed = generation_mode == "auto"
+        denoiser, final = self._sample(encoded, noisy, settings, generator, on_step, past, is_mixed)
         sequences = self.write_text(final["text"], encoded) if "text" in final else None
         trajectory = self._decode_trajectory(estimates, encoded, inputs)
         output = MDMGenerateOutput(
@@ -183,7 +185,9 @@ class MDMGenerationMixin:
             samples_per_item=settings["num_return_sequences"],
             num_evaluations=denoiser.evaluations,
             item_evaluations=denoiser.item_evaluations,
-            kernel_backend=self._kernel_backend(denoiser.branches.part.sequence.valid.shape[1]),
+            kernel_backend=self._kernel_backend(
+                denoiser.branches.part.sequence.valid.shape[1], settings["compile"]
+            ),
             trajectory=trajectory if output_trajectory else None,
             generation_modes=region.of_samples(settings["num_return_sequences"]),
             past_key_values=denoiser.past,
@@ -216,11 +220,15 @@ class MDMGenerationMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None,
         on_step: Callable[[StepInfo], bool],
         past: PastTurns | None = None,
+        is_mixed: bool = False,
     ) -> tuple[GuidedDenoiser, dict[str, Tensor]]:
-        """Run the diffusion loop: the denoiser as it ends, and final latents by modality."""
+        """Run the diffusion loop: the denoiser as it ends, and final latents by modality.
+
+        With `is_mixed`, items that write one modality keep the times of those that write both.
+        """
         steps = {g: settings["num_inference_steps"][g] for g in noisy}
         total = max(steps.values())
-        windows = joint_windows(steps, _overlap(noisy, settings["joint_overlap"]))
+        windows = joint_windows(steps, _overlap(noisy, settings["joint_overlap"], is_mixed))
         steps = {g: min(steps[g], stop - first) for g, (first, stop) in windows.items()}
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
@@ -326,12 +334,14 @@ class MDMGenerationMixin:
                 decoded.setdefault("image", []).append(images)
         return {g: torch.stack(steps, 1) for g, steps in decoded.items()}
 
-    def _kernel_backend(self, length: int) -> str:
+    def _kernel_backend(self, length: int, compiled: bool) -> str:
         """Name what scans sequences of this length here."""
         if self.config.mixer == "attention":
             return "sdpa"
         sizes = (self.config.state_size, self.config.head_dim)
-        return resolve_backend(self.config.kernel_backend, self.device, length, self.dtype, sizes)
+        return resolve_backend(
+            self.config.kernel_backend, self.device, length, self.dtype, sizes, compiled
+        )
 
     def adjust_generation_fn(
         self,
@@ -379,16 +389,17 @@ def _turns(encoded: EncodedInputs) -> Tensor:
     return content.turn.masked_fill(padding, -1)
 
 
-def _overlap(noisy: dict[str, Tensor], overlap: float) -> float:
+def _overlap(noisy: dict[str, Tensor], overlap: float, is_mixed: bool) -> float:
     """Share of their time that words and pictures have in common, where both are written.
 
     Raises:
-        ValueError: words go ahead in some items, and others write one modality, in all of the time.
+        ValueError: words go ahead in some items, and others write one modality, in all of the time,
+            but for `is_mixed`.
     """
     if len(noisy) < 2 or overlap == 1:
         return 1.0
     both = noisy["text"].any(-1) & noisy["image"].any(-1)
-    if both.any() and not both.all():
+    if both.any() and not both.all() and not is_mixed:
         raise ValueError(
             f"`joint_overlap` is {overlap}, but {int((~both).sum())} of {len(both)} items do not "
             "write both text and image: generate them in a call of their own, or use 1."

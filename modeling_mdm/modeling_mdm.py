@@ -6,6 +6,7 @@ Axes: b batch, n positions of one modality (t words or patches), d latent_dim, v
 """
 
 import os
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -294,9 +295,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
 
     def compiled_denoise(self) -> Callable[..., "Denoised"]:
         """`denoise` under torch.compile, made once for a model."""
-        if "_compiled_denoise" not in self.__dict__:
-            self.__dict__["_compiled_denoise"] = torch.compile(self.denoise)
-        return self.__dict__["_compiled_denoise"]
+        owner, compiled = self.__dict__.get("_compiled_denoise", (None, None))
+        if owner is None or owner() is not self:  # a copy of a model brings the original's
+            compiled = torch.compile(self.denoise)
+            self.__dict__["_compiled_denoise"] = weakref.ref(self), compiled
+        return compiled
 
     @staticmethod
     def expected_latent(logits: Tensor, candidates: Tensor) -> Tensor:

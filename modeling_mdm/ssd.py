@@ -224,12 +224,13 @@ def resolve_backend(
     length: int | None = None,
     dtype: torch.dtype = torch.float32,
     sizes: tuple[int, int] = (0, 0),
+    is_compiled: bool = False,
 ) -> str:
     """Name the back-end for tensors of this device and dtype and sequences of this length.
 
     The environment variable `MDM_KERNEL_BACKEND` wins over `requested`, the configuration's
     `kernel_backend`; `"auto"` chooses. A length of None is a long one. `sizes` are those of the
-    state and of a head, where they are known.
+    state and of a head, where they are known; `is_compiled` asks what `torch.compile` will get.
 
     Raises:
         ValueError: the back-end is unknown or cannot run on such tensors.
@@ -241,7 +242,7 @@ def resolve_backend(
         return name
     if device.type == "cuda" and unusable("triton", device, dtype, sizes) is None:
         return "triton"
-    if device.type != "cpu" or torch.compiler.is_compiling():
+    if device.type != "cpu" or is_compiled or torch.compiler.is_compiling():
         return "torch"  # the others look at the decays to choose their blocks
     return "quadratic" if length is not None and length <= QUADRATIC_LENGTH else "torch_factored"
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive stopping, `torch.compile` and the CUDA graph: other ways to run the same evaluations."""
 
+import copy
+
 import pytest
 import torch
 from tiny_model import MIXERS, make_model, mixed_batch
@@ -112,6 +114,17 @@ def test_compiled_evaluations_give_the_same_result(mixer):
     compiled = run(model, batch, guidance_scale=2.0, compile=True)
     assert (plain.images - compiled.images).abs().max() < 1e-4
     assert torch.equal(plain.sequences, compiled.sequences)
+    chosen = ["sdpa"] * 2 if mixer == "attention" else ["quadratic", "torch"]
+    assert [plain.kernel_backend, compiled.kernel_backend] == chosen
+
+
+def test_a_copy_of_a_model_compiles_its_own_weights():
+    model = make_model()
+    made = model.compiled_denoise()
+    assert model.compiled_denoise() is made
+    other = copy.deepcopy(model)
+    assert other.compiled_denoise() is not made and model.compiled_denoise() is made
+    assert other.compiled_denoise() is other.compiled_denoise()
 
 
 @pytest.mark.gpu

@@ -105,15 +105,30 @@ def test_a_mode_that_is_named_comes_first(trained):
     assert out.sequences is None and out.images.shape == (4, 1, SIDE, SIDE)
 
 
-def test_what_is_read_to_decide_is_not_read_again(trained):
-    _, questions, expected = make_questions(12, seed=4000)
-    asks = [item for item, mode in enumerate(expected) if mode == "text"]
-    out = generate(trained, take(questions, asks), generation_mode="auto", num_return_sequences=2)
-    rest = [n for n, mode in enumerate(out.generation_modes[::2]) if mode != "text"]
-    assert len(rest) < len(asks) and len(out.generation_modes) == 2 * len(asks)
-    if not rest:
-        read = out.past_key_values.positions_read
-        assert read.tolist() == [2 * WORDS + 1] * len(asks)  # a start token
+def test_what_is_read_to_decide_is_not_read_again():
+    model = make_model(use_mode_head=True)
+    with torch.no_grad():
+        model.mode_head.out_proj.weight.zero_()
+        model.mode_head.out_proj.bias.copy_(torch.tensor([mode == "text" for mode in MODES]))
+    _, questions, _ = make_questions(12, seed=4000, dtype=torch.float64)
+    out = generate(model, questions, generation_mode="auto", num_return_sequences=2)
+    assert out.generation_modes == ["text"] * 24
+    read = out.past_key_values.positions_read
+    assert read.tolist() == [2 * WORDS + 1] * 12  # a start token
+
+
+def test_words_may_go_ahead_where_some_items_hold_both(trained):
+    _, questions, _ = make_questions(12, seed=6000)
+    options = {"generation_mode": "auto", "num_inference_steps": 4, "joint_overlap": 0.25}
+    out = generate(trained, questions, **options)
+    assert {"joint", "text"} <= set(out.generation_modes)
+    together = [item for item, mode in enumerate(out.generation_modes) if mode == "joint"]
+    seeds = [torch.Generator().manual_seed(seed) for seed in range(12)]
+    mixed = generate(trained, questions, generator=seeds, **options)
+    seeds = [torch.Generator().manual_seed(seed) for seed in together]
+    alone = generate(trained, take(questions, together), generator=seeds, **options)
+    assert torch.equal(mixed.sequences[together], alone.sequences)
+    assert (mixed.images[together] - alone.images).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -182,6 +182,7 @@ def test_auto_chooses_by_device_and_length(monkeypatch):
     assert resolve_backend("auto", CPU, length=QUADRATIC_LENGTH) == "quadratic"
     assert resolve_backend("auto", CPU, length=QUADRATIC_LENGTH + 1) == "torch_factored"
     assert resolve_backend("auto", torch.device("meta"), length=4) == "torch"
+    assert resolve_backend("auto", CPU, length=4, is_compiled=True) == "torch"
     for installed, name in ((None, "torch"), (object(), "triton")):
         monkeypatch.setattr("modeling_mdm.ssd.find_spec", lambda _, found=installed: found)
         assert resolve_backend("auto", CUDA, length=4) == name

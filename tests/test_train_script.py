@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -254,6 +255,71 @@ def test_a_config_that_does_not_fit_its_processor_is_refused(config_folder, tmp_
     trained.config_overrides = ["hidden_size=16"]
     with pytest.raises(ValueError, match="cannot change the trained model"):
         train.make_model(trained, processor)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An offline cache of the Hub with one repository, `me/mine`: its snapshot's folder."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--me--mine"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return repository / "snapshots" / ("0" * 40)
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "50KB"])
+def test_training_goes_on_from_weights_on_the_hub(hub, config_folder, shard_size):
+    processor = MDMProcessor.from_pretrained(config_folder)
+    trained = train.make_model(train.ModelArguments(str(config_folder)), processor)
+    trained.save_pretrained(hub, max_shard_size=shard_size)
+    assert (hub / "model.safetensors").is_file() == (shard_size == "1GB")
+    for folder in (str(hub), "me/mine"):
+        again = train.make_model(train.ModelArguments(folder), processor).state_dict()
+        assert all(torch.equal(again[k], value) for k, value in trained.state_dict().items())
+    with pytest.raises(ValueError, match="cannot change the trained model in 'me/mine'"):
+        train.make_model(train.ModelArguments("me/mine", None, ["hidden_size=16"]), processor)
+
+
+def test_a_config_alone_on_the_hub_makes_a_new_model(hub, config_folder):
+    processor = MDMProcessor.from_pretrained(config_folder)
+    config = json.loads((config_folder / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps(config))
+    arguments = train.ModelArguments("me/mine", None, ["hidden_size=32"])
+    # Weights may be there that never reached the cache.
+    with pytest.raises(ValueError, match="config='me/mine' has no weights in the cache, and offl"):
+        train.make_model(arguments, processor)
+    absent = hub.parents[1] / ".no_exist" / hub.name
+    absent.mkdir(parents=True)
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        (absent / name).touch()
+    assert train.make_model(arguments, processor).config.hidden_size == 32
+
+
+def test_what_streams_have_no_use_for_is_refused(config_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("- path: nowhere\n")
+    line = [
+        *("--config", str(config_folder), "--dataset", str(tmp_path / "recipe.yaml")),
+        *("--output_dir", str(tmp_path / "run"), "--use_cpu", "true", "--max_steps", "1"),
+    ]
+    given = {
+        "limit": 3,
+        "augment": True,
+        "captions": str(CAPTIONS),
+        "columns": ["image=x"],
+        "train_split": "test",
+        "eval_split": "test",
+        "eval_limit": 2,
+        "data_dir": "here",
+    }
+    for name, value in given.items():
+        words = value if isinstance(value, list) else [str(value)]
+        with pytest.raises(ValueError, match="cannot be used with the streams of") as fault:
+            train.main([*line, f"--{name}", *words])
+        assert str(fault.value).startswith(f"{name}={value!r} ")
+    with pytest.raises(ValueError, match=r"^augment=True, limit=3 cannot be used"):
+        train.main([*line, "--limit", "3", "--augment", "true"])
 
 
 def test_a_new_run_does_not_start_on_top_of_an_old_one(tmp_path):

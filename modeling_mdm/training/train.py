@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from transformers import set_seed
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
@@ -36,6 +38,11 @@ from modeling_mdm.training.streams import MixedStream, read_recipe
 from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
+# Of `DataArguments`, what a recipe of streams has no use for.
+_NOT_FOR_STREAMS = (
+    *("data_dir", "train_split", "eval_split", "captions", "columns"),
+    *("augment", "limit", "eval_limit"),
+)
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
 
 
@@ -130,14 +137,35 @@ def parse(
     return read_command_line(kinds, argv, description, prog)
 
 
+def holds_weights(place: str) -> bool:
+    """Tell whether a folder or a repository of the Hub has weights beside its config.
+
+    Raises:
+        ValueError: if nothing is known of the repository's weights and the Hub cannot be asked.
+    """
+    if Path(place).is_dir():
+        return any(Path(place).glob("*.safetensors*"))
+    names = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+    if any(cached_file(place, n, _raise_exceptions_for_missing_entries=False) for n in names):
+        return True
+    # A config alone in the cache does not say that there is no more than that.
+    if is_offline_mode() and any(try_to_load_from_cache(place, n) is None for n in names):
+        raise ValueError(
+            f"config={place!r} has no weights in the cache, and offline nobody can tell whether it "
+            "has any: run once online, or name a local folder."
+        )
+    return False
+
+
 def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
     """Load the model whose weights `config` holds, or make a new one.
 
     Raises:
-        ValueError: if the config does not fit the processor, or weights come with overrides.
+        ValueError: if the config does not fit the processor, or weights come with overrides, or
+            whether there are weights is not known.
     """
     overrides = pairs("config_overrides", args.config_overrides)
-    if any(Path(args.config).glob("*.safetensors*")):
+    if holds_weights(args.config):
         if overrides:
             raise ValueError(
                 f"config_overrides={overrides} cannot change the trained model in {args.config!r}: "
@@ -174,7 +202,22 @@ def load_split(
 
 
 def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int) -> MixedStream:
-    """Open the streams that a YAML file names, for pictures in the ratio that the model sees."""
+    """Open the streams that a YAML file names, for pictures in the ratio that the model sees.
+
+    Raises:
+        ValueError: if arguments are passed that streams have no use for.
+    """
+    unused = {
+        f.name: value
+        for f in fields(args)
+        if f.name in _NOT_FOR_STREAMS and (value := getattr(args, f.name)) != f.default
+    }
+    if unused:
+        raise ValueError(
+            f"{', '.join(f'{name}={value!r}' for name, value in unused.items())} cannot be used "
+            f"with the streams of dataset={args.dataset!r}: leave it out. Split, columns and files "
+            "of each stream stand in that recipe; streams are not evaluated on."
+        )
     size = processor.image_processor.size
     return MixedStream(
         read_recipe(args.dataset), (size.height, size.width), seed, batch_size, buckets=8

@@ -34,7 +34,7 @@ class TextOptions:
         """Read what `_merge_kwargs` gives as `text_kwargs`.
 
         Raises:
-            ValueError: if `padding` or `padding_side` is unknown.
+            ValueError: if `padding` or `padding_side` is unknown, or a length is below 1.
         """
         padding, truncation = text_kwargs.get("padding"), text_kwargs.get("truncation")
         known = {None: "longest", True: "longest", False: "do_not_pad"}
@@ -47,12 +47,15 @@ class TextOptions:
         side = text_kwargs.get("padding_side") or "right"
         if side not in ("left", "right"):
             raise ValueError(f"padding_side={side!r} is unknown; use 'right' or 'left'.")
+        lengths = {name: text_kwargs.get(name) for name in ("max_length", "pad_to_multiple_of")}
+        for name, length in lengths.items():
+            if length is not None and length < 1:
+                raise ValueError(f"{name}={length!r} is no length; use 1 or more, or None.")
         return cls(
             padding=known[padding],
             truncation=truncation not in (None, False, "do_not_truncate"),
-            max_length=text_kwargs.get("max_length"),
-            pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
             padding_side=side,
+            **lengths,
         )
 
     def cut(self, words: list[Any], side: str) -> list[Any]:
@@ -61,7 +64,7 @@ class TextOptions:
         Raises:
             ValueError: if there are more, and `truncation` is False.
         """
-        length = self.max_length or len(words)
+        length = len(words) if self.max_length is None else self.max_length
         if len(words) > length and not self.truncation:
             raise ValueError(
                 f"conversation has {len(words)} tokens, more than max_length={length}; shorten it, "
@@ -82,14 +85,14 @@ class TextOptions:
                 "no tensor can be made; use 'longest'."
             )
         if self.padding == "max_length":
-            least = self.max_length or usual
+            least = usual if self.max_length is None else self.max_length
             if least is None:
                 raise ValueError(
                     f"padding={self.padding!r} needs max_length here, because conversations have "
                     "no usual length; pass it, or use 'longest'."
                 )
             longest = max(longest, least)
-        unit = self.pad_to_multiple_of or 1
+        unit = 1 if self.pad_to_multiple_of is None else self.pad_to_multiple_of
         length = -(-longest // unit) * unit
         fillings = ([filling] * (length - len(row)) for row in rows)
         if self.padding_side == "left":
@@ -107,10 +110,18 @@ def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs:
         image_kwargs: the image processor's.
 
     Raises:
-        ValueError: for an unknown name, and for an output or a reading of text that MDM lacks.
+        ValueError: for an unknown name, alone or in a dictionary such as `text_kwargs`, and for an
+            output or a reading of text that MDM lacks.
     """
     if unknown := sorted(set(kwargs) - names_of(processor_kwargs, image_kwargs)):
         raise ValueError(f"{unknown} are no arguments of this processor; remove them.")
+    for group, names in _names_by_group(processor_kwargs, image_kwargs).items():
+        unknown = {n: value for n, value in kwargs.get(group, {}).items() if n not in names}
+        if unknown:
+            raise ValueError(
+                f"{group} has {unknown!r:.80}, which are no arguments of {group}; correct or "
+                "remove them."
+            )
     of_text = set(processor_kwargs.__annotations__["text_kwargs"].__annotations__)
     read = set(TextOptions.__dataclass_fields__) | {"return_tensors"} | _TEXT_KEYS_WITHOUT_EFFECT
     passed = {**kwargs, **kwargs.get("text_kwargs", {})}
@@ -124,6 +135,17 @@ def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs:
 
 def names_of(processor_kwargs: type, image_kwargs: type) -> set[str]:
     """All names under which a processor may be passed something beside its named arguments."""
-    groups = processor_kwargs.__annotations__
-    nested = (getattr(group, "__annotations__", ()) for group in groups.values())
-    return {"common_kwargs", *groups, *image_kwargs.__annotations__}.union(*nested)
+    groups = _names_by_group(processor_kwargs, image_kwargs)
+    return {*groups, *processor_kwargs.__annotations__}.union(*groups.values())
+
+
+def _names_by_group(processor_kwargs: type, image_kwargs: type) -> dict[str, set[str]]:
+    """What may stand in `text_kwargs`, in `images_kwargs` and in each other such dictionary."""
+    groups = {
+        group: set(kind.__annotations__)
+        for group, kind in processor_kwargs.__annotations__.items()
+        if group.endswith("_kwargs")
+    }
+    groups["text_kwargs"].update(_MADE_BY_NONE)
+    groups["images_kwargs"].update(image_kwargs.__annotations__)
+    return groups | {"common_kwargs": groups["text_kwargs"] & groups["images_kwargs"]}

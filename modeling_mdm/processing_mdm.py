@@ -199,7 +199,7 @@ class MDMProcessor(SampleReader):
         if not tokenize:
             return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
         options, settings = self._chat_settings(kwargs, processor_kwargs or {}, return_tensors)
-        if (options.generate or continue_final_message) and not any(asks.values()):
+        if options.generate and not any(asks.values()):
             raise ValueError(
                 f"generate={options.generate!r} opens a region for a reply; say that one is due by "
                 "add_generation_prompt=True or continue_final_message=True."
@@ -322,7 +322,7 @@ class MDMProcessor(SampleReader):
     def _text_features(
         self, request: Request, options: TextOptions, region_length: int
     ) -> dict[str, torch.Tensor]:
-        """Lay out each item's words, `<end>` and its region, then align the rows at the left."""
+        """Lay out each item's words, `<end>` and its region, then align the rows."""
         mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
         rows = []
         items = zip(
@@ -365,8 +365,9 @@ class MDMProcessor(SampleReader):
         flat = [part for between_masks in parts.values() for part in between_masks]
         as_words = {"add_special_tokens": False, "split_special_tokens": True}
         pieces = iter(self.tokenizer(flat, **as_words)["input_ids"] if flat else ())
-        limit = "max_length" if options.max_length else "max_text_length"
-        length = options.max_length or self.max_text_length
+        limit, length = "max_length", options.max_length
+        if length is None:
+            limit, length = "max_text_length", self.max_text_length
         encoded: list[list[int] | None] = [None] * len(texts)
         for row, between_masks in parts.items():
             words = list(next(pieces))

@@ -96,8 +96,10 @@ def test_a_conversation_has_its_options_too(processor):
         processor_kwargs={"truncation": True, "max_length": 1, "max_new_tokens": 2},
     )
     assert opened["input_ids"].tolist() == [[A, MASK, MASK]]
-    small = rows([user(show(picture(1)))], size={"height": 4, "width": 4})
-    assert small == [[END]]
+    small = {"size": {"height": 4, "width": 4}}
+    inputs = read(processor, [user(show(picture(1)))], processor_kwargs=small)
+    assert inputs["input_ids"].tolist() == [[END]]
+    assert inputs["pixel_values"].shape[-2:] == (4, 4)
 
 
 def test_a_conversation_is_cut_where_its_tokenizer_says(processor):
@@ -180,6 +182,12 @@ def test_an_item_padded_at_the_left_is_the_same_to_the_model(processor, model):
         ({"add_special_tokens": False}, "add_special_tokens=False is not possible: every text"),
         ({"truncation": "do_not_truncate", "max_length": 2}, "more than max_length=2; shorten it"),
         ({"genrate": "image"}, r"\['genrate'\] are no arguments of this processor"),
+        ({"text_kwargs": {"paddding": True}}, r"text_kwargs has \{'paddding': True\}, which are"),
+        ({"images_kwargs": {"sizes": 4}}, r"images_kwargs has \{'sizes': 4\}, which are no"),
+        ({"common_kwargs": {"padding": True}}, r"common_kwargs has \{'padding': True\}, which are"),
+        ({"max_length": 0}, "max_length=0 is no length; use 1 or more, or None"),
+        ({"text_kwargs": {"max_length": -1}, "truncation": True}, "max_length=-1 is no length"),
+        ({"pad_to_multiple_of": 0}, "pad_to_multiple_of=0 is no length; use 1 or more"),
         ({"text_kwargs": {"stride": 2}}, r"\['stride'\] are not possible with MDM's processor"),
         ({"return_offsets_mapping": True}, r"\['return_offsets_mapping'\] are not possible"),
         ({"text_kwargs": {"padding": True}, "padding": True}, "padding was passed two times"),
@@ -191,7 +199,15 @@ def test_faults(processor, options, message):
         processor(text=["a photo", "a"], **options)
 
 
+def test_what_is_common_to_texts_and_pictures(processor):
+    inputs = processor(text="a", images=picture(1), common_kwargs={"return_tensors": "np"})
+    assert all(isinstance(value, np.ndarray) for value in inputs.values())
+
+
 def test_a_conversation_has_no_usual_length(processor):
+    for options in ({"max_length": 0}, {"text_kwargs": {"max_length": 0}}):
+        with pytest.raises(ValueError, match="max_length=0 is no length"):
+            read(processor, QUESTION, processor_kwargs=options)
     with pytest.raises(ValueError, match="padding='max_length' needs max_length here"):
         read(processor, QUESTION, processor_kwargs={"padding": "max_length"})
     with pytest.raises(ValueError, match="chat_template=None, and there is no default among"):

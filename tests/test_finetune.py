@@ -84,6 +84,22 @@ def test_every_answer_of_a_conversation_is_taught_in_time(processor):
     assert set(lengths) == {7, 12}
 
 
+def test_an_answer_is_plain_words_whatever_it_looks_like(processor):
+    """As questions are: only the collator's own `<end>` is one, on any tokenizer."""
+    tokenizer = processor.tokenizer
+    typed = tokenizer("a <end>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert END not in typed
+    default, tokenizer.split_special_tokens = tokenizer.split_special_tokens, False
+    try:
+        assert END in tokenizer("a <end>", add_special_tokens=False)["input_ids"]
+        talk = [user(say("a dress")), assistant(say("a <end>"))]
+        collate = ConversationCollator(processor, len(typed) + 1)
+        batch = collate([{"messages": talk, "seed": 0}])
+    finally:
+        tokenizer.split_special_tokens = default
+    assert batch["input_ids"][~batch["text_given"]].tolist() == [*typed, END]
+
+
 def test_answers_of_all_kinds_in_one_batch(processor):
     talks = [
         TALK[:2],

@@ -77,7 +77,8 @@ class ConversationCollator:
 
     def _write_words(self, inputs: dict[str, torch.Tensor], words: str) -> None:
         tokenizer = self.processor.tokenizer
-        answer = tokenizer(words, add_special_tokens=False)["input_ids"]
+        as_words = {"add_special_tokens": False, "split_special_tokens": True}
+        answer = tokenizer(words, **as_words)["input_ids"]
         answer.append(tokenizer.eos_token_id)
         missing = self.max_new_tokens - len(answer)
         if missing < 0:

@@ -47,7 +47,6 @@ TRAIN = [
 
 EVAL = [
     "datasets>=4.0",
-    "evaluate>=0.4.5",
     "matplotlib>=3.10",
     "scikit-learn>=1.6",
 ]

@@ -16,8 +16,8 @@ from PIL import Image
 from tiny_digits import load_script
 from transformers import BatchFeature
 
-import modeling_mdm
 from modeling_mdm.cli.main import main as mdm
+from modeling_mdm.evaluation import evaluate
 from modeling_mdm.evaluation.figures import (
     Sampling,
     captioning_figures,
@@ -222,8 +222,8 @@ def test_errors():
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.setattr(modeling_mdm, "MDMForJointGeneration", LevelModel, raising=False)
-    monkeypatch.setattr(modeling_mdm, "MDMProcessor", LevelProcessor, raising=False)
+    monkeypatch.setattr(evaluate, "MDMForJointGeneration", LevelModel)
+    monkeypatch.setattr(evaluate, "MDMProcessor", LevelProcessor)
     return load_script(EXAMPLES / "evaluate.py")
 
 

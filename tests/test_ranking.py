@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-import modeling_mdm
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.evaluation import ranking
 from modeling_mdm.evaluation.ranking import RankingArguments, main, ranking_figures
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.data import PictureDataset, Source
@@ -131,8 +131,8 @@ def test_the_command_measures_each_number_of_evaluations(tmp_path, monkeypatch, 
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(modeling_mdm, "MDMForJointGeneration", LevelModel)
-    monkeypatch.setattr(modeling_mdm, "MDMProcessor", LevelProcessor)
+    monkeypatch.setattr(ranking, "MDMForJointGeneration", LevelModel)
+    monkeypatch.setattr(ranking, "MDMProcessor", LevelProcessor)
     for number, label in enumerate(LABELS):
         path = tmp_path / "set" / "test" / f"class{label}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

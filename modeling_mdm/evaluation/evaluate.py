@@ -35,6 +35,8 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.data import load_training_data
@@ -208,9 +210,6 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     Args:
         chosen: what is measured. command: what the file names as the command that wrote it.
     """
-    # Here and not above: `--help` should not wait for the model's code.
-    from modeling_mdm import MDMForJointGeneration, MDMProcessor
-
     captions = CaptionTable.from_json(chosen.captions)
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)

@@ -23,6 +23,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
@@ -110,8 +112,6 @@ def ranking_figures(
 
 def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
     """Measure each number of evaluations, print and write the figures."""
-    from modeling_mdm import MDMForJointGeneration, MDMProcessor
-
     given = sys.argv[1:] if arguments is None else list(arguments)
     (chosen,) = HfArgumentParser(RankingArguments).parse_args_into_dataclasses(given)
     captions = CaptionTable.from_json(chosen.captions)

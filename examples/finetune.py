@@ -41,7 +41,7 @@ from modeling_mdm.training.conversations import (
     unseen_words,
 )
 from modeling_mdm.training.data import load_training_data
-from modeling_mdm.training.questions import DRAWING, FashionQuestions
+from modeling_mdm.training.questions import FashionQuestions
 from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
@@ -126,8 +126,7 @@ def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
     """Ask about pictures of the test split; the same questions every time."""
     pictures = load_training_data("fashion_mnist", split="test", data_dir=args.data_dir)
     questions = FashionQuestions(pictures, seed=1)
-    items = [questions[index] for index in range(min(args.test_questions, len(questions)))]
-    return [item for item in items if item["kind"] != DRAWING]
+    return [questions[index] for index in range(min(args.test_questions, len(questions)))]
 
 
 def load_model(args: AdapterArguments) -> MDMForJointGeneration:
@@ -173,6 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
 
     def ask(when: str, model: Any) -> None:
         if questions and args.process_index == 0:
+            model.to(args.device)
             results[when] = answer_accuracy(
                 model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
             )
@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer.train(checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if args.process_index == 0:
+    if args.process_index == 0 and (questions or adapter_args.merge):
         base = load_model(adapter_args)
         merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
         ask("after", merged)

@@ -334,7 +334,7 @@ class MDMGenerationMixin:
                 decoded.setdefault("image", []).append(images)
         return {g: torch.stack(steps, 1) for g, steps in decoded.items()}
 
-    def _kernel_backend(self, length: int, compiled: bool) -> str:
+    def _kernel_backend(self, length: int, compiled: bool = False) -> str:
         """Name what scans sequences of this length here."""
         if self.config.mixer == "attention":
             return "sdpa"

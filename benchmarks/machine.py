@@ -88,6 +88,7 @@ def describe_machine(device: torch.device, peaks: Peaks) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "peaks": asdict(peaks),
+        "huge_pages": _huge_pages(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
     if device.type == "cuda":
@@ -95,6 +96,15 @@ def describe_machine(device: torch.device, peaks: Peaks) -> dict[str, Any]:
         described["capability"] = f"{properties.major}.{properties.minor}"
         described["memory_bytes"] = properties.total_memory
     return described
+
+
+def _huge_pages() -> str | None:
+    """Linux's setting for transparent huge pages: with `always`, new memory costs less."""
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled", encoding="utf-8") as file:
+            return file.read().partition("[")[2].partition("]")[0]
+    except OSError:
+        return None
 
 
 def _cpu_name() -> str:

@@ -111,7 +111,8 @@ def machine_lines(record: Record) -> str:
     return "\n".join(
         [
             f"* {machine['name']}, {machine['cores']} cores, {machine['threads']} threads used, "
-            f"load before the run {machine['load_before']}",
+            f"load before the run {machine['load_before']}, "
+            f"transparent huge pages: {machine.get('huge_pages') or 'not known'}",
             f"* {versions}",
             f"* peaks ({peaks['source']}): matrix products, Gflop/s: {products}; memory "
             f"{peaks['bandwidth'] / 1e9:.0f} GB/s; {peaks['exponentials'] / 1e9:.2f} G exp/s",

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
-from .convolution import activated_convolution, convolution_at
+from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
 from .scans import gather_rows, merge, reorder, spread
@@ -154,11 +154,12 @@ class SelectiveScan(nn.Module):
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
             tail = None if tail is None else tail.to(x.dtype)
             convolved = convolution_triton(x, *orders, weight, bias, tail)
+        elif not is_recording:
+            convolved = ordered_convolution(x, *orders, weight, bias, tail)
         else:
             x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
-            if is_recording:
-                cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
-            convolved = activated_convolution(x, weight, bias, tail)
+            cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
+            convolved = F.silu(causal_convolution(x, weight, bias, tail))
         return convolved if steps is None else gather_rows(convolved, steps)
 
     def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scans import gather_rows
+from .scans import gather_rows, reorder, spread, sum_rows
 
 
 class _CausalConvolution(torch.autograd.Function):
@@ -27,18 +27,51 @@ class _CausalConvolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        (gradient,) = gradients
-        x, weight = ctx.saved_tensors
-        taps, length = weight.shape[-1], x.shape[2]
-        grad_weight = torch.zeros_like(weight)
-        for shift in range(min(taps, length)):
-            product = gradient[:, :, shift:] * x[:, :, : length - shift]
-            grad_weight[..., taps - 1 - shift] = _sum_positions(product)
-        return (
-            _convolve(gradient, weight.flip(-1), None, first=taps - 1),
-            grad_weight,
-            _sum_positions(gradient),
+        return _convolve_backward(gradients[0], *ctx.saved_tensors)
+
+
+def _convolve_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    taps, length = weight.shape[-1], x.shape[2]
+    grad_weight = torch.zeros_like(weight)
+    for shift in range(min(taps, length)):
+        product = gradient[:, :, shift:] * x[:, :, : length - shift]
+        grad_weight[..., taps - 1 - shift] = _sum_positions(product)
+    grad_x = _convolve(gradient, weight.flip(-1), None, first=taps - 1)
+    return grad_x, grad_weight, _sum_positions(gradient)
+
+
+class _OrderedConvolution(torch.autograd.Function):
+    """Keeps its input in storage order alone; what scans see of it is made again for gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, order, inverse, weight, bias)
+        read = gather_rows(x, order)
+        _activate_in_place(read, weight, bias)
+        return read
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
+        x, order, inverse, weight, bias = ctx.saved_tensors
+        read = gather_rows(x, order)
+        gradient = torch.ops.aten.silu_backward(
+            gradients[0], _convolve(read, weight, bias, first=0)
         )
+        grad_read, grad_weight, grad_bias = _convolve_backward(gradient, read, weight)
+        back = sum_rows if x.dim() == 3 else gather_rows
+        return back(grad_read, inverse), None, None, grad_weight, grad_bias
+
+
+def _activate_in_place(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Overwrite every scan of x (b, k, l, c) by SiLU of its convolution."""
+    for k in range(x.shape[1]):
+        padded = _convolve_one(x[:, k], weight[k], bias[k])
+        x[:, k] = F.silu(padded, inplace=True)[:, : x.shape[2]]
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
@@ -83,23 +116,34 @@ def causal_convolution(
     return result[:, :, before:]
 
 
-def activated_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor, tail: Tensor | None = None
+def ordered_convolution(
+    x: Tensor,
+    order: Tensor,
+    inverse: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    tail: Tensor | None = None,
 ) -> Tensor:
-    """SiLU of `causal_convolution`, which overwrites x where no gradient is asked for.
+    """Read x in every scan's order, convolve it causally, SiLU; with little new memory.
 
-    At inference memory moves are what it costs, and new memory costs most.
+    Args:
+        x: (b, l, c), shared by all scans, or (b, k, l, c), in storage order.
+        order, inverse: (b, k, l). weight: (k, c, w). bias: (k, c).
+        tail: (b, k, w - 1, c), inputs before the first; None where they are 0.
+
+    Returns:
+        (b, k, l, c) in scan order.
     """
-    if torch.is_grad_enabled():
-        return F.silu(causal_convolution(x, weight, bias, tail))
-    before = 0 if tail is None else tail.shape[2]
-    if tail is not None:
-        x = torch.cat([tail.to(x.dtype), x], dim=2)
     weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    for k in range(x.shape[1]):
-        padded = _convolve_one(x[:, k], weight[k], bias[k])
-        x[:, k] = F.silu(padded, inplace=True)[:, : x.shape[2]]
-    return x[:, :, before:]
+    if tail is None:
+        result: Tensor = _OrderedConvolution.apply(x, order, inverse, weight, bias)
+        return result
+    if torch.is_grad_enabled():
+        read = spread(x, order, inverse) if x.dim() == 3 else reorder(x, order, inverse)
+        return F.silu(causal_convolution(read, weight, bias, tail))
+    read = torch.cat([tail.to(x.dtype), gather_rows(x, order)], dim=2)
+    _activate_in_place(read, weight, bias)
+    return read[:, :, tail.shape[2] :]
 
 
 def convolution_at(

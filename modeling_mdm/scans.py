@@ -105,7 +105,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
-        back = _sum_rows if ctx.shared else gather_rows
+        back = sum_rows if ctx.shared else gather_rows
         return back(gradients[0], inverse), None, None
 
 
@@ -115,7 +115,7 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(order)
-        return _sum_rows(x, inverse)
+        return sum_rows(x, inverse)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -138,7 +138,7 @@ def gather_rows(x: Tensor, order: Tensor) -> Tensor:
     return rows.view(*order.shape, x.shape[-1])
 
 
-def _sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
+def sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
     """Bring (b, k, l, c) back to storage order and sum over the scans, in one pass: (b, l, c)."""
     batch, scans, length, width = x.shape
     if scans == 1:

@@ -9,7 +9,7 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm.convolution import activated_convolution, causal_convolution, convolution_at
+from modeling_mdm.convolution import causal_convolution, convolution_at, ordered_convolution
 
 float64 = torch.float64
 
@@ -126,24 +126,46 @@ def test_some_steps_alone_equal_those_of_the_whole(shape, taps, shared, earlier)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("with_tail", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 9])
-def test_without_a_gradient_it_is_activated_in_place(length, with_tail):
-    draw = torch.Generator().manual_seed(length)
+@examples(**sizes, shared=st.booleans(), with_tail=st.booleans(), seed=st.integers(0, 99))
+@settings(max_examples=60)
+def test_in_any_order_it_is_silu_of_the_convolution_of_what_each_scan_reads(
+    shared, with_tail, seed, **sizes
+):
+    x, weight, bias = draw(**sizes)
+    batch, scans, length, channels, taps = sizes.values()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(batch, scans, length, generator=generator).argsort(-1)
+    tail = torch.randn(batch, scans, taps - 1, channels, dtype=float64) if with_tail else None
+    x = (x[:, 0] if shared else x).detach().requires_grad_()
+    before = torch.zeros(batch, scans, taps - 1, channels, dtype=float64) if tail is None else tail
 
-    def random(*shape):
-        return torch.randn(shape, generator=draw, dtype=torch.float64)
+    def plain(x):
+        each = x[:, None].expand(-1, scans, -1, -1) if shared else x
+        read = each.gather(2, order[..., None].expand(-1, -1, -1, channels))
+        return F.silu(convolve_by_conv1d(torch.cat([before, read], 2), weight, bias))[
+            :, :, taps - 1 :
+        ]
 
-    x, weight, bias = random(2, 3, length, 5), random(3, 5, 4), random(3, 5)
-    tail = random(2, 3, 3, 5) if with_tail else None
-    before = torch.zeros(2, 3, 3, 5).double() if tail is None else tail
-    read = torch.cat([before, x], dim=2)
-    truth = bias[:, None] + sum(
-        weight[:, None, :, i] * read[:, :, i : i + length] for i in range(4)
-    )
-    truth = truth * torch.sigmoid(truth)
-    kept = x.clone()
-    torch.testing.assert_close(activated_convolution(x, weight, bias, tail), truth)
-    assert torch.equal(x, kept)  # with gradients nothing is overwritten
+    def ours(x):
+        return ordered_convolution(x, order, order.argsort(-1), weight, bias, tail)
+
+    kept, factor = x.detach().clone(), torch.randn(batch, scans, length, channels, dtype=float64)
+    torch.testing.assert_close(ours(x), plain(x))
+    inputs = (x, weight, bias)
+    found = torch.autograd.grad((ours(x) * factor).sum(), inputs)
+    expected = torch.autograd.grad((plain(x) * factor).sum(), inputs)
+    for gradient, truth in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, truth)
     with torch.no_grad():
-        torch.testing.assert_close(activated_convolution(x, weight, bias, tail), truth)
+        torch.testing.assert_close(ours(x), plain(x))
+    assert torch.equal(x, kept)
+
+
+def test_only_the_input_in_storage_order_is_kept_for_gradients():
+    x = torch.randn(2, 9, 4, requires_grad=True)
+    order = torch.arange(9).expand(2, 3, 9)
+    weight, bias = torch.randn(3, 4, 3, requires_grad=True), torch.zeros(3, 4, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
+        ordered_convolution(x, order, order, weight, bias)
+    assert sorted(map(tuple, kept)) == sorted([(2, 9, 4), (2, 3, 9), (2, 3, 9), (3, 4, 3), (3, 4)])

@@ -18,7 +18,7 @@ from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
-from .scans import gather_rows, merge, reorder, spread
+from .scans import gather_rows, merge, reorder
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
@@ -157,7 +157,7 @@ class SelectiveScan(nn.Module):
         elif not is_recording:
             convolved = ordered_convolution(x, *orders, weight, bias, tail)
         else:
-            x = spread(x, *orders) if x.dim() == 3 else reorder(x, *orders)
+            x = reorder(x, *orders)
             cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
             convolved = F.silu(causal_convolution(x, weight, bias, tail))
         return convolved if steps is None else gather_rows(convolved, steps)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scans import gather_rows, reorder, spread, sum_rows
+from .scans import gather_rows, reorder, sum_rows
 
 
 class _CausalConvolution(torch.autograd.Function):
@@ -139,8 +139,7 @@ def ordered_convolution(
         result: Tensor = _OrderedConvolution.apply(x, order, inverse, weight, bias)
         return result
     if torch.is_grad_enabled():
-        read = spread(x, order, inverse) if x.dim() == 3 else reorder(x, order, inverse)
-        return F.silu(causal_convolution(read, weight, bias, tail))
+        return F.silu(causal_convolution(reorder(x, order, inverse), weight, bias, tail))
     read = torch.cat([tail.to(x.dtype), gather_rows(x, order)], dim=2)
     _activate_in_place(read, weight, bias)
     return read[:, :, tail.shape[2] :]

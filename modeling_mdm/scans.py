@@ -153,8 +153,7 @@ def sum_rows(x: Tensor, inverse: Tensor) -> Tensor:
 
 def spread(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Copy a shared sequence (b, l, c) into every scan's order (b, k, l): (b, k, l, c)."""
-    result: Tensor = _Gather.apply(x, order, inverse)
-    return result
+    return reorder(x, order, inverse)
 
 
 def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -164,6 +163,9 @@ def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Permute every scan's own sequence (b, k, l, c); back, with the two orders exchanged."""
+    """Read (b, k, l, c), or (b, l, c) that all scans share, in every scan's order: (b, k, l, c).
+
+    With the two orders exchanged it brings every scan's own sequence back.
+    """
     result: Tensor = _Gather.apply(x, order, inverse)
     return result

@@ -5,7 +5,8 @@
 Axes: b batch, t words, m pictures an item, n positions of one modality, d latent_dim.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,6 +109,19 @@ def encode_text(
                 f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of "
                 f"{vocabulary} words: use the processor that belongs to this model."
             )
+    content = text_content(input_ids, attention_mask, text_given, turn_ids)
+    mean, logvar = vae.encode(input_ids, "text")
+    content = replace(content, latents=vae.statistics["text"](mean))
+    return EncodedModality(content, input_ids, mean, logvar, input_ids)
+
+
+def text_content(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    text_given: Tensor | None = None,
+    turn_ids: Tensor | None = None,
+) -> ModalityContent:
+    """Lay words out, arguments as for `encode_text`; without latents, (b, t, 0)."""
     valid = (
         torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is None
@@ -115,10 +129,8 @@ def encode_text(
     )
     given = torch.zeros_like(valid) if text_given is None else text_given.bool()
     turn = torch.zeros_like(input_ids) if turn_ids is None else turn_ids.long()
-    mean, logvar = vae.encode(input_ids, "text")
-    latents = vae.statistics["text"](mean)
-    content = ModalityContent(latents, given, valid, turn, _index_in_turn(valid, turn))
-    return EncodedModality(content, input_ids, mean, logvar, input_ids)
+    latents = valid.new_empty(*valid.shape, 0)
+    return ModalityContent(latents, given, valid, turn, _index_in_turn(valid, turn))
 
 
 def encode_images(
@@ -132,7 +144,7 @@ def encode_images(
 ) -> tuple[EncodedModality, tuple[int, int, int]]:
     """Encode pictures; arguments as in `MDMForJointGeneration.forward`.
 
-    A patch is given if all of its pixels are. With a VQ-VAE in front, patches are its code vectors.
+    With a VQ-VAE in front, patches are its code vectors.
 
     Returns:
         the encoded patches of all pictures of an item in a row, and (pictures, rows, columns).
@@ -142,13 +154,38 @@ def encode_images(
     """
     channels = 3 if front_end else vae.patch_embedding.in_features // patch_size**2
     _check_pictures(channels, patch_size, pixel_values, pixel_attention_mask, image_given)
-    if pixel_values.dim() == 4:
-        pixel_values = pixel_values[:, None]
-        pixel_attention_mask = (
-            None if pixel_attention_mask is None else pixel_attention_mask[:, None]
-        )
-        image_given = None if image_given is None else image_given[:, None]
-    batch, pictures, _, height, width = pixel_values.shape
+    content, grid = image_content(
+        patch_size, pixel_values, pixel_attention_mask, image_given, image_turn_ids
+    )
+    batch, length = content.valid.shape
+    flat, symbols = pixel_values.flatten(0, -4), None
+    if front_end is None:
+        patches = patchify(flat, patch_size).reshape(batch, length, -1)
+    else:
+        symbols = front_end(flat).view(batch, -1)
+        patches = front_end.codebook[symbols]
+    patches = patches.to(vae.patch_embedding.bias.dtype)
+    mean, logvar = vae.encode(patches, "image")
+    content = replace(content, latents=vae.statistics["image"](mean))
+    return EncodedModality(content, patches, mean, logvar, symbols), grid
+
+
+def image_content(
+    patch_size: int,
+    pixel_values: Tensor,
+    pixel_attention_mask: Tensor | None = None,
+    image_given: Tensor | None = None,
+    image_turn_ids: Tensor | None = None,
+) -> tuple[ModalityContent, tuple[int, int, int]]:
+    """Lay patches out, arguments as for `encode_images`; without latents, (b, n, 0).
+
+    A patch is given if all of its pixels are.
+
+    Returns:
+        the patches of all pictures of an item in a row, and (pictures, rows, columns).
+    """
+    height, width = pixel_values.shape[-2:]
+    batch, pictures = pixel_values.shape[:-3] if pixel_values.dim() == 5 else (len(pixel_values), 1)
     rows, columns = height // patch_size, width // patch_size
 
     def all_pixels(mask: Tensor | None, default: bool) -> Tensor:
@@ -157,16 +194,8 @@ def encode_images(
             return torch.full(
                 (batch, pictures * rows * columns), default, device=pixel_values.device
             )
-        return patchify(mask.bool().flatten(0, 1)[:, None], patch_size).all(-1).view(batch, -1)
+        return patchify(mask.bool().flatten(0, -3)[:, None], patch_size).all(-1).view(batch, -1)
 
-    flat, symbols = pixel_values.flatten(0, 1), None
-    if front_end is None:
-        patches = patchify(flat, patch_size).reshape(batch, pictures * rows * columns, -1)
-    else:
-        symbols = front_end(flat).view(batch, -1)
-        patches = front_end.codebook[symbols]
-    patches = patches.to(vae.patch_embedding.bias.dtype)
-    mean, logvar = vae.encode(patches, "image")
     if image_turn_ids is None:
         image_turn_ids = torch.zeros(batch, pictures, dtype=torch.long, device=pixel_values.device)
     if image_turn_ids.shape != (batch, pictures):
@@ -177,13 +206,26 @@ def encode_images(
     valid = all_pixels(pixel_attention_mask, True)
     shown = valid.view(batch, pictures, -1).any(-1)
     content = ModalityContent(
-        vae.statistics["image"](mean),
+        valid.new_empty(*valid.shape, 0),
         all_pixels(image_given, False),
         valid,
         image_turn_ids.long().repeat_interleave(rows * columns, dim=1),
         patch_places(image_turn_ids, shown, rows, columns),
     )
-    return EncodedModality(content, patches, mean, logvar, symbols), (pictures, rows, columns)
+    return content, (pictures, rows, columns)
+
+
+def lay_out_content(patch_size: int, inputs: Mapping[str, Tensor]) -> dict[str, ModalityContent]:
+    """Lay out the inputs of [`MDMForJointGeneration.forward`] by name; without latents."""
+    content = {}
+    if (words := inputs.get("input_ids")) is not None:
+        names = ("attention_mask", "text_given", "turn_ids")
+        content["text"] = text_content(words, *(inputs.get(name) for name in names))
+    if (pixels := inputs.get("pixel_values")) is not None:
+        names = ("pixel_attention_mask", "image_given", "image_turn_ids")
+        masks = (inputs.get(name) for name in names)
+        content["image"], _ = image_content(patch_size, pixels, *masks)
+    return content
 
 
 def patch_places(turn: Tensor, shown: Tensor, rows: int, columns: int) -> Tensor:

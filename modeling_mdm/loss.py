@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the training loss: Eq. 14-18.
 
-Means over positions of sums over latent_dim, pixels or words. Where several processes train, the
-positions are those of all of them.
+Means over positions of sums over latent_dim, pixels or words. Where several processes train, or a
+step takes several batches, the positions are those of all of them.
 Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from .configuration_mdm import MDMConfig
 from .diffusion import NoiseSchedule
-from .inputs import EncodedInputs
-from .processes import counts_per_process
+from .inputs import EncodedInputs, lay_out_content
+from .mode_head import asking
+from .processes import num_processes, sum_counts
 from .score_entropy import (
     denoising_weight,
     gaussian_score_entropy,
@@ -51,10 +53,54 @@ def masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     return torch.where(mask, values, 0).sum() / count
 
 
-def _counts(masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Count positions of each modality; see `counts_per_process`."""
-    counted = counts_per_process([masks.get(g) for g in ("text", "image")])
-    return dict(zip(("text", "image"), counted, strict=True))
+def count_items(config: MDMConfig, content: dict[str, ModalityContent]) -> dict[str, Tensor]:
+    """Count what the means of the loss are over: positions by kind and modality, asking items."""
+    zero = next(iter(content.values())).valid.new_zeros((), dtype=torch.long)
+    counts = {}
+    for g in ("text", "image"):
+        part = content.get(g)
+        counts[f"noisy_{g}"] = zero if part is None else part.noisy.sum()
+        counts[f"real_{g}"] = zero if part is None else part.valid.sum()
+    counts["asking"] = asking(content).sum() if config.use_mode_head else zero
+    return counts
+
+
+def count_items_in_batches(
+    config: MDMConfig, batches: list[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Count what the means of a step over several batches, of all processes, are over.
+
+    With this as `num_items_in_batch` of each, their losses and gradients sum to those of one batch
+    that holds all items. Every process must call this.
+
+    Args:
+        batches: of the inputs of [`MDMForJointGeneration.forward`], by name.
+    """
+    counts = [count_items(config, lay_out_content(config.patch_size, batch)) for batch in batches]
+    return sum_counts({name: sum(each[name] for each in counts) for name in counts[0]})
+
+
+def loss_counts(
+    config: MDMConfig, encoded: EncodedInputs, num_items_in_batch: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """What to divide sums by, so that losses, averaged over processes as gradients are, are means.
+
+    Args:
+        num_items_in_batch: of all batches and processes of a step; None counts this batch, and in
+            training those of the other processes. Where gradients are off, which may be in one
+            process alone, a process counts for itself.
+
+    Returns:
+        as `count_items`, by process; 1 instead of 0 where nobody has any.
+    """
+    counts, processes = num_items_in_batch, num_processes()
+    if counts is None:
+        counts = count_items(config, encoded.content)
+        if torch.is_grad_enabled():
+            counts = sum_counts(counts)
+        else:
+            processes = 1
+    return {name: torch.where(n > 0, n / processes, 1) for name, n in counts.items()}
 
 
 def position_score_entropy(config: MDMConfig, prediction: Prediction) -> Tensor:
@@ -104,27 +150,27 @@ def diffusion_losses(
     content: dict[str, ModalityContent],
     predictions: dict[str, Prediction],
     predicted_score_entropy: dict[str, Tensor],
+    counts: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """L_se (Eq. 14) of both modalities, weighted, and the fit of the predicted score entropy.
 
     Args:
         content, predictions: by modality.
         predicted_score_entropy: log(1 + se) of every position (b, n), by modality.
+        counts: from `loss_counts`.
 
     Returns:
         `loss_se`, `loss_se_image`, `loss_se_text`, `loss_se_prediction`, 0-dim.
     """
     zero = next(iter(predicted_score_entropy.values())).sum() * 0
     losses = {"loss_se_image": zero, "loss_se_text": zero, "loss_se_prediction": zero}
-    counts = _counts({g: content[g].noisy for g in predictions})
     for g, prediction in predictions.items():
         entropy = position_score_entropy(config, prediction).float()
-        noisy = content[g].noisy
-        losses[f"loss_se_{g}"] = masked_mean(entropy, noisy, counts[g])
+        noisy, count = content[g].noisy, counts[f"noisy_{g}"]
+        losses[f"loss_se_{g}"] = masked_mean(entropy, noisy, count)
         error = (predicted_score_entropy[g] - torch.log1p(entropy.detach())).square()
-        losses["loss_se_prediction"] = losses["loss_se_prediction"] + masked_mean(
-            error, noisy, counts[g]
-        )
+        fit = masked_mean(error, noisy, count)
+        losses["loss_se_prediction"] = losses["loss_se_prediction"] + fit
     losses["loss_se"] = (
         config.se_weight_image * losses["loss_se_image"]
         + config.se_weight_text * losses["loss_se_text"]
@@ -138,6 +184,7 @@ def reconstruction_losses(
     z_0: dict[str, Tensor],
     noise: dict[str, Tensor],
     latent_noise: float,
+    counts: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """Reconstruction (Eq. 15, 16) from noised latents and the posterior's KL (Eq. 17).
 
@@ -147,21 +194,21 @@ def reconstruction_losses(
         z_0: standardised posterior samples (b, n, d) by modality.
         noise: standard normal, the same shapes.
         latent_noise: standard deviation of the noise that the decoder sees.
+        counts: from `loss_counts`.
 
     Returns:
         `loss_rec_image`, `loss_rec_text`, `loss_kl`, 0-dim.
     """
     zero = vae.posterior.weight.sum() * 0
     losses = {"loss_rec_image": zero, "loss_rec_text": zero, "loss_kl": zero}
-    counts = _counts({g: part.content.valid for g, part in encoded.modalities.items()})
     for g, part in encoded.modalities.items():
         decoded = vae.decode(z_0[g] + latent_noise * noise[g].to(z_0[g].dtype), g)
         if g == "text":
             error = F.cross_entropy(decoded.transpose(1, 2).float(), part.target, reduction="none")
         else:
             error = (decoded - part.target).float().square().sum(-1)
-        valid = part.content.valid
-        losses[f"loss_rec_{g}"] = masked_mean(error, valid, counts[g])
+        valid, count = part.content.valid, counts[f"real_{g}"]
+        losses[f"loss_rec_{g}"] = masked_mean(error, valid, count)
         divergence = kl_divergence(part.posterior_mean.float(), part.posterior_logvar.float())
-        losses["loss_kl"] = losses["loss_kl"] + masked_mean(divergence, valid, counts[g])
+        losses["loss_kl"] = losses["loss_kl"] + masked_mean(divergence, valid, count)
     return losses

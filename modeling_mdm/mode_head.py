@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .inputs import EncodedInputs
 from .past_turns import PastTurns, last_given, read_given
-from .processes import counts_per_process
 from .regions import GENERATION_MODES, Inputs
 from .sequence import ModalityContent, take_part
 
@@ -59,11 +58,22 @@ class ModeHead(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def mode_loss(model: "MDMForJointGeneration", encoded: EncodedInputs) -> Tensor:
+def asking(content: dict[str, ModalityContent]) -> Tensor:
+    """Items that teach the head, (b,) bool: they give something, but no part of what they write."""
+    parts = content.values()
+    written = torch.stack([part.noisy.any(-1) for part in parts]).any(0)
+    given = torch.stack([(part.valid & part.given).any(-1) for part in parts]).any(0)
+    in_part = torch.stack(
+        [(part.valid & part.given & ~part.prompt()).any(-1) for part in parts]
+    ).any(0)
+    return written & given & ~in_part
+
+
+def mode_loss(model: "MDMForJointGeneration", encoded: EncodedInputs, count: Tensor) -> Tensor:
     """Cross-entropy of what the masks leave to be written, given the last turn before it; 0-dim.
 
     The given part is evaluated once more, without what is to be written: its start tokens would
-    tell. Items that give nothing, or parts of what is written, teach nothing.
+    tell. A sum over the asking items, by a count of such.
     """
     content, labels = encoded.content, encoded.class_labels
     absent = torch.zeros_like(encoded.has_class)
@@ -79,11 +89,7 @@ def mode_loss(model: "MDMForJointGeneration", encoded: EncodedInputs) -> Tensor:
         features = model.decoder(part.sequence, part.content, latents, times, labels)
     turn = torch.stack([last_given(own) for own in given.values()]).amax(0)
     logits = model.mode_head(features, part.content, turn)
-    in_part = torch.stack(
-        [(own.valid & own.given & ~own.prompt()).any(-1) for own in content.values()]
-    ).any(0)
-    taught = (has_text | has_image) & (turn >= 0) & ~in_part
-    (count,) = counts_per_process([taught])
+    taught = asking(content)
     error = F.cross_entropy(logits, mode, reduction="none")
     return torch.where(taught, error, 0).sum() / count
 

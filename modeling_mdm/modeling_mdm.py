@@ -24,7 +24,13 @@ from .decoder import MDMDecoder, StartTokens, TimeEmbedding, ZeroLinear, recorde
 from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
 from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
-from .loss import Prediction, diffusion_losses, reconstruction_losses, total_loss
+from .loss import (
+    Prediction,
+    diffusion_losses,
+    loss_counts,
+    reconstruction_losses,
+    total_loss,
+)
 from .mode_head import ModeHead, mode_loss
 from .processes import num_processes
 from .prompt_cache import PromptCache
@@ -138,7 +144,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
     """
 
     output_modalities = ("image", "text")
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = True
     generation_config_class = MDMGenerationConfig
 
     def __init__(self, config: MDMConfig) -> None:
@@ -328,6 +334,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         self_condition: bool | None = None,
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
+        num_items_in_batch: dict[str, Tensor] | None = None,
     ) -> MDMOutput:
         """
         One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
@@ -352,6 +359,10 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             return_loss: False leaves every loss None.
             output_hidden_states: also return the features between blocks; None asks the
                 configuration.
+            num_items_in_batch: what each mean of the loss is over where this batch is only part of
+                a step, from `loss.count_items_in_batches`: the losses of all parts then sum to that
+                of the step, and the statistics of the latents wait for the last part. None: this
+                batch, of all processes, is the step.
 
         What is random, from `drop_prompt` to `self_condition`, is drawn where None: in training as
         `MDMConfig` says, else with uniform times, nothing dropped and nothing fed back.
@@ -392,8 +403,11 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             denoised = self.denoise(**step.arguments, estimates=estimates)
         predicted = {g: self.score_entropy_head(part) for g, part in denoised.features.items()}
         if self.training:
-            self._update_statistics(encoded)
-        losses = self._losses(encoded, random, step, denoised, predicted) if return_loss else {}
+            self._update_statistics(encoded, num_items_in_batch)
+        losses = {}
+        if return_loss:
+            counts = loss_counts(self.config, encoded, num_items_in_batch)
+            losses = self._losses(encoded, random, step, denoised, predicted, counts)
         return MDMOutput(
             **losses,
             logits=denoised.logits.get("text"),
@@ -435,13 +449,16 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         with torch.no_grad():
             return self.denoise(**step.arguments).clean
 
-    def _update_statistics(self, encoded: EncodedInputs) -> None:
+    def _update_statistics(
+        self, encoded: EncodedInputs, num_items_in_batch: dict[str, Tensor] | None
+    ) -> None:
         """Let the running latent statistics see this batch."""
         for g, statistics in self.vae.statistics.items():
+            total = None if num_items_in_batch is None else num_items_in_batch[f"real_{g}"]
             if part := encoded.modalities.get(g):
-                statistics.update(part.posterior_mean.detach(), part.content.valid)
+                statistics.update(part.posterior_mean.detach(), part.content.valid, total)
             elif num_processes() > 1:  # another process may have what this batch lacks
-                statistics.update(None, None)
+                statistics.update(None, None, total)
 
     def _losses(
         self,
@@ -450,6 +467,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         step: "NoisyInputs",
         denoised: "Denoised",
         predicted: dict[str, Tensor],
+        counts: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Eq. 18 and its parts, by their names in [`MDMOutput`]."""
         content = step.arguments["content"]
@@ -466,15 +484,15 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             )
             for g in content
         }
-        losses = diffusion_losses(self.config, content, predictions, predicted)
+        losses = diffusion_losses(self.config, content, predictions, predicted, counts)
         # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
         z_0 = {g: latents.to(self.dtype) for g, latents in step.z_0.items()}
         losses |= reconstruction_losses(
-            self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise
+            self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise, counts
         )
         # CODEPATH: as where the head is made.
         if self.config.use_mode_head:
-            losses["loss_mode"] = mode_loss(self, encoded)
+            losses["loss_mode"] = mode_loss(self, encoded, counts["asking"])
         return {**losses, "loss": total_loss(self.config, losses)}
 
 

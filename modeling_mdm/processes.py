@@ -34,24 +34,8 @@ def first_process_says(choice: bool, device: torch.device) -> bool:
     return bool(said)
 
 
-def counts_per_process(masks: list[Tensor | None]) -> list[Tensor | float]:
-    """Count where each mask is true; in training, the mean over all processes.
-
-    A sum divided by this, averaged over processes as gradients are, is the mean over all positions.
-    Where gradients are off, which may be in one process alone, a process counts for itself.
-
-    Args:
-        masks: None for what a batch lacks, which other processes may have.
-
-    Returns:
-        0-dim tensors; 1 instead of 0 where nobody has any.
-    """
-    present = [mask for mask in masks if mask is not None]
-    device = present[0].device
-    counts = torch.stack(
-        [torch.zeros((), device=device) if m is None else m.sum().float() for m in masks]
-    )
-    if num_processes() > 1 and torch.is_grad_enabled():
-        counts = sum_over_processes(counts)
-        return list(torch.where(counts > 0, counts / num_processes(), 1.0))
-    return list(counts.clamp(min=1))
+def sum_counts(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add up counts (0-dim) of the same names; every process must call this."""
+    if num_processes() == 1:
+        return counts
+    return dict(zip(counts, sum_over_processes(torch.stack(list(counts.values()))), strict=True))

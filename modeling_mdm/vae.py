@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .configuration_mdm import MDMConfig
 from .processes import num_processes, sum_over_processes
 
+Moments = tuple[Tensor, Tensor, Tensor]  # how many latents, their mean and variance (d,)
+
 
 def patchify(pixel_values: Tensor, patch_size: int) -> Tensor:
     """Cut pictures (b, channels, height, width): (b, rows * columns, patch_size^2 * channels)."""
@@ -67,12 +69,19 @@ class LatentStatistics(nn.Module):
         self.register_buffer("mean", torch.zeros(latent_dim))
         self.register_buffer("variance", torch.ones(latent_dim))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._waiting: Moments | None = None  # of a step's earlier parts
 
     @torch.no_grad()
-    def update(self, latents: Tensor | None, valid: Tensor | None) -> None:
+    def update(
+        self, latents: Tensor | None, valid: Tensor | None, total: Tensor | None = None
+    ) -> None:
         """Take in the latents (b, n, d) of all processes, padding excluded by valid (b, n).
 
         None where this process has none; where there are several, each must call this.
+
+        Args:
+            total: how many latents the whole step has, if these may be part of them: the update
+                waits for the last.
         """
         if self.frozen:
             return
@@ -87,10 +96,22 @@ class LatentStatistics(nn.Module):
             variance = ((latents - mean).square() * weight).sum((0, 1)) / count.clamp(min=1)
         if num_processes() > 1:
             count, mean, variance = _pooled_moments(count, mean, variance)
+        if total is not None:
+            count, mean, variance = self._wait_for_all((count, mean, variance), total)
         rate = torch.clamp(1 / (self.updates + 1), min=self.momentum) * (count > 1)
         self.mean.lerp_(mean, rate.to(mean.dtype))
         self.variance.lerp_(variance, rate.to(mean.dtype))
         self.updates += (count > 1).long()
+
+    def _wait_for_all(self, moments: Moments, total: Tensor) -> Moments:
+        """Keep moments until they are those of `total` latents: then of all of them, else of 0."""
+        if self._waiting is not None:
+            count, mean, variance = (value.to(self.mean.device) for value in self._waiting)
+            moments = _joined_moments((count, mean, variance), moments)
+        count, mean, variance = moments
+        whole = count >= total
+        self._waiting = (count * ~whole, mean * ~whole, variance * ~whole)
+        return count * whole, mean, variance
 
     @property
     def scale(self) -> Tensor:
@@ -106,7 +127,15 @@ class LatentStatistics(nn.Module):
         return self.standardize(latents)
 
 
-def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _joined_moments(some: Moments, others: Moments) -> Moments:
+    """Count, mean and variance of two sets of latents together."""
+    (count, mean, variance), (added, other, spread) = some, others
+    share, shift = added / (count + added).clamp(min=1), other - mean
+    joined = variance + share * (spread - variance) + share * (1 - share) * shift.square()
+    return count + added, mean + share * shift, joined
+
+
+def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> Moments:
     """Count, mean and variance of all processes' latents from those of each."""
     squares = variance.double() + mean.double().square()
     moments = torch.stack([torch.ones_like(squares), mean.double(), squares]) * count

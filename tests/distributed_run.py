@@ -62,7 +62,7 @@ class CountingModel(MDMForJointGeneration):
         return super().forward(*args, **kwargs)
 
 
-def train(folder, tasks, limit=48, resume=None, settled=False, **arguments):
+def train(folder, tasks, limit=48, resume=None, **arguments):
     """Train and return what there is to compare."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
@@ -81,10 +81,6 @@ def train(folder, tasks, limit=48, resume=None, settled=False, **arguments):
     torch.manual_seed(0)
     CountingModel.lacking = 0
     model = CountingModel(make_config(len(processor.tokenizer)))
-    if settled:
-        for statistics in model.vae.statistics.values():
-            statistics.momentum = 0.0
-            statistics.updates.fill_(10**12)
     trainer = MDMTrainer(
         model,
         args,

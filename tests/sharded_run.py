@@ -175,13 +175,14 @@ def train_alone(model, data):
     from modeling_mdm import loss, processes, vae
 
     real = processes.num_processes
-    for module in (processes, vae):
+    modules = (loss, processes, vae)
+    for module in modules:
+        assert module.num_processes is real
         module.num_processes = lambda: 1
-    assert loss.counts_per_process is processes.counts_per_process
     try:
         return train(model, data)
     finally:
-        for module in (processes, vae):
+        for module in modules:
             module.num_processes = real
 
 

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.diffusion import NoiseSchedule
 from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text
-from modeling_mdm.loss import Prediction, diffusion_losses, masked_mean, reconstruction_losses
+from modeling_mdm.loss import (
+    Prediction,
+    count_items,
+    diffusion_losses,
+    masked_mean,
+    reconstruction_losses,
+)
 from modeling_mdm.vae import MDMVAE, kl_divergence
 
 float64 = torch.float64
@@ -75,6 +81,10 @@ def latents_like(encoded):
     return {g: torch.randn_like(part.posterior_mean) for g, part in encoded.modalities.items()}
 
 
+def count(batch):
+    return count_items(tiny_config(), batch.content)
+
+
 def softmax(values):
     top = max(values)
     exps = [math.exp(v - top) for v in values]
@@ -107,7 +117,7 @@ def test_masked_mean_ignores_nan_outside_its_mask():
 def test_image_reconstruction_is_equation_15(encoded):
     vae, batch = encoded
     z_0, noise = latents_like(batch), latents_like(batch)
-    losses = reconstruction_losses(vae, batch, z_0, noise, latent_noise=0.3)
+    losses = reconstruction_losses(vae, batch, z_0, noise, 0.3, count(batch))
     decoded = vae.decode(z_0["image"] + 0.3 * noise["image"], "image")
     pixels = draw_inputs()["pixel_values"]
     total = 0.0
@@ -122,7 +132,7 @@ def test_image_reconstruction_is_equation_15(encoded):
 def test_text_reconstruction_is_equation_16_over_real_words(encoded):
     vae, batch = encoded
     z_0, noise = latents_like(batch), latents_like(batch)
-    losses = reconstruction_losses(vae, batch, z_0, noise, latent_noise=0.3)
+    losses = reconstruction_losses(vae, batch, z_0, noise, 0.3, count(batch))
     logits = vae.decode(z_0["text"] + 0.3 * noise["text"], "text")
     inputs = draw_inputs()
     each = []
@@ -137,7 +147,9 @@ def test_text_reconstruction_is_equation_16_over_real_words(encoded):
 
 def test_kl_is_equation_17_as_torch_distributions_has_it(encoded):
     vae, batch = encoded
-    losses = reconstruction_losses(vae, batch, latents_like(batch), latents_like(batch), 0.1)
+    losses = reconstruction_losses(
+        vae, batch, latents_like(batch), latents_like(batch), 0.1, count(batch)
+    )
     expected = 0.0
     for part in batch.modalities.values():
         posterior = torch.distributions.Normal(
@@ -196,7 +208,7 @@ def test_score_entropy_is_equation_14_over_noisy_positions(encoded):
     predictions = draw_predictions(batch.content)
     predicted = {g: torch.randn(part.latents.shape[:2]) for g, part in batch.content.items()}
     config = tiny_config(se_weight_image=0.5, se_weight_text=3.0)
-    losses = diffusion_losses(config, batch.content, predictions, predicted)
+    losses = diffusion_losses(config, batch.content, predictions, predicted, count(batch))
     expected, fit = {}, 0.0
     for g, values in expected_score_entropies(predictions).items():
         noisy = batch.content[g].noisy
@@ -217,9 +229,8 @@ def test_trajectory_candidates_stand_at_even_former_times(encoded):
     content = {"image": batch.content["image"]}
     image = draw_predictions(batch.content, candidates=3)["image"]
     predicted = {"image": torch.zeros(BATCH, PATCHES)}
-    losses = diffusion_losses(
-        tiny_config(se_candidates="trajectory"), content, {"image": image}, predicted
-    )
+    config = tiny_config(se_candidates="trajectory")
+    losses = diffusion_losses(config, content, {"image": image}, predicted, count(batch))
 
     def abar(t):
         start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2
@@ -272,9 +283,8 @@ def test_every_candidate_set_is_finite_in_float32_at_every_time(encoded, candida
         codes.target = torch.randint(7, (BATCH, PATCHES))
         for picture in (image, codes):
             predicted = {g: torch.zeros(part.given.shape) for g, part in batch.content.items()}
-            losses = diffusion_losses(
-                config, batch.content, {"text": text, "image": picture}, predicted
-            )
+            predictions = {"text": text, "image": picture}
+            losses = diffusion_losses(config, batch.content, predictions, predicted, count(batch))
             assert all(loss.isfinite() for loss in losses.values())
             assert losses["loss_se_text"] >= 0 and losses["loss_se_image"] >= 0
             gradients = torch.autograd.grad(

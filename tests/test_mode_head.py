@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny_model import MIXERS, SIDE, VOCABULARY, make_model, mixed_batch, tiny_config
 
 from modeling_mdm import MDMForJointGeneration
-from modeling_mdm.mode_head import ModeHead, mode_loss
+from modeling_mdm.mode_head import ModeHead, asking, mode_loss
 
 MODES = ("text", "image", "joint")
 WORDS, REPLY = 3, 3
@@ -59,7 +59,8 @@ def trained(request):
     model = make_model(torch.float32, use_mode_head=True, **MIXERS[request.param])
     optimizer = torch.optim.Adam(model.mode_head.parameters(), lr=2e-2)
     for step in range(120):
-        loss = mode_loss(model, model.encode_inputs(**make_questions(64, step)[0]))
+        encoded = model.encode_inputs(**make_questions(64, step)[0])
+        loss = mode_loss(model, encoded, asking(encoded.content).sum())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -435,6 +435,26 @@ def test_running_means_skip_what_is_absent():
     assert means.pop(lambda mine: mine) == {}
 
 
+def test_running_means_count_a_step_of_several_parts_once():
+    means = RunningMeans()
+    for share, parts in ((1 / 2, [2.0, 4.0]), (1.0, [8.0])):
+        for part in parts:
+            means.add({"summed": torch.tensor(part)}, 1.0, share)
+            means.add({"averaged": torch.tensor(part)}, share, share)
+    popped = means.pop(lambda mine: mine)
+    assert popped == {"summed": (6 + 8) / 2, "averaged": (3 + 8) / 2}
+
+
+def test_the_parts_of_an_accumulated_loss_sum_to_it(tmp_path):
+    """10 batches an epoch by threes: its last step has one alone."""
+    trainer = make_trainer(tmp_path, gradient_accumulation_steps=3, logging_steps=4, max_steps=8)
+    trainer.train()
+    logs = [h for h in trainer.state.log_history if "loss" in h]
+    assert len(logs) == 2
+    for log in logs:
+        assert log["loss"] == pytest.approx(log["loss_se_image"] + log["loss_se_text"], rel=1e-5)
+
+
 def test_a_fixed_random_state_ends_with_its_block():
     def draw():
         return torch.rand(()).item(), float(np.random.rand()), random.random()

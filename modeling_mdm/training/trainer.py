@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from modeling_mdm.loss import count_items_in_batches
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.checkpoints import (
     STAGING_FOLDER,
@@ -80,6 +81,7 @@ class MDMTrainer(Trainer):
         self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
         self.average: ExponentialMovingAverage | None = None
         self._average_is_in = False
+        self.current_gradient_accumulation_steps = 1  # batches in this step, as Trainer keeps it
         self._train_parts, self._eval_parts = RunningMeans(), RunningMeans()
         self._last_log = (0, time.monotonic())
         self._resumed_from: str | None = None
@@ -125,13 +127,35 @@ class MDMTrainer(Trainer):
         self._start_average()
         return TrainOutput(self.state.global_step, float("nan"), {})
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Any]:
+        """Collect the batches of a step; of several, count what the means of their loss are over.
+
+        Under torch's DataParallel each batch, on each device, takes means of its own.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) < 2 or not self.model_accepts_loss_kwargs or self.args.n_gpu > 1:
+            return batches, None
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        return batches, count_items_in_batches(self.model.config, batches)
+
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the loss of a batch (Eq. 18) and keep its parts for the logs."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        """Return the loss of a batch (Eq. 18), or its part of a step's; keep its terms to log."""
+        share = 1 / self.current_gradient_accumulation_steps if model.training else 1.0
+        weight = share  # of a loss that transformers divides by the number of batches in its step
+        if num_items_in_batch is not None:
+            # Not as super's argument: it would multiply by the number of processes.
+            inputs, weight = {**inputs, "num_items_in_batch": num_items_in_batch}, 1.0
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         parts = self._train_parts if model.training else self._eval_parts
-        parts.add({name: outputs.get(name) for name in LOSS_PARTS})
+        parts.add({name: outputs.get(name) for name in LOSS_PARTS}, weight, share)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -361,16 +385,20 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, float] = {}
 
-    def add(self, values: Mapping[str, torch.Tensor | None]) -> None:
-        """Take in one 0-dim tensor a name; None is left out."""
+    def add(
+        self, values: Mapping[str, torch.Tensor | None], weight: float = 1.0, share: float = 1.0
+    ) -> None:
+        """Take in one 0-dim tensor a name, times a weight; None is left out.
+
+        A step of several parts counts as one: each is this share of it.
+        """
         for name, value in values.items():
             if value is None:
                 continue
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._sums[name] = self._sums.get(name, 0) + weight * value.detach().float()
+            self._counts[name] = self._counts.get(name, 0) + share
 
     def pop(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Return the means over all processes and start anew."""

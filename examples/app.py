@@ -35,7 +35,7 @@ from modeling_mdm.training.captions import CaptionTable
 EXAMPLES = Path(__file__).resolve().parent
 SHIPPED = EXAMPLES / "checkpoints" / "mdm-fashion"
 CANVAS = 280  # pixels; smaller pictures are shown enlarged, so that a brush can paint on them
-WRITE = {"A picture": "image", "Words": "text", "Both": "joint"}
+WRITE = {"A picture": "image", "Words": "text", "Both": "joint", "As the model chooses": "auto"}
 OWN_SOLVER, NO_CLASS = "the model's own", "none"
 OUTPUTS = ("picture", "words", "state", "gallery", "finished")
 TITLE = """# Multi-Modal Diffusion Mamba
@@ -84,11 +84,11 @@ class AppArguments:
 class Wish:
     """What one press of the button asks for.
 
-    write: image, text or joint. mask: 1 where the picture is repainted, at the size that the model
-    sees. The rest is as in `MDMProcessor` and `generate`.
+    write: image, text or joint; None where the model chooses. mask: 1 where the picture is
+    repainted, at the size that the model sees. The rest is as in `MDMProcessor` and `generate`.
     """
 
-    write: str
+    write: str | None
     text: str | None = None
     picture: Image.Image | None = None
     mask: np.ndarray | None = None
@@ -148,6 +148,12 @@ class Studio:
         size = self.processor.image_processor.size
         return size.width, size.height
 
+    @property
+    def choices(self) -> list[str]:
+        """What may be asked to be written; only a model with a mode head can choose by itself."""
+        chooses = self.model.config.use_mode_head
+        return [name for name, mode in WRITE.items() if chooses or mode != "auto"]
+
     def frames(self, wish: Wish) -> Iterator[Frame]:
         """Write one sample, step by step; who stops iterating stops the process.
 
@@ -193,9 +199,11 @@ class Studio:
         }
         if asked["solver"] != OWN_SOLVER:
             options["solver"] = asked["solver"]
-        label = asked["class"]
+        write, label = WRITE[asked["write"]], asked["class"]
+        if write == "auto":
+            write, options["generation_mode"] = None, "auto"
         return Wish(
-            write=WRITE[asked["write"]],
+            write=write,
             text=asked["text"] or None,
             picture=picture,
             mask=mask,
@@ -279,7 +287,7 @@ def make_controls(gr: Any, studio: Studio) -> dict[str, Any]:
     """Lay out what is given, and the settings."""
     usual = studio.model.generation_config.guidance_scale or {}
     usual = usual if isinstance(usual, dict) else dict.fromkeys(("image", "text"), usual)
-    write = gr.Radio(list(WRITE), value="A picture", label="To write", elem_id="write")
+    write = gr.Radio(studio.choices, value="A picture", label="To write", elem_id="write")
     text = gr.Textbox(
         label="Given words",
         placeholder="<mask> in them is a word to be written",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ from PIL import Image
 from tiny_digits import CAPTIONS, ROOT, load_script, make_config, make_processor
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.regions import GENERATION_MODES
 
 SCRIPT = ROOT / "examples" / "app.py"
 CHECKPOINT = ROOT / "examples" / "checkpoints" / "mdm-fashion"
 BOOT = ROOT / "examples" / "pictures" / "fashion_mnist" / "9_ankle_boot.png"
 STEPS = 4
+AUTO = "As the model chooses"
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +34,41 @@ def app():
     return load_script(SCRIPT)
 
 
-@pytest.fixture(scope="module")
-def studio(app, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint")
+def save_checkpoint(folder, chosen_mode=None):
+    """A tiny model, with a mode head if it is to choose one."""
     torch.manual_seed(0)
     processor = make_processor()
     processor.save_pretrained(folder)
-    MDMForJointGeneration(make_config(len(processor.tokenizer))).save_pretrained(folder)
+    config = make_config(len(processor.tokenizer))
+    config.use_mode_head = chosen_mode is not None
+    model = MDMForJointGeneration(config)
+    if chosen_mode is not None:
+        set_choice(model, chosen_mode)
+    model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def set_choice(model, mode):
+    """Let the mode head choose one mode, whatever it reads."""
+    model.mode_head.out_proj.weight.zero_()
+    choice = torch.tensor([float(name == mode) for name in GENERATION_MODES])
+    model.mode_head.out_proj.bias.copy_(choice)
+
+
+def open_studio(app, folder, chosen_mode=None):
+    save_checkpoint(folder, chosen_mode)
     return app.Studio(app.AppArguments(checkpoint=str(folder), captions=str(CAPTIONS)))
+
+
+@pytest.fixture(scope="module")
+def studio(app, tmp_path_factory):
+    return open_studio(app, tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def choosing_studio(app, tmp_path_factory):
+    """With a mode head."""
+    return open_studio(app, tmp_path_factory.mktemp("choosing"), "joint")
 
 
 def held(app, **changed):
@@ -116,6 +146,30 @@ def test_controls_become_a_wish(app, studio):
         "solver": "ddim",
     }
     assert studio.read(held(app)).request() == {"generate": "joint"}
+
+
+def test_only_a_model_with_a_mode_head_is_asked_to_choose(app, studio, choosing_studio):
+    assert studio.choices == ["A picture", "Words", "Both"]
+    assert choosing_studio.choices == [*studio.choices, AUTO]
+    wish = choosing_studio.read(held(app, write=AUTO, text="a two"))
+    assert wish.request() == {"generate": None, "text": ["a two"]}
+    assert wish.options["generation_mode"] == "auto"
+
+
+@pytest.mark.parametrize("mode", GENERATION_MODES)
+def test_what_the_model_chooses_is_written(app, choosing_studio, mode):
+    set_choice(choosing_studio.model, mode)
+    asked = held(app, write=AUTO, text="a zero", editor={"background": noise_picture(8)})
+    *frames, last = choosing_studio.frames(choosing_studio.read(asked))
+    for frame in (*frames, last):
+        assert (frame.sample.text is None) == (mode == "image")
+        assert (frame.sample.image is None) == (mode == "text")
+    assert len(frames) + 1 == STEPS
+    # Words that are to be written in place leave nothing to choose.
+    *_, infilled = choosing_studio.frames(
+        choosing_studio.read(held(app, write=AUTO, text="a <mask>"))
+    )
+    assert infilled.sample.text and infilled.sample.image is None
 
 
 def test_small_pictures_grow_in_the_editor_and_come_back_as_they_were(app, studio):
@@ -198,15 +252,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture
-def page(tmp_path):
-    """Serve the shipped checkpoint; the address of the page."""
+@contextmanager
+def served(tmp_path, *arguments):
+    """Serve a checkpoint, the shipped one if none is named; the address of the page."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip('the page needs gradio: pip install -e ".[app]"')
     port = free_port()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1,localhost"}
     environment["GRADIO_TEMP_DIR"] = str(tmp_path / "gradio")
-    line = [sys.executable, str(SCRIPT), "--server_port", str(port)]
+    line = [sys.executable, str(SCRIPT), "--server_port", str(port), *arguments]
     with open(tmp_path / "app.log", "w") as log:
         server = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}/"
@@ -220,6 +274,20 @@ def page(tmp_path):
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture
+def page(tmp_path):
+    with served(tmp_path) as address:
+        yield address
+
+
+@pytest.fixture
+def choosing_page(tmp_path):
+    """Of a tiny model that always chooses words."""
+    save_checkpoint(tmp_path / "checkpoint", "text")
+    with served(tmp_path, "--checkpoint", str(tmp_path / "checkpoint")) as address:
+        yield address
 
 
 @pytest.fixture
@@ -357,6 +425,8 @@ def shipped_sample(**request):
 @pytest.mark.timeout(600)
 def test_the_page_in_a_browser(page, browser, tmp_path):
     visitor = Visitor(browser, page)
+    names = [label.text for label in visitor.all("#write label")]
+    assert names == ["A picture", "Words", "Both"]
     # Who changes their mind stops the process, and can start another.
     visitor.find("#go").click()
     visitor.until(lambda: visitor.find("#state").text.startswith("Step "))
@@ -401,3 +471,15 @@ def test_the_page_in_a_browser(page, browser, tmp_path):
     visitor.until(lambda: any(message in toast.text for toast in visitor.all(".toast-body")))
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []  # among them would be what the page looks for on the internet
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_model_with_a_mode_head_chooses_on_the_page(choosing_page, browser):
+    visitor = Visitor(browser, choosing_page)
+    assert [label.text for label in visitor.all("#write label")][-1] == AUTO
+    visitor.choose(AUTO)
+    visitor.type("a zero")
+    visitor.find("#go").click()
+    visitor.until(lambda: visitor.find("#state").text == "Done")
+    assert visitor.words and not visitor.all("#picture img")

@@ -281,7 +281,7 @@ def selection_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
     def scans(one: Generation) -> float:
         with scan_clock(model, device) as taken:
             one.run()
-        return sum(taken) / len(taken)
+        return sum(taken) / plan.measured_steps
 
     row = Row("selection", "scan", sizes)
     rounds = plan.effort.rounds(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from modeling_mdm.block import SelectiveScan
+from modeling_mdm.block import MDMMamba2Mixer
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.past_turns import PastTurns
@@ -296,7 +296,7 @@ class TokenByToken:
 
 @contextmanager
 def scan_clock(model: nn.Module, device: torch.device):
-    """Collect the seconds of every call of a scan within a model."""
+    """Collect the seconds of the scans of every block: from its projection in to its norm."""
     taken: list[float] = []
     started: list[float] = []
 
@@ -310,9 +310,9 @@ def scan_clock(model: nn.Module, device: torch.device):
 
     handles = []
     for module in model.modules():
-        if isinstance(module, SelectiveScan):
-            handles += [module.register_forward_pre_hook(before)]
-            handles += [module.register_forward_hook(after)]
+        if isinstance(module, MDMMamba2Mixer):
+            handles += [module.in_proj.register_forward_hook(before)]
+            handles += [module.norm.register_forward_pre_hook(after)]
     try:
         yield taken
     finally:

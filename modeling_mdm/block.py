@@ -7,6 +7,7 @@ order except inside `SelectiveScan`.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,17 @@ from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
 from .prompt_cache import LayerCache, last_inputs
-from .scans import gather_rows, merge, reorder
+from .scans import gather_rows, merge, reorder, scatter_rows
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
 
 # Where a scan reads at most one item in so many, it convolves at these alone.
 SHORT_SELECTION = 2
+
+# A CPU runs as many scans at once as have this many numbers: more of them in new memory, and out of
+# its caches, cost more than one pass after the other.
+PASS_NUMBERS = 2**17
 
 
 class GatedRMSNorm(nn.Module):
@@ -37,9 +42,64 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:
         """Normalise (..., size), in float32 at least."""
-        gated = (y * F.silu(gate)).to(torch.promote_types(y.dtype, torch.float32))
-        normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.epsilon)
-        return (normed * self.weight).to(y.dtype)
+        dtype, size = torch.promote_types(y.dtype, torch.float32), self.weight.shape
+        if torch.is_grad_enabled():
+            gated = (y * F.silu(gate)).to(dtype)
+            return F.rms_norm(gated, size, self.weight.to(dtype), self.epsilon).to(y.dtype)
+        gated = F.silu(gate).mul_(y).to(dtype)
+        mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
+        gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
+        return gated.to(y.dtype)
+
+
+class ScanPass(NamedTuple):
+    """Some of a block's scans, which read a sequence at once.
+
+    part: which of the block's scans. order, inverse: (b, k, l). cache: states of the positions
+    before these, which the scans go on from. steps, real: (b, k, m), the steps that are read where
+    items are dropped, and False at fillers; None where all are read.
+    """
+
+    part: slice
+    order: Tensor
+    inverse: Tensor
+    cache: LayerCache | None = None
+    steps: Tensor | None = None
+    real: Tensor | None = None
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the cache keeps what these scans read."""
+        return self.cache is not None and self.cache.is_recording
+
+    def kept(self, name: str) -> Tensor | None:
+        """What the cache has for these scans under a name."""
+        tensor = None if self.cache is None else self.cache.get(name)
+        return None if tensor is None else tensor[:, self.part]
+
+    def read(self, values: Tensor) -> Tensor:
+        """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
+        if self.steps is None:
+            return reorder(values, self.order, self.inverse)
+        return gather_rows(values, self.order.gather(-1, self.steps))
+
+    def bring_back(self, y: Tensor) -> Tensor:
+        """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
+        if self.steps is None:
+            return reorder(y, self.inverse, self.order)
+        length, positions = self.order.shape[-1], self.order.gather(-1, self.steps)
+        return scatter_rows(y * self.real[..., None], positions, length, self.order.shape[1])
+
+    def merge(self, y: Tensor, others: Tensor | None) -> Tensor:
+        """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
+        if self.steps is None:
+            merged = merge(y, self.order, self.inverse)
+        else:
+            length, positions = self.order.shape[-1], self.order.gather(-1, self.steps)
+            merged = scatter_rows(y * self.real[..., None], positions, length, 1)[:, 0]
+        if others is None:
+            return merged
+        return others + merged if torch.is_grad_enabled() else others.add_(merged)
 
 
 class SelectiveScan(nn.Module):
@@ -62,126 +122,124 @@ class SelectiveScan(nn.Module):
         self.D = nn.Parameter(torch.empty(k, self.heads))
         self.delta_bias = nn.Parameter(torch.empty(k, self.heads))
 
+    def passes(
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selection: Selection | None,
+        cache: LayerCache | None,
+    ) -> list[ScanPass]:
+        """Say which scans run at once on (b, l, hidden): a CPU runs long ones one by one."""
+        k = together = len(self.scans)
+        batch, length = hidden_states.shape[:2]
+        is_hard = selection is not None and selection.gate is None
+        is_whole = (cache is not None and cache.is_recording) or torch.compiler.is_compiling()
+        if hidden_states.device.type == "cpu" and not is_whole:
+            items = batch * (selection.longest if is_hard else length)
+            numbers = items * self.heads * self.sizes[1]
+            together = min(k, max(1, PASS_NUMBERS // max(1, numbers)))
+        passes = []
+        for start in range(0, k, together):
+            part = slice(start, min(start + together, k))
+            orders = (order[:, part] for order in sequence.orders_of(self.scans))
+            one = ScanPass(part, *orders, cache)
+            if is_hard:
+                steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
+                one = one._replace(steps=steps, real=real)
+            passes.append(one)
+        return passes
+
     def forward(
         self,
         x: Tensor,
         BC: Tensor,
         raw_delta: Tensor,
-        orders: tuple[Tensor, Tensor],
+        these: ScanPass,
         sequence: JointSequence,
-        selection: Selection | None = None,
-        cache: LayerCache | None = None,
+        gate: Tensor | None = None,
     ) -> Tensor:
-        """Scan a sequence in all orders.
+        """Scan a sequence in the k orders of one of `passes`.
 
         Args:
             x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
             raw_delta: (b, k, l, h).
-            orders: of these scans, and their inverses, (b, k, l). sequence: masks.
-            selection: the items that each scan reads; None for all.
-            cache: states of the positions before these, which the scans go on from.
+            these: the scans, what they read and what they go on from. sequence: masks.
+            gate: (b, k, l) by position, multiplies Delta and hides the output; None for none.
 
         Returns:
-            (b, k, l, h * p) in scan order; 0 where an item is not read.
+            (b, k, m, h * p) in scan order, of what is read.
         """
-        order = orders[0]
-        is_hard = selection is not None and selection.gate is None
-        steps, real = None, None
-        if is_hard:
-            steps, real = compact_order(order, selection.kept, selection.longest)  # (b, k, m)
-        raw_delta = self._read(raw_delta, orders, steps).to(self.delta_bias.dtype)
-        delta = F.softplus(raw_delta + self.delta_bias[:, None]).clamp(*self.delta_limit)
-        weight = self._weight(sequence, None if selection is None else selection.gate)
+        part = these.part
+        raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
+        delta = F.softplus(raw_delta + self.delta_bias[part, None]).clamp(*self.delta_limit)
+        weight = self._weight(sequence, gate, part)
         if weight is not None:
-            weight = self._read(weight.expand(order.shape)[..., None], orders, steps)
+            weight = these.read(weight.expand(these.order.shape)[..., None])
             delta = delta * weight
         count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
-        if is_hard:
-            delta = delta * real[..., None]
-        elif cache is not None and cache.is_recording:
+        if these.real is not None:
+            delta = delta * these.real[..., None]
+        elif these.is_recording:
             # The state that is kept is that of the last real position.
-            places = torch.arange(order.shape[-1], device=order.device)
+            places = torch.arange(these.order.shape[-1], device=x.device)
             delta = delta * (places < count[:, None])[:, None, :, None]
         split = x.shape[-1]
-        x = self._convolve("x_tail", x, slice(None, split), orders, steps, count, cache)
-        BC = self._convolve("BC_tail", BC, slice(split, None), orders, steps, count, cache)
-        y = self._recurrence(x, BC, delta, cache)
+        x = self._convolve("x_tail", x, slice(None, split), these, count)
+        BC = self._convolve("BC_tail", BC, slice(split, None), these, count)
+        y = self._recurrence(x, BC, delta, these)
         if weight is not None:
             # The gate learns through Delta alone: the norm behind this scales any share of an
             # output that no other scan adds to up to full size, so its gradient would explode.
             y = y * weight.detach().to(y.dtype)
-        return self._scatter(y * real[..., None], steps, order.shape[-1]) if is_hard else y
-
-    @staticmethod
-    def _read(values: Tensor, orders: tuple[Tensor, Tensor], steps: Tensor | None) -> Tensor:
-        """Read (b, k, l, c) in every scan's order, all of it or at some steps (b, k, m)."""
-        if steps is None:
-            return reorder(values, *orders)
-        return gather_rows(values, orders[0].gather(-1, steps))
-
-    @staticmethod
-    def _scatter(y: Tensor, steps: Tensor, length: int) -> Tensor:
-        """Put (b, k, m, c) back to the steps that it comes from, 0 elsewhere: (b, k, l, c)."""
-        batch, k, _, inner = y.shape
-        first = torch.arange(batch * k, device=y.device).view(batch, k, 1) * length
-        result = y.new_zeros(batch * k * length, inner)
-        rows = (steps + first).flatten()
-        return result.index_copy_(0, rows, y.flatten(0, 2)).view(batch, k, length, inner)
+        return y
 
     def _convolve(
-        self,
-        name: str,
-        x: Tensor,
-        channels: slice,
-        orders: tuple[Tensor, Tensor],
-        steps: Tensor | None,
-        count: Tensor,
-        cache: LayerCache | None,
+        self, name: str, x: Tensor, channels: slice, these: ScanPass, count: Tensor
     ) -> Tensor:
         """Read some channels in every order, convolve them from the cache's last inputs, SiLU.
 
         x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, l, c) in scan order, or
-        (b, k, m, c) at `steps`.
+        (b, k, m, c) at the steps that are read.
         """
-        weight, bias = self.conv_weight[:, channels], self.conv_bias[:, channels]
-        tail = None if cache is None else cache.get(name)
-        is_recording = cache is not None and cache.is_recording
+        weight = self.conv_weight[these.part, channels]
+        bias = self.conv_bias[these.part, channels]
+        tail, orders, steps = these.kept(name), (these.order, these.inverse), these.steps
         uses_triton = self._resolve_backend(x) == "triton"
         is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
-        if is_short and not is_recording and not uses_triton:
+        if is_short and not these.is_recording and not uses_triton:
             return F.silu(convolution_at(x, orders[0], steps, weight, bias, tail))
-        if uses_triton and not is_recording:
+        if uses_triton and not these.is_recording:
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
             tail = None if tail is None else tail.to(x.dtype)
             convolved = convolution_triton(x, *orders, weight, bias, tail)
-        elif not is_recording:
+        elif not these.is_recording:
             convolved = ordered_convolution(x, *orders, weight, bias, tail)
         else:
             x = reorder(x, *orders)
-            cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
+            these.cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
             convolved = F.silu(causal_convolution(x, weight, bias, tail))
         return convolved if steps is None else gather_rows(convolved, steps)
 
     def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:
         return resolve_backend(self.backend, x.device, length, x.dtype, self.sizes)
 
-    def _weight(self, sequence: JointSequence, gate: Tensor | None) -> Tensor | None:
+    def _weight(self, sequence: JointSequence, gate: Tensor | None, part: slice) -> Tensor | None:
         """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
         if sequence.all_active:
             return gate
-        active = torch.stack([sequence.scan_active[k] for k in self.scans])
+        active = torch.stack([sequence.scan_active[k] for k in self.scans[part]])
         active = active.to(self.delta_bias.dtype)
         return active if gate is None else active * gate
 
-    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, cache: LayerCache | None) -> Tensor:
+    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, these: ScanPass) -> Tensor:
         """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""
         batch, k, length, inner = x.shape
-        A = -torch.exp(self.A_log.to(delta.dtype))[:, None]  # (k, 1, h)
+        A = -torch.exp(self.A_log[these.part].to(delta.dtype))[:, None]  # (k, 1, h)
         log_decay, input_scale = discretize(delta, A, self.discretization)
         x = x.reshape(batch * k, length, self.heads, inner // self.heads)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
-        entering = None if cache is None else cache.get("state")
+        entering = these.kept("state")
         y, state = ssd(
             x,
             *discrete,
@@ -191,9 +249,9 @@ class SelectiveScan(nn.Module):
             self.chunk_size,
             self._resolve_backend(x, length),
         )
-        if cache is not None:
-            cache.store(state=state.unflatten(0, (batch, k)))
-        D = self.D.to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
+        if these.is_recording:
+            these.cache.store(state=state.unflatten(0, (batch, k)))
+        D = self.D[these.part].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
         y = y + D * x if torch.is_grad_enabled() else y.addcmul_(D, x)
         return y.reshape(batch, k, length, inner)
 
@@ -223,10 +281,10 @@ class MDMMamba2Mixer(nn.Module):
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
         super().__init__()
-        inner, per_scan = config.inner_size, 2 * config.state_size + config.num_ssm_heads
-        self.sizes = [inner, inner, len(scans) * per_scan]
-        self.state_size = config.state_size
-        self.in_proj = nn.Linear(config.hidden_size, sum(self.sizes), bias=False)
+        inner, self.state_size = config.inner_size, config.state_size
+        self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
+        projected = 2 * inner + len(scans) * self.per_scan
+        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
         self.scan = SelectiveScan(config, scans)
         self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
         self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
@@ -239,14 +297,17 @@ class MDMMamba2Mixer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        z, x, scan_inputs = self.in_proj(hidden_states).split(self.sizes, dim=-1)
-        scan_inputs = scan_inputs.unflatten(-1, (len(self.scan.scans), -1)).transpose(
-            1, 2
-        )  # (b, k, l, 2 n + h)
-        BC, raw_delta = scan_inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-        orders = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, orders, sequence, selection, cache)  # (b, k, l, inner)
-        return self.out_proj(self.norm(merge(y, *orders), z))
+        projected = self.in_proj(hidden_states)
+        passes = self.scan.passes(hidden_states, sequence, selection, cache)
+        per_pass = [these.order.shape[1] * self.per_scan for these in passes]
+        z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
+        y = None
+        for these, inputs in zip(passes, scan_inputs, strict=True):
+            inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
+            BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
+            gate = None if selection is None else selection.gate_of(these.part)
+            y = these.merge(self.scan(x, BC, raw_delta, these, sequence, gate), y)
+        return self.out_proj(self.norm(y, z))
 
 
 class MDMSeparateMixer(nn.Module):
@@ -299,19 +360,19 @@ class MDMSeparateMixer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        boundary = sequence.text_segment
-        projected = torch.stack(
-            [self._project(self.in_proj, pair, hidden_states, boundary) for pair in self.pairs],
-            dim=1,
-        )
-        z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-        order, inverse = sequence.orders_of(self.scan.scans)
-        y = self.scan(x, BC, raw_delta, (order, inverse), sequence, selection, cache)
-        y = reorder(y, inverse, order)  # (b, k, l, inner) in storage order
-        outputs = [
-            self._project(self.out_proj, pair, self.norm[i](y[:, i], z[:, i]), boundary)
-            for i, pair in enumerate(self.pairs)
-        ]
+        boundary, outputs = sequence.text_segment, []
+        for these in self.scan.passes(hidden_states, sequence, selection, cache):
+            pairs, norms = self.pairs[these.part], list(self.norm)[these.part]
+            projected = torch.stack(
+                [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
+            )
+            z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
+            gate = None if selection is None else selection.gate_of(these.part)
+            y = these.bring_back(self.scan(x, BC, raw_delta, these, sequence, gate))
+            outputs += [
+                self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
+                for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
+            ]
         return torch.stack(outputs).sum(0)
 
 

@@ -51,9 +51,7 @@ class _OrderedConvolution(torch.autograd.Function):
         ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, order, inverse, weight, bias)
-        read = gather_rows(x, order)
-        _activate_in_place(read, weight, bias)
-        return read
+        return _activate(gather_rows(x, order), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor, Tensor]:
@@ -67,11 +65,15 @@ class _OrderedConvolution(torch.autograd.Function):
         return back(grad_read, inverse), None, None, grad_weight, grad_bias
 
 
-def _activate_in_place(x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Overwrite every scan of x (b, k, l, c) by SiLU of its convolution."""
+def _activate(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return SiLU of the convolution of every scan of x (b, k, l, c), which may be overwritten."""
     for k in range(x.shape[1]):
         padded = _convolve_one(x[:, k], weight[k], bias[k])
-        x[:, k] = F.silu(padded, inplace=True)[:, : x.shape[2]]
+        activated = F.silu(padded, inplace=True)[:, : x.shape[2]]
+        if x.shape[1] == 1:
+            return activated[:, None]
+        x[:, k] = activated
+    return x
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Tensor:
@@ -141,8 +143,7 @@ def ordered_convolution(
     if torch.is_grad_enabled():
         return F.silu(causal_convolution(reorder(x, order, inverse), weight, bias, tail))
     read = torch.cat([tail.to(x.dtype), gather_rows(x, order)], dim=2)
-    _activate_in_place(read, weight, bias)
-    return read[:, :, tail.shape[2] :]
+    return _activate(read, weight, bias)[:, :, tail.shape[2] :]
 
 
 def convolution_at(

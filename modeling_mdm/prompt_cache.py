@@ -103,6 +103,9 @@ def last_inputs(x: Tensor, count: Tensor, tail: Tensor | None, taps: int) -> Ten
         (b, k, taps, c); 0 before the first input.
     """
     tail = x.new_zeros(*x.shape[:2], taps, x.shape[-1]) if tail is None else tail
-    index = count[:, None] + torch.arange(taps, device=x.device)  # (b, taps)
-    joined = torch.cat([tail, x], dim=2)
-    return joined.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
+    if not x.shape[2]:
+        return tail
+    index = count[:, None] + torch.arange(taps, device=x.device)  # (b, taps), in the tail and x
+    index = index[:, None, :, None].expand_as(tail)
+    from_x = x.gather(2, (index - taps).clamp(min=0))
+    return torch.where(index < taps, tail.gather(2, index.clamp(max=taps - 1)), from_x)

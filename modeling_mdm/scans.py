@@ -162,6 +162,14 @@ def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return result
 
 
+def scatter_rows(x: Tensor, positions: Tensor, length: int, targets: int) -> Tensor:
+    """Add rows (b, k, m, c) up at positions (b, k, m) of k targets, or of 1: (b, targets, l, c)."""
+    result = x.new_zeros(x.shape[0] * targets * length, x.shape[-1])
+    rows = _row_numbers(positions, x.shape[0] * targets, length).flatten()
+    result.index_add_(0, rows, x.flatten(0, 2))
+    return result.view(x.shape[0], targets, length, -1)
+
+
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """Read (b, k, l, c), or (b, l, c) that all scans share, in every scan's order: (b, k, l, c).
 

@@ -6,7 +6,8 @@ The decay from j to i is split at a reference r into a factor of i and a factor 
 exp(cs_i - cs_j) = exp(cs_i - cs_r) exp(cs_r - cs_j), cs the cumulative decay, so that
 tril(C B^T) is one matrix for all heads. With r in the middle of a block, the factors overflow where
 decays are strong. Such blocks are halved: from the first half to the second, r at the border makes
-both factors <= 1; each half is then a smaller block.
+both factors <= 1; each half is then a smaller block. Where decays are weak, r stands before
+the chunk: what comes from the state there then decays alike, and one sum holds both.
 
 Axes: g sequences, l positions, c chunks of q positions, h heads, p head width, n state width.
 Inside, chunks come first, (c, g, q, ...), and a state is (g, n, h * p).
@@ -67,6 +68,7 @@ class _Plan(NamedTuple):
 
     chunk: int  # positions of a chunk
     levels: int  # how often a chunk is halved
+    from_start: bool  # whether decays are weak enough to be taken from before a chunk
     segments: list[slice]  # chunks that are worked on at once
 
     @property
@@ -78,20 +80,25 @@ class _Plan(NamedTuple):
 def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Plan:
     groups, length, heads, width = x.shape
     size = -(-length // -(-length // max(1, chunk_size)))  # equal chunks need the least padding
-    levels = 0
-    while size > 2**levels and decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY:
+    levels, decay = 0, decay_range(log_decay, size)
+    from_start = decay_range(log_decay, size, first=0) <= MAX_FACTORED_DECAY / 2
+    while size > 2**levels and decay > MAX_FACTORED_DECAY:
         levels += 1
+        decay = decay_range(log_decay, -(-size // 2**levels))
     chunk = -(-size // 2**levels) * 2**levels
     chunks = -(-length // chunk)
     step = max(1, SEGMENT_NUMBERS // (groups * max(state_size, chunk) * heads * width))
-    starts = range(0, chunks, step)
-    return _Plan(chunk, levels, [slice(start, min(start + step, chunks)) for start in starts])
+    segments = [slice(start, min(start + step, chunks)) for start in range(0, chunks, step)]
+    return _Plan(chunk, levels, from_start, segments)
 
 
-def decay_range(log_decay: Tensor, size: int) -> float:
-    """Return the largest range of the cumulative decay over all blocks of `size` positions."""
-    # The decay into the first position of a block is not between positions of the block.
-    between = into_chunks(log_decay.detach(), size)[:, :, 1:]
+def decay_range(log_decay: Tensor, size: int, first: int = 1) -> float:
+    """Return the largest range of the cumulative decay over all blocks of `size` positions.
+
+    The decay into the first position of a block is not between its positions; with first=0 it
+    counts too.
+    """
+    between = into_chunks(log_decay.detach(), size)[:, :, first:]
     return -float(between.sum(2, dtype=torch.float32).amin()) if between.numel() else 0.0
 
 
@@ -228,6 +235,29 @@ def _within(chunks: _Chunks, levels: int, y: Tensor) -> None:
             out.addcmul_(part, reading[..., None])
 
 
+def _read(chunks: _Chunks, entering: Tensor, plan: _Plan, y: Tensor) -> None:
+    """Write what positions read into y (c, g, q, h, p).
+
+    entering: the states before the last chunks (c or c - 1, g, n, h * p); the first may have none.
+    """
+    first = len(chunks.x) - len(entering)
+    falling = torch.exp(chunks.cumulative)
+    if not plan.from_start:
+        _within(chunks, plan.levels, y)
+        if first < len(chunks.x):
+            from_state = _matmul(chunks.C[first:], entering).view(y[first:].shape)
+            y[first:].addcmul_(from_state, falling[first:, ..., None])
+        return
+    # Both parts decay alike from before the chunk on: they are summed within the product.
+    rising = torch.exp(-chunks.cumulative) * chunks.scale
+    scores = _matmul(chunks.C, chunks.B.mT).tril()
+    part = _matmul(scores, _weighted(chunks.x, rising, scores.dtype))
+    if first < len(chunks.x):
+        flat = part[first:].flatten(0, 1)
+        flat.baddbmm_(chunks.C[first:].flatten(0, 1), entering.flatten(0, 1))
+    torch.mul(part.view(y.shape), falling[..., None], out=y)
+
+
 def _within_backward(chunks: _Chunks, levels: int, d_y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients by input_scale x (c, g, q, h, p) and by C B^T (c, g, q, q)."""
     scores = _matmul(chunks.C, chunks.B.mT)
@@ -256,17 +286,10 @@ def _forward(
     starts = []  # without the first where that is nothing
     for segment in plan.segments:
         chunks = _cut(inputs, segment, plan.chunk, products)
-        out = _view(y, segment, plan.chunk)
-        _within(chunks, plan.levels, out)
-        count = len(chunks.x)
         if state is not None:
             starts.append(state)
-        states = _states(chunks, state, count)
-        first = 1 + count - len(states)  # a chunk that starts from nothing reads no state
-        if first < count:
-            from_state = _matmul(chunks.C[first:], states[:-1].to(products))
-            from_state = from_state.view(out[first:].shape)
-            out[first:].addcmul_(from_state, torch.exp(chunks.cumulative[first:])[..., None])
+        states = _states(chunks, state, len(chunks.x))
+        _read(chunks, states[:-1].to(products), plan, _view(y, segment, plan.chunk))
         state = states[-1].clone() if len(states) > 1 else states[-1]
     assert state is not None
     return starts, state

@@ -21,3 +21,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def seed_torch():
     """Seed torch's global generator, so that a test's numbers do not depend on its neighbours."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["scans at once", "scans one by one"])
+def scan_passes(request, monkeypatch):
+    """Run every scan of a block in one pass, or each in a pass of its own."""
+    numbers = 2**40 if request.param == "scans at once" else 1
+    monkeypatch.setattr("modeling_mdm.block.PASS_NUMBERS", numbers)

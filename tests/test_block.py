@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
+import modeling_mdm.block
 from modeling_mdm import MDMConfig
 from modeling_mdm.block import GatedRMSNorm, MDMBlock, MDMMamba2Mixer, MDMSeparateMixer
 from modeling_mdm.decoder import MDMDecoder
@@ -194,7 +195,7 @@ def back_to_storage(y, order):
 
 @pytest.mark.parametrize("discretization", ["zoh", "euler"])
 @pytest.mark.parametrize("scans", [(0,), (1,), (0, 1, 2, 3)])
-def test_shared_mixer_equals_a_loop_over_scans(scans, discretization):
+def test_shared_mixer_equals_a_loop_over_scans(scans, discretization, scan_passes):
     """Permute, convolve, scan, permute back, sum; then gate, norm and project once."""
     mixer = randomise(MDMMamba2Mixer(make_config(discretization=discretization), scans).double())
     x, order = torch.randn(2, 7, HIDDEN, dtype=float64), random_order(2, 4, 7)
@@ -221,7 +222,9 @@ PAIRS = ((1, 1), (2, 2), (3, 1), (4, 2))
 
 @pytest.mark.parametrize("boundary", [0, 3, 7])
 @pytest.mark.parametrize("scans", [(2,), (0, 1, 2, 3)])
-def test_separate_mixer_gives_a_position_the_projections_of_its_own_modality(scans, boundary):
+def test_separate_mixer_gives_a_position_the_projections_of_its_own_modality(
+    scans, boundary, scan_passes
+):
     """The first `boundary` positions are words; a pair is (image order, text order)."""
     mixer = randomise(MDMSeparateMixer(make_config(scan_projections="separate"), scans).double())
     x, order = torch.randn(2, 7, HIDDEN, dtype=float64), random_order(2, 4, 7)
@@ -245,6 +248,28 @@ def test_separate_mixer_gives_a_position_the_projections_of_its_own_modality(sca
                 expected[b] += project(mixer.out_proj, PAIRS[k], y)
         output = mixer(x, ordered_sequence(order, text_segment=boundary), None, None)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("mixer", [MDMMamba2Mixer, MDMSeparateMixer])
+@pytest.mark.parametrize("numbers", [1, 2 * 7 * INNER * 2, 2 * 7 * INNER * 3])
+def test_passes_of_some_scans_have_the_gradients_of_one_pass(mixer, numbers, monkeypatch):
+    mixer = randomise(mixer(make_config(), (0, 1, 2, 3)).double())
+    x = torch.randn(2, 7, HIDDEN, dtype=float64, requires_grad=True)
+    sequence = ordered_sequence(random_order(2, 4, 7), text_segment=3)
+    sources, weights = [x, *mixer.parameters()], torch.randn(2, 7, HIDDEN, dtype=float64)
+    monkeypatch.setattr(modeling_mdm.block, "PASS_NUMBERS", 2**40)
+    assert len(mixer.scan.passes(x, sequence, None, None)) == 1
+    expected = mixer(x, sequence)
+    expected_gradients = torch.autograd.grad((expected * weights).sum(), sources)
+    monkeypatch.setattr(modeling_mdm.block, "PASS_NUMBERS", numbers)
+    passes = [these.order.shape[1] for these in mixer.scan.passes(x, sequence, None, None)]
+    assert passes == {0: [1] * 4, 2: [2, 2], 3: [3, 1]}[numbers // (2 * 7 * INNER)]
+    output = mixer(x, sequence)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    gradients = torch.autograd.grad((output * weights).sum(), sources)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=0, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x, sequence), expected, rtol=0, atol=1e-10)
 
 
 def test_separate_projections_of_one_modality_never_see_the_other():

@@ -43,7 +43,7 @@ def assert_same(first, second, tolerance):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_cached_and_uncached_runs_agree_in_float64(mixer, options):
+def test_cached_and_uncached_runs_agree_in_float64(mixer, options, scan_passes):
     model = make_model(**MIXERS[mixer])
     batch = mixed_batch()
     cached = run(model, batch, **options)
@@ -52,7 +52,7 @@ def test_cached_and_uncached_runs_agree_in_float64(mixer, options):
 
 @pytest.mark.parametrize("keep", [0.75, 0.25])
 @pytest.mark.parametrize("mixer", ["parallel", "cyclic", "separate", "few-scans"])
-def test_hard_selection_is_the_same_with_a_cache(mixer, keep):
+def test_hard_selection_is_the_same_with_a_cache(mixer, keep, scan_passes):
     model = make_model(**MIXERS[mixer])
     options = {"keep": keep, "guidance_scale": 2.0}
     cached = run(model, mixed_batch(), **options)

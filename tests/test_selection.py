@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
 from modeling_mdm.block import MDMBlock, SelectiveScan
+from modeling_mdm.scans import gather_rows
 from modeling_mdm.selection import (
     ScoreEntropyHead,
     Selection,
@@ -177,6 +178,20 @@ def scan_by_loops(scan, x, BC, raw_delta, sequence, kept, written=None):
     return torch.stack(outputs).view(batch, scans, length, HEADS * WIDTH)
 
 
+def scan_all(scan, inputs, sequence, selection=None):
+    """The outputs of all passes in scan order, 0 where nothing was read: (b, k, l, h * p)."""
+    x, BC, raw_delta = inputs
+    outputs, merged = [], None
+    for these in scan.passes(x, sequence, selection, None):
+        gate = None if selection is None else selection.gate_of(these.part)
+        y = scan(x, BC[:, these.part], raw_delta[:, these.part], these, sequence, gate)
+        outputs.append(these.bring_back(y))
+        merged = these.merge(y, merged)
+    result = torch.cat(outputs, 1)
+    torch.testing.assert_close(merged, result.sum(1), rtol=0, atol=1e-12)
+    return gather_rows(result, sequence.orders)
+
+
 def draw_inputs(batch, scans, length):
     x = torch.randn(batch, length, HEADS * WIDTH, dtype=float64)
     BC = torch.randn(batch, scans, length, 2 * STATE, dtype=float64)
@@ -185,38 +200,38 @@ def draw_inputs(batch, scans, length):
 
 @pytest.mark.parametrize("silent", [False, True])
 @pytest.mark.parametrize("scans", [1, 3])
-def test_hard_and_gated_selection_equal_the_scan_with_delta_and_output_zero(scans, silent):
+def test_hard_and_gated_selection_equal_the_scan_with_delta_and_output_zero(
+    scans, silent, scan_passes
+):
     length = 9
     scan = make_scan(make_config(), tuple(range(scans)))
     sequence = make_sequence(2, scans, length, seed=3, silent=silent)
     inputs = draw_inputs(2, scans, length)
     selected = torch.rand(2, scans, length) < 0.5
     kept = (selected & sequence.scan_active[None]).double()
-    orders = sequence.orders, sequence.inverses
     with torch.no_grad():
         expected = scan_by_loops(scan, *inputs, sequence, kept)
-        hard = scan(*inputs, orders, sequence, chosen(selected))
-        gated = scan(*inputs, orders, sequence, chosen(selected, selected.double()))
+        hard = scan_all(scan, inputs, sequence, chosen(selected))
+        gated = scan_all(scan, inputs, sequence, chosen(selected, selected.double()))
         torch.testing.assert_close(hard, expected, rtol=0, atol=1e-10)
         torch.testing.assert_close(gated, expected, rtol=0, atol=1e-10)
-        full = scan(*inputs, orders, sequence, None, None)
+        full = scan_all(scan, inputs, sequence)
         everything = sequence.scan_active[None].expand(2, -1, -1).double()
         expected = scan_by_loops(scan, *inputs, sequence, everything)
         torch.testing.assert_close(full, expected, rtol=0, atol=1e-10)
 
 
-def test_hard_selection_has_the_gradients_of_the_masked_scan():
+def test_hard_selection_has_the_gradients_of_the_masked_scan(scan_passes):
     scan = make_scan(make_config(), (0, 1))
     sequence = make_sequence(2, 2, 7, seed=5)
     inputs = [tensor.requires_grad_() for tensor in draw_inputs(2, 2, 7)]
     selected = torch.rand(2, 2, 7) < 0.6
-    orders = sequence.orders, sequence.inverses
     sources = [*inputs, *scan.parameters()]
     weights = torch.randn(2, 2, 7, HEADS * WIDTH, dtype=float64)
     expected = scan_by_loops(scan, *inputs, sequence, selected.double())
     expected = torch.autograd.grad((expected * weights).sum(), sources)
     for gate in (None, selected.double()):
-        output = scan(*inputs, orders, sequence, chosen(selected, gate))
+        output = scan_all(scan, inputs, sequence, chosen(selected, gate))
         gradients = torch.autograd.grad((output * weights).sum(), sources)
         torch.testing.assert_close(gradients, expected, rtol=0, atol=1e-9)
 
@@ -228,7 +243,7 @@ def test_the_gate_learns_through_delta_alone():
     inputs = draw_inputs(2, 2, 7)
     gate = (torch.rand(2, 2, 7) < 0.6).double().requires_grad_()
     weights = torch.randn(2, 2, 7, HEADS * WIDTH, dtype=float64)
-    output = scan(*inputs, (sequence.orders, sequence.inverses), sequence, chosen(gate > 0.5, gate))
+    output = scan_all(scan, inputs, sequence, chosen(gate > 0.5, gate))
     (gradient,) = torch.autograd.grad((output * weights).sum(), gate)
     expected = scan_by_loops(scan, *inputs, sequence, gate, gate.detach())
     (by_hand,) = torch.autograd.grad((expected * weights).sum(), gate)
@@ -249,9 +264,7 @@ def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch)
     sequence = make_sequence(1, 1, length, seed=0)
     mask = torch.ones(1, length, dtype=torch.bool)
     selected = select_items(torch.rand(1, 1, length), keep, mask, mask, ~mask)
-    scan(
-        *draw_inputs(1, 1, length), (sequence.orders, sequence.inverses), sequence, chosen(selected)
-    )
+    scan_all(scan, draw_inputs(1, 1, length), sequence, chosen(selected))
     assert lengths == [keep * length]
 
 
@@ -259,8 +272,7 @@ def test_nothing_selected_gives_zeros():
     scan = make_scan(make_config(), (0,))
     sequence = make_sequence(2, 1, 5, seed=0)
     selected = torch.zeros(2, 1, 5, dtype=torch.bool)
-    orders = sequence.orders, sequence.inverses
-    assert not scan(*draw_inputs(2, 1, 5), orders, sequence, chosen(selected)).any()
+    assert not scan_all(scan, draw_inputs(2, 1, 5), sequence, chosen(selected)).any()
 
 
 # --- The heads

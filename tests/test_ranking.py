@@ -93,8 +93,7 @@ def test_shares_and_nats_are_those_of_the_plan():
     assert figures.right_by_score_entropy == pytest.approx(2 / count)  # only dogs are right
     nats = {0: 0.0, 1: -10.0 - 2.0, 2: -20.0}
     mean = sum(nats[label] for label in LABELS) / count
-    assert figures.nats_of_true_caption == pytest.approx(mean)
-    assert figures.seconds >= 0
+    assert figures.nats_of_true_caption == pytest.approx(mean, abs=5e-4)
 
 
 def test_every_picture_meets_one_caption_of_each_class_in_one_phrasing():

@@ -15,6 +15,8 @@ from .sequence import ModalityContent
 from .vae import MDMVAE, patchify
 from .vq import VQFrontEnd
 
+NOTHING_PASSED = "Neither `input_ids` nor `pixel_values` was given: pass text, images or both."
+
 
 @dataclass
 class EncodedModality:
@@ -216,7 +218,11 @@ def image_content(
 
 
 def lay_out_content(patch_size: int, inputs: Mapping[str, Tensor]) -> dict[str, ModalityContent]:
-    """Lay out the inputs of [`MDMForJointGeneration.forward`] by name; without latents."""
+    """Lay out the inputs of [`MDMForJointGeneration.forward`] by name; without latents.
+
+    Raises:
+        ValueError: neither words nor pictures are among them.
+    """
     content = {}
     if (words := inputs.get("input_ids")) is not None:
         names = ("attention_mask", "text_given", "turn_ids")
@@ -225,6 +231,8 @@ def lay_out_content(patch_size: int, inputs: Mapping[str, Tensor]) -> dict[str, 
         names = ("pixel_attention_mask", "image_given", "image_turn_ids")
         masks = (inputs.get(name) for name in names)
         content["image"], _ = image_content(patch_size, pixels, *masks)
+    if not content:
+        raise ValueError(NOTHING_PASSED)
     return content
 
 

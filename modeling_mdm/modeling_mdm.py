@@ -23,7 +23,14 @@ from .configuration_mdm import MDMConfig
 from .decoder import MDMDecoder, StartTokens, TimeEmbedding, ZeroLinear, recorded_states
 from .diffusion import NoiseSchedule, add_noise
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
-from .inputs import EncodedInputs, EncodedModality, encode_classes, encode_images, encode_text
+from .inputs import (
+    NOTHING_PASSED,
+    EncodedInputs,
+    EncodedModality,
+    encode_classes,
+    encode_images,
+    encode_text,
+)
 from .loss import (
     Prediction,
     diffusion_losses,
@@ -235,9 +242,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
                 self.vq,
             )
         if not modalities:
-            raise ValueError(
-                "Neither `input_ids` nor `pixel_values` was given: pass text, images or both."
-            )
+            raise ValueError(NOTHING_PASSED)
         sizes = {g: part.target.shape[0] for g, part in modalities.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(

@@ -86,11 +86,10 @@ class LatentStatistics(nn.Module):
         if self.frozen:
             return
         if latents is None:
-            count, mean = self.mean.new_zeros(()), torch.zeros_like(self.mean)
+            count, mean = torch.zeros_like(self.updates), torch.zeros_like(self.mean)
             variance = torch.zeros_like(self.mean)
         else:
-            weight = valid[..., None].to(self.mean.dtype)
-            count = weight.sum()
+            weight, count = valid[..., None].to(self.mean.dtype), valid.sum()
             latents = latents.to(self.mean.dtype)
             mean = (latents * weight).sum((0, 1)) / count.clamp(min=1)
             variance = ((latents - mean).square() * weight).sum((0, 1)) / count.clamp(min=1)
@@ -130,9 +129,9 @@ class LatentStatistics(nn.Module):
 def _joined_moments(some: Moments, others: Moments) -> Moments:
     """Count, mean and variance of two sets of latents together."""
     (count, mean, variance), (added, other, spread) = some, others
-    share, shift = added / (count + added).clamp(min=1), other - mean
-    joined = variance + share * (spread - variance) + share * (1 - share) * shift.square()
-    return count + added, mean + share * shift, joined
+    total, shift = (count + added).clamp(min=1), other - mean
+    squares = variance * count + spread * added + shift.square() * count * added / total
+    return count + added, mean + shift * added / total, squares / total
 
 
 def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> Moments:

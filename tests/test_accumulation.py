@@ -7,6 +7,7 @@ import torch
 from tiny_model import every_random_source, make_model, mixed_batch
 
 from modeling_mdm.loss import count_items_in_batches
+from modeling_mdm.vae import LatentStatistics
 
 PARTS = {
     "two": [[0, 1, 2, 3], [4, 5, 6, 7]],
@@ -78,6 +79,26 @@ def test_counts_are_those_of_the_masks():
         "noisy_image": 4 + 0 + 4 + 0 + 4 + 2 + 0 + 4,
         "asking": 4,
     }
+
+
+def test_batches_of_neither_words_nor_pictures_are_refused():
+    with pytest.raises(ValueError, match="Neither `input_ids` nor `pixel_values`"):
+        count_items_in_batches(make_model().config, [{"class_labels": torch.tensor([1])}])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_statistics_of_any_type_count_exactly(dtype):
+    """Three parts of 257, which bfloat16 does not hold."""
+    statistics = LatentStatistics(2, 0.01).to(dtype)
+    latents, valid = torch.randn(3, 1, 257, 2, dtype=dtype) + 3, torch.ones(1, 257).bool()
+    for index in range(3):
+        assert statistics.updates == 0
+        statistics.update(latents[index], valid, torch.tensor(3 * 257))
+    assert statistics.updates == 1
+    every, rounding = latents.double().flatten(0, 2), torch.finfo(dtype).eps
+    expected = {"mean": every.mean(0), "variance": every.var(0, correction=0)}
+    for name, value in expected.items():
+        assert (getattr(statistics, name).double() / value - 1).abs().max() < 30 * rounding
 
 
 def test_statistics_wait_for_the_last_part_and_then_start_anew():

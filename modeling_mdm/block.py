@@ -94,6 +94,9 @@ class ScanPass(NamedTuple):
         """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
         if self.steps is None:
             merged = merge(y, self.order, self.inverse)
+        elif y.device.type != "cpu":
+            # Added up side by side, a sum would differ from run to run in its last digits.
+            merged = self.bring_back(y).sum(1)
         else:
             length, positions = self.order.shape[-1], self.order.gather(-1, self.steps)
             merged = scatter_rows(y * self.real[..., None], positions, length, 1)[:, 0]
@@ -138,11 +141,10 @@ class SelectiveScan(nn.Module):
             items = batch * (selection.longest if is_hard else length)
             numbers = items * self.heads * self.sizes[1]
             together = min(k, max(1, PASS_NUMBERS // max(1, numbers)))
-        passes = []
+        passes, (order, inverse) = [], sequence.orders_of(self.scans)
         for start in range(0, k, together):
             part = slice(start, min(start + together, k))
-            orders = (order[:, part] for order in sequence.orders_of(self.scans))
-            one = ScanPass(part, *orders, cache)
+            one = ScanPass(part, order[:, part], inverse[:, part], cache)
             if is_hard:
                 steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
                 one = one._replace(steps=steps, real=real)

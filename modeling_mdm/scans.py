@@ -167,7 +167,7 @@ def scatter_rows(x: Tensor, positions: Tensor, length: int, targets: int) -> Ten
     result = x.new_zeros(x.shape[0] * targets * length, x.shape[-1])
     rows = _row_numbers(positions, x.shape[0] * targets, length).flatten()
     result.index_add_(0, rows, x.flatten(0, 2))
-    return result.view(x.shape[0], targets, length, -1)
+    return result.view(x.shape[0], targets, length, x.shape[-1])
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

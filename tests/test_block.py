@@ -287,8 +287,16 @@ def test_gated_norm_is_the_norm_of_the_gated_value():
     norm = randomise(GatedRMSNorm(6, 1e-5).double())
     y, gate = torch.randn(2, 3, 5, 6, dtype=float64)
     torch.testing.assert_close(norm(y, gate), gated_norm(y, gate, norm.weight))
-    half = norm.float()(y.bfloat16(), gate.bfloat16())
+    single, rounded = norm.float(), (y.bfloat16(), gate.bfloat16())
+    before = [tensor.clone() for tensor in (y, gate, *rounded)]
+    half = single(*rounded)
     assert half.dtype == torch.bfloat16
+    with torch.no_grad():  # in place, but not in the inputs
+        assert torch.equal(single(*rounded), half)
+        expected = gated_norm(y, gate, norm.weight)
+        torch.testing.assert_close(norm.double()(y, gate), expected)
+    for tensor, old in zip((y, gate, *rounded), before, strict=True):
+        assert torch.equal(tensor, old)
 
 
 # --- The block

@@ -15,6 +15,7 @@ from modeling_mdm.scans import (
     joint_rank,
     merge,
     reorder,
+    scatter_rows,
     spread,
     text_rank,
 )
@@ -207,3 +208,20 @@ def test_gradients_of_moving_equal_those_of_plain_indexing(scans, dtype):
     torch.testing.assert_close(gradient(reorder(own, order, inverse), own, weights), expected)
     expected = gradient(own[rows, columns, inverse].sum(1), own, weights[:, 0])
     torch.testing.assert_close(gradient(merge(own, order, inverse), own, weights[:, 0]), expected)
+
+
+@pytest.mark.parametrize("length", [0, 6])
+@pytest.mark.parametrize("targets", [1, 3])
+def test_rows_are_added_up_where_they_belong(targets, length):
+    read = length // 2
+    positions = random_orders(2, 3, length)[0][..., :read]
+    rows = torch.randn(2, 3, read, 4, dtype=float64, requires_grad=True)
+    added = scatter_rows(rows, positions, length, targets)
+    weights = torch.randn_like(added)
+    expected, expected_gradient = torch.zeros_like(added), torch.zeros_like(rows)
+    for b, k, step in torch.cartesian_prod(*map(torch.arange, rows.shape[:3])).tolist():
+        place = b, k if targets > 1 else 0, positions[b, k, step]
+        expected[place] += rows[b, k, step].detach()
+        expected_gradient[b, k, step] = weights[place]
+    torch.testing.assert_close(added, expected, rtol=0, atol=1e-12)
+    assert torch.equal(torch.autograd.grad((added * weights).sum(), rows)[0], expected_gradient)

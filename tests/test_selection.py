@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
-from modeling_mdm.block import MDMBlock, SelectiveScan
+from modeling_mdm.block import MDMBlock, ScanPass, SelectiveScan
 from modeling_mdm.scans import gather_rows
 from modeling_mdm.selection import (
     ScoreEntropyHead,
@@ -273,6 +273,20 @@ def test_nothing_selected_gives_zeros():
     sequence = make_sequence(2, 1, 5, seed=0)
     selected = torch.zeros(2, 1, 5, dtype=torch.bool)
     assert not scan_all(scan, draw_inputs(2, 1, 5), sequence, chosen(selected)).any()
+
+
+@pytest.mark.gpu
+def test_hard_selection_gives_the_same_on_a_gpu_every_time():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    length = 512
+    order = torch.stack([torch.randperm(length) for _ in range(4)])[None].cuda()
+    steps = torch.arange(length // 2, device="cuda").expand(1, 4, -1)
+    one = ScanPass(slice(None), order, order.argsort(-1), None, steps, torch.ones_like(steps) > 0)
+    y = torch.randn(1, 4, length // 2, 256, device="cuda")
+    first = one.merge(y, None)
+    torch.testing.assert_close(first, one.bring_back(y).sum(1))
+    assert all(torch.equal(one.merge(y, None), first) for _ in range(20))
 
 
 # --- The heads

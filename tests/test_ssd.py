@@ -225,21 +225,21 @@ def rms(values):
     ],
 )
 def test_strong_decays_stay_finite_and_right_in_float32(fast, decay):
-    length, chunk_size = 130, 64
+    length, chunk_size = 130, 44  # chunks of this size, the last with padding
     inputs = draw(length)
     per_step = {
         "25 a step": 25.0,
         "at half": 0.5 * 0.999 * MAX_FACTORED_DECAY / chunk_size,
         "beyond half": 0.5 * 1.001 * MAX_FACTORED_DECAY / chunk_size,
-        "at the limit": 0.999 * MAX_FACTORED_DECAY / chunk_size,
-        "beyond the limit": 1.001 * MAX_FACTORED_DECAY / chunk_size,
+        "at the limit": 0.999 * MAX_FACTORED_DECAY / (chunk_size - 1),
+        "beyond the limit": 1.001 * MAX_FACTORED_DECAY / (chunk_size - 1),
         "sudden": 0.01,
         "border": 0.01,
         "none": 0.0,
     }[decay]
     inputs[2] = torch.full_like(inputs[2], -per_step)
     if decay in ("sudden", "border"):
-        inputs[2][:, 70 if decay == "sudden" else length // 3 + 1] = -400.0
+        inputs[2][:, 70 if decay == "sudden" else chunk_size] = -400.0
     weights = draw_weights(inputs)
     exact = gradients(ssd_reference, inputs, weights)
     single = [tensor.float() for tensor in inputs]

@@ -98,9 +98,10 @@ class LatentStatistics(nn.Module):
         if total is not None:
             count, mean, variance = self._wait_for_all((count, mean, variance), total)
         rate = torch.clamp(1 / (self.updates + 1), min=self.momentum) * (count > 1)
-        self.mean.lerp_(mean, rate.to(mean.dtype))
-        self.variance.lerp_(variance, rate.to(mean.dtype))
-        self.updates += (count > 1).long()
+        # New tensors: what a compiled step keeps for its gradients may be the old ones themselves.
+        self.mean = self.mean.lerp(mean, rate.to(mean.dtype))
+        self.variance = self.variance.lerp(variance, rate.to(mean.dtype))
+        self.updates = self.updates + (count > 1).long()
 
     def _wait_for_all(self, moments: Moments, total: Tensor) -> Moments:
         """Keep moments until they are those of `total` latents: then of all of them, else of 0."""

@@ -61,3 +61,22 @@ def test_a_denoising_step_is_one_graph(name, way):
         for latents in (first, second):  # the second finds a constant that should not be one
             for ours, theirs in zip(graph(*latents), step(*latents), strict=True):
                 assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.timeout(900)
+def test_a_compiled_model_trains_like_an_eager_one():
+    """The latent statistics move at every step, while gradients need those from before it."""
+    results = []
+    for compiled in (False, True):
+        model = make_model().train()
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        torch.manual_seed(1)
+        losses = []
+        for _ in range(2):
+            losses.append(run(**mixed_batch()).loss)
+            losses[-1].backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        assert gradients and int(model.vae.statistics["image"].updates) == 2
+        results.append([torch.stack(losses), *gradients])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)

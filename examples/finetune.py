@@ -41,7 +41,7 @@ from modeling_mdm.training.conversations import (
     unseen_words,
 )
 from modeling_mdm.training.data import load_training_data
-from modeling_mdm.training.questions import FashionQuestions
+from modeling_mdm.training.questions import KINDS, FashionQuestions
 from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
@@ -84,6 +84,17 @@ class ConversationArguments:
         default=0.3,
         metadata={"help": f"For {QUESTIONS}: share of items that ask for a picture instead."},
     )
+    weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": f"For {QUESTIONS}: how often each kind is trained ({', '.join(KINDS)}); "
+            "held-out questions are of all kinds equally."
+        },
+    )
+    late: float = field(
+        default=0.0,
+        metadata={"help": "Share of answers noised so far that only the question tells them."},
+    )
     captions: str = field(
         default="examples/captions/fashion_mnist.json",
         metadata={"help": f"For {QUESTIONS}: names and templates of those pictures."},
@@ -105,7 +116,7 @@ def load_conversations(args: ConversationArguments, seed: int) -> Any:
             "fashion_mnist", split=args.train_split, data_dir=args.data_dir, seed=seed
         )
         return FashionQuestions(
-            pictures, seed, args.drawings, CaptionTable.from_json(args.captions)
+            pictures, seed, args.drawings, CaptionTable.from_json(args.captions), args.weights
         )
     import datasets
 
@@ -185,7 +196,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         model=tuned,
         args=args,
         train_dataset=load_conversations(data_args, args.data_seed),
-        data_collator=ConversationCollator(processor, data_args.max_new_tokens, args.data_seed),
+        data_collator=ConversationCollator(
+            processor, data_args.max_new_tokens, args.data_seed, data_args.late
+        ),
         processing_class=processor,
     )
     trainer.train(checkpoint)

@@ -3,6 +3,7 @@
 """Instruction tuning: answers are the noisy region; every adapter learns on every back-end."""
 
 import json
+import re
 
 import numpy as np
 import peft
@@ -21,6 +22,7 @@ from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.ssd import BACKENDS, ssd_reference
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.conversations import (
+    LATE,
     ConversationCollator,
     adapter_targets,
     draw_embeddings,
@@ -34,7 +36,6 @@ from modeling_mdm.training.questions import (
     GARMENTS,
     KINDS,
     WHICH,
-    YES_OR_NO,
     FashionQuestions,
 )
 
@@ -82,6 +83,38 @@ def test_every_answer_of_a_conversation_is_taught_in_time(processor):
         assert batch["text_given"].int().diff().sum() == -1 and not batch["text_given"][0, -1]
         lengths.append(batch["input_ids"].shape[1])
     assert set(lengths) == {7, 12}
+
+
+def test_most_words_can_be_noised_so_far_that_only_the_question_tells_them(processor):
+    items = [{"messages": TALK, "seed": seed} for seed in range(400)]
+    plain = ConversationCollator(processor, 4)(items)
+    assert "times" not in plain  # the model draws them
+    batch = ConversationCollator(processor, 4, late=0.5)(items)
+    times = batch.pop("times")["text"]
+    assert all(torch.equal(value, plain[name]) for name, value in batch.items())
+    assert times.shape == (400,) and 0 <= times.min() < 0.1 and 0.99 < times.max() <= 1
+    # Half of [0, 1] above LATE already: 1/2 + 1/2 * 0.2 of all.
+    assert 0.53 < (times > LATE).float().mean() < 0.67
+    always = ConversationCollator(processor, 4, late=1.0)(items[7:8])["times"]["text"]
+    again = ConversationCollator(processor, 4, late=1.0)(items[7:8])["times"]["text"]
+    assert torch.equal(always, again) and always >= LATE
+
+
+@pytest.mark.parametrize("late", [-0.1, 1.1])
+def test_a_share_of_late_times_lies_between_0_and_1(processor, late):
+    with pytest.raises(ValueError, match=f"late={late} must"):
+        ConversationCollator(processor, late=late)
+
+
+def test_the_loss_is_taken_at_late_times(processor):
+    items = [{"messages": TALK, "seed": seed} for seed in range(4)]
+    batch = ConversationCollator(processor, 4, late=1.0)(items)
+    model = MDMForJointGeneration(tiny(processor)).train()
+    seen = {}
+    usual = model.noise_inputs
+    model.noise_inputs = lambda encoded, random: seen.update(random.times) or usual(encoded, random)
+    assert model(**batch).loss.isfinite()
+    assert torch.equal(seen["text"], batch["times"]["text"]) and "image" in seen
 
 
 def test_an_answer_is_plain_words_whatever_it_looks_like(processor):
@@ -174,7 +207,7 @@ def label_of(part):
 def test_questions_are_answered_by_the_labels():
     questions = make_questions(seed=3)
     counts = dict.fromkeys(KINDS, 0)
-    said_yes = []
+    said_yes, asked_for = [], set()
     for index in range(len(questions)):
         item = questions[index]
         counts[item["kind"]] += 1
@@ -183,7 +216,11 @@ def test_questions_are_answered_by_the_labels():
         labels = [label_of(part) for part in pictures]
         if item["kind"] == "yes or no":
             said_yes.append(answer == "yes")
-            assert (answer == "yes") == (labels[0] in YES_OR_NO[question["text"]])
+            asked_for.add(question["text"])
+            # Sandal, sneaker and ankle boot are footwear; else one class is asked for.
+            (name,) = re.fullmatch(r"is this (.*)\?", question["text"]).groups()
+            fits = {5, 7, 9} if name == "footwear" else {GARMENTS.index(name)}
+            assert (answer == "yes") == (labels[0] in fits)
         elif item["kind"] == "what":
             assert answer == GARMENTS[labels[0]]
         else:
@@ -192,6 +229,14 @@ def test_questions_are_answered_by_the_labels():
             assert labels[0] != labels[1]
     assert min(counts.values()) > 40
     assert 0.3 < np.mean(said_yes) < 0.7
+    assert asked_for == {"is this footwear?", *(f"is this {name}?" for name in GARMENTS)}
+
+
+def test_some_kinds_can_be_asked_more_often():
+    asked = [make_questions(seed=3, weights=[1, 0, 3])[n]["kind"] for n in range(200)]
+    assert "what" not in asked and 0.65 < asked.count("which") / 200 < 0.85
+    only = make_questions(weights=[0.0, 0.0, 0.1])
+    assert {only[n]["kind"] for n in range(50)} == {"which"}
 
 
 def test_questions_depend_on_seed_epoch_and_index_alone():
@@ -225,6 +270,9 @@ def test_the_names_are_those_of_the_caption_table():
         ({"seed": -1}, "seed=-1"),
         ({"drawings": 1.0}, r"drawings=1\.0 must"),
         ({"drawings": 0.5}, "needs captions"),
+        ({"weights": [1, 1]}, r"weights=\[1, 1\] must be 3 numbers"),
+        ({"weights": [1, 1, -1]}, r"weights=\[1, 1, -1\] must"),
+        ({"weights": [0, 0, 0]}, r"weights=\[0, 0, 0\] must"),
     ],
 )
 def test_faults_of_questions(kwargs, message):
@@ -592,7 +640,7 @@ def test_the_script_asks_before_and_after(trained, tmp_path, monkeypatch):
     arguments = script_arguments(trained, "fashion_questions", tmp_path)
     captions = str(ROOT / "examples" / "captions" / "fashion_mnist.json")
     options = ["--test_questions", "3", "--max_new_tokens", "40", "--captions", captions]
-    options += ["--mode_head", "true"]
+    options += ["--mode_head", "true", "--weights", "1", "1", "2", "--late", "0.5"]
     results = script.main(
         [*arguments, *options, "--max_steps", "1", "--merge", "false", "--logging_steps", "1"]
     )
@@ -616,6 +664,7 @@ def test_the_shipped_file_of_questions(monkeypatch, tmp_path):
     script = load_script(ROOT / "examples" / "finetune.py")
     adapters, data, args = script.parse(["examples/configs/fashion_questions.yaml", "--seed", "3"])
     assert (data.dataset, args.seed) == ("fashion_questions", 3) and args.max_steps > 0
+    assert len(data.weights) == len(KINDS) and data.late > 0
     tokenizer = MDMProcessor.from_pretrained(adapters.model).tokenizer
     answers = ["yes", "no", "first", "second", *GARMENTS]
     longest = max(map(len, tokenizer(answers, add_special_tokens=False)["input_ids"]))

@@ -16,6 +16,9 @@ from torch import nn
 
 Messages = list[dict[str, Any]]
 
+# From this time on two answers of a trained model can hardly be told apart through their noise.
+LATE = 0.8
+
 
 class ConversationCollator:
     """Makes a batch of conversations; of each, one answer is written and all before it is given.
@@ -30,31 +33,50 @@ class ConversationCollator:
         processor: an `MDMProcessor`.
         max_new_tokens: length of the region of an answer; the processor's `max_text_length` if
             None.
-        seed: seed of the choice.
+        seed: seed of what is drawn.
+        late: share of items whose words get a time in [LATE, 1] instead of [0, 1]. Before that the
+            noisy answer itself tells what it is, and the question teaches nothing.
 
     Raises:
-        ValueError: when called, if a conversation has no answer, or an answer does not fit.
+        ValueError: if late is outside [0, 1]; when called, if a conversation has no answer, or an
+            answer does not fit.
     """
 
-    def __init__(self, processor: Any, max_new_tokens: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        max_new_tokens: int | None = None,
+        seed: int = 0,
+        late: float = 0.0,
+    ) -> None:
+        if not 0 <= late <= 1:
+            raise ValueError(f"late={late} must be in [0, 1].")
         self.processor = processor
         self.max_new_tokens = max_new_tokens or processor.max_text_length
-        self.seed = seed
+        self.seed, self.late = seed, late
 
-    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        return stack_inputs(
-            [self._one(item) for item in items], self.processor.tokenizer.pad_token_id
-        )
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        rngs = [self._rng(item) for item in items]
+        rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
+        batch: dict[str, Any] = stack_inputs(rows, self.processor.tokenizer.pad_token_id)
+        if self.late:
+            batch["times"] = {"text": torch.tensor([self._time(rng) for rng in rngs])}
+        return batch
 
-    def _one(self, item: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
+        seed = item.get("seed")
+        own = int(torch.randint(2**62, ())) if seed is None else seed
+        return np.random.default_rng((self.seed, own))
+
+    def _time(self, rng: np.random.Generator) -> float:
+        first = LATE if rng.random() < self.late else 0.0
+        return first + (1 - first) * rng.random()
+
+    def _one(self, item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
         messages = place_images(item["messages"], item.get("images"))
         answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
-        seed = item.get("seed")
-        rng = np.random.default_rng(
-            (self.seed, int(torch.randint(2**62, ())) if seed is None else seed)
-        )
         chosen = answers[int(rng.integers(len(answers)))]
         words, pictures = answer_parts(messages[chosen])
         kind = ("joint" if words else "image") if pictures else "text"

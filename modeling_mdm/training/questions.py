@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,7 @@ GARMENTS = (
 )
 YES_OR_NO = {
     "is this footwear?": {5, 7, 9},
-    "is this a bag?": {8},
-    "is this a dress?": {3},
-    "is this a pair of trousers?": {1},
+    **{f"is this {name}?": {label} for label, name in enumerate(GARMENTS)},
 }
 WHAT, WHICH = "what is this?", "which of these two is {}?"
 DRAWING = "draw"
@@ -31,8 +30,8 @@ KINDS = ("yes or no", "what", "which")
 class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
     """One question a picture, as `messages`; which depends on (seed, epoch, index) alone.
 
-    Kinds, equally often: "yes or no" (half of the answers are yes), "what" (the class is this),
-    "which" (first or second of two pictures of different classes).
+    Kinds: "yes or no" (footwear, or one of the ten classes; half of the answers are yes), "what"
+    (the class is this), "which" (first or second of two pictures of different classes).
 
     Args:
         pictures: pictures with labels.
@@ -40,9 +39,11 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         drawings: share of items that ask for a picture by a caption instead, which keeps a model
             from forgetting how.
         captions: names and templates of those captions; needed with drawings.
+        weights: how often each of `KINDS` is drawn, beside the others; None for equally often.
 
     Raises:
-        ValueError: if seed is negative, drawings is outside [0, 1), or there are no labels.
+        ValueError: if seed is negative, drawings is outside [0, 1), weights are not one
+            non-negative number a kind with a positive sum, or there are no labels.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int = 0,
         drawings: float = 0.0,
         captions: CaptionTable | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed={seed} must be >= 0.")
@@ -58,11 +60,17 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"drawings={drawings} must be in [0, 1).")
         if drawings and captions is None:
             raise ValueError(f"drawings={drawings} needs captions: pass a CaptionTable.")
+        weights = [1.0] * len(KINDS) if weights is None else list(weights)
+        if len(weights) != len(KINDS) or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"weights={weights} must be {len(KINDS)} numbers >= 0, of {KINDS}, not all 0."
+            )
         labels = pictures.labels
         if labels is None or None in labels:
             raise ValueError("pictures has items without a label: questions are made of labels.")
         self.pictures, self.seed, self.drawings, self.captions = pictures, seed, drawings, captions
         self.labels = np.asarray(labels)
+        self._up_to = np.cumsum(weights) / sum(weights)
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -79,7 +87,7 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         if rng.random() < self.drawings:
             caption = self.captions.draw(int(self.labels[index]), rng)
             return _item(DRAWING, [], caption, [_picture(self.pictures[index]["image"])])
-        kind = KINDS[int(rng.integers(len(KINDS)))]
+        kind = KINDS[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
         if kind == "yes or no":
             return self._yes_or_no(index, rng)
         if kind == "what":

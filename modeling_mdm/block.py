@@ -57,7 +57,8 @@ class ScanPass(NamedTuple):
 
     part: which of the block's scans. order, inverse: (b, k, l). cache: states of the positions
     before these, which the scans go on from. steps, real: (b, k, m), the steps that are read where
-    items are dropped, and False at fillers; None where all are read.
+    items are dropped, and False at fillers; None where all are read. gate: (b, k, l) by position,
+    multiplies Delta and hides the output; None for none.
     """
 
     part: slice
@@ -66,6 +67,7 @@ class ScanPass(NamedTuple):
     cache: LayerCache | None = None
     steps: Tensor | None = None
     real: Tensor | None = None
+    gate: Tensor | None = None
 
     @property
     def is_recording(self) -> bool:
@@ -81,14 +83,23 @@ class ScanPass(NamedTuple):
         """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
         if self.steps is None:
             return reorder(values, self.order, self.inverse)
-        return gather_rows(values, self.order.gather(-1, self.steps))
+        return gather_rows(values, self.positions)
+
+    @property
+    def positions(self) -> Tensor:
+        """What is read at `steps`, (b, k, m)."""
+        return self.order.gather(-1, self.steps)
+
+    def _add_up(self, y: Tensor, targets: int) -> Tensor:
+        """Put (b, k, m, c) where it was read in k targets, or in 1: (b, targets, l, c)."""
+        length = self.order.shape[-1]
+        return scatter_rows(y * self.real[..., None], self.positions, length, targets)
 
     def bring_back(self, y: Tensor) -> Tensor:
         """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
         if self.steps is None:
             return reorder(y, self.inverse, self.order)
-        length, positions = self.order.shape[-1], self.order.gather(-1, self.steps)
-        return scatter_rows(y * self.real[..., None], positions, length, self.order.shape[1])
+        return self._add_up(y, self.order.shape[1])
 
     def merge(self, y: Tensor, others: Tensor | None) -> Tensor:
         """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
@@ -98,8 +109,7 @@ class ScanPass(NamedTuple):
             # Added up side by side, a sum would differ from run to run in its last digits.
             merged = self.bring_back(y).sum(1)
         else:
-            length, positions = self.order.shape[-1], self.order.gather(-1, self.steps)
-            merged = scatter_rows(y * self.real[..., None], positions, length, 1)[:, 0]
+            merged = self._add_up(y, 1)[:, 0]
         if others is None:
             return merged
         return others + merged if torch.is_grad_enabled() else others.add_(merged)
@@ -148,6 +158,8 @@ class SelectiveScan(nn.Module):
             if is_hard:
                 steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
                 one = one._replace(steps=steps, real=real)
+            elif selection is not None:
+                one = one._replace(gate=selection.gate[:, part])
             passes.append(one)
         return passes
 
@@ -158,7 +170,6 @@ class SelectiveScan(nn.Module):
         raw_delta: Tensor,
         these: ScanPass,
         sequence: JointSequence,
-        gate: Tensor | None = None,
     ) -> Tensor:
         """Scan a sequence in the k orders of one of `passes`.
 
@@ -166,7 +177,6 @@ class SelectiveScan(nn.Module):
             x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
             raw_delta: (b, k, l, h).
             these: the scans, what they read and what they go on from. sequence: masks.
-            gate: (b, k, l) by position, multiplies Delta and hides the output; None for none.
 
         Returns:
             (b, k, m, h * p) in scan order, of what is read.
@@ -174,7 +184,7 @@ class SelectiveScan(nn.Module):
         part = these.part
         raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
         delta = F.softplus(raw_delta + self.delta_bias[part, None]).clamp(*self.delta_limit)
-        weight = self._weight(sequence, gate, part)
+        weight = self._weight(sequence, these.gate, part)
         if weight is not None:
             weight = these.read(weight.expand(these.order.shape)[..., None])
             delta = delta * weight
@@ -307,8 +317,7 @@ class MDMMamba2Mixer(nn.Module):
         for these, inputs in zip(passes, scan_inputs, strict=True):
             inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
             BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-            gate = None if selection is None else selection.gate_of(these.part)
-            y = these.merge(self.scan(x, BC, raw_delta, these, sequence, gate), y)
+            y = these.merge(self.scan(x, BC, raw_delta, these, sequence), y)
         return self.out_proj(self.norm(y, z))
 
 
@@ -369,8 +378,7 @@ class MDMSeparateMixer(nn.Module):
                 [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
             )
             z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-            gate = None if selection is None else selection.gate_of(these.part)
-            y = these.bring_back(self.scan(x, BC, raw_delta, these, sequence, gate))
+            y = these.bring_back(self.scan(x, BC, raw_delta, these, sequence))
             outputs += [
                 self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
                 for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))

@@ -27,10 +27,6 @@ class Selection:
     longest: int
     gate: Tensor | None = None
 
-    def gate_of(self, part: slice) -> Tensor | None:
-        """The gate of some of the scans."""
-        return None if self.gate is None else self.gate[:, part]
-
 
 def kept_count(count: Tensor, keep: float) -> Tensor:
     """Count the items that are kept of `count` ones: ceil(keep * count)."""

@@ -80,11 +80,14 @@ class _Plan(NamedTuple):
 def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Plan:
     groups, length, heads, width = x.shape
     size = -(-length // -(-length // max(1, chunk_size)))  # equal chunks need the least padding
-    levels, decay = 0, decay_range(log_decay, size)
     from_start = decay_range(log_decay, size, first=0) <= MAX_FACTORED_DECAY / 2
-    while size > 2**levels and decay > MAX_FACTORED_DECAY:
+    levels = 0
+    while (
+        not from_start
+        and size > 2**levels
+        and decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY
+    ):
         levels += 1
-        decay = decay_range(log_decay, -(-size // 2**levels))
     chunk = -(-size // 2**levels) * 2**levels
     chunks = -(-length // chunk)
     step = max(1, SEGMENT_NUMBERS // (groups * max(state_size, chunk) * heads * width))

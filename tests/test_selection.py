@@ -183,8 +183,7 @@ def scan_all(scan, inputs, sequence, selection=None):
     x, BC, raw_delta = inputs
     outputs, merged = [], None
     for these in scan.passes(x, sequence, selection, None):
-        gate = None if selection is None else selection.gate_of(these.part)
-        y = scan(x, BC[:, these.part], raw_delta[:, these.part], these, sequence, gate)
+        y = scan(x, BC[:, these.part], raw_delta[:, these.part], these, sequence)
         outputs.append(these.bring_back(y))
         merged = these.merge(y, merged)
     result = torch.cat(outputs, 1)

@@ -70,7 +70,8 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError("pictures has items without a label: questions are made of labels.")
         self.pictures, self.seed, self.drawings, self.captions = pictures, seed, drawings, captions
         self.labels = np.asarray(labels)
-        self._up_to = np.cumsum(weights) / sum(weights)
+        up_to = np.cumsum(weights)
+        self._up_to = up_to / up_to[-1]
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

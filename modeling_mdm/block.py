@@ -7,6 +7,7 @@ order except inside `SelectiveScan`.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,9 @@ from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
+from .products import Projection
 from .prompt_cache import LayerCache, last_inputs
-from .scans import gather_rows, merge, reorder, scatter_rows
+from .scans import add_rows, gather_rows, merge, reorder
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
@@ -30,6 +32,10 @@ SHORT_SELECTION = 2
 # A CPU runs as many scans at once as have this many numbers: more of them in new memory, and out of
 # its caches, cost more than one pass after the other.
 PASS_NUMBERS = 2**17
+
+# Without gradients it runs a long scan in stretches of so many numbers for each of its cores, which
+# stay in the core's cache from the reading of a stretch until its outputs are added up.
+STRETCH_NUMBERS = 2**19
 
 
 class GatedRMSNorm(nn.Module):
@@ -55,19 +61,23 @@ class GatedRMSNorm(nn.Module):
 class ScanPass(NamedTuple):
     """Some of a block's scans, which read a sequence at once.
 
-    part: which of the block's scans. order, inverse: (b, k, l). cache: states of the positions
-    before these, which the scans go on from. steps, real: (b, k, m), the steps that are read where
+    part: which of the block's scans. order, inverse: (b, k, l). cache: what the scans go on from.
+    state: that of the positions before these, (b, k, h, n, p); None for none. steps, real: (b, k, m), the steps that are read where
     items are dropped, and False at fillers; None where all are read. gate: (b, k, l) by position,
-    multiplies Delta and hides the output; None for none.
+    multiplies Delta and hides the output; None for none. stretch: how many steps are read at a
+    time; None for all. window: the steps of one stretch.
     """
 
     part: slice
     order: Tensor
     inverse: Tensor
     cache: LayerCache | None = None
+    state: Tensor | None = None
     steps: Tensor | None = None
     real: Tensor | None = None
     gate: Tensor | None = None
+    stretch: int | None = None
+    window: slice | None = None
 
     @property
     def is_recording(self) -> bool:
@@ -81,25 +91,36 @@ class ScanPass(NamedTuple):
 
     def read(self, values: Tensor) -> Tensor:
         """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
-        if self.steps is None:
+        if self.reads_all:
             return reorder(values, self.order, self.inverse)
         return gather_rows(values, self.positions)
 
     @property
-    def positions(self) -> Tensor:
-        """What is read at `steps`, (b, k, m)."""
-        return self.order.gather(-1, self.steps)
+    def reads_all(self) -> bool:
+        """Whether every step is read, at once."""
+        return self.steps is None and self.window is None
 
-    def _add_up(self, y: Tensor, targets: int) -> Tensor:
-        """Put (b, k, m, c) where it was read in k targets, or in 1: (b, targets, l, c)."""
+    @property
+    def positions(self) -> Tensor:
+        """What is read, (b, k, m)."""
+        return self.order[..., self.window] if self.steps is None else self.order.gather(-1, self.steps)
+
+    def windows(self) -> Iterator["ScanPass"]:
+        """Yield the stretches that are read one after another, the last of which may be shorter."""
         length = self.order.shape[-1]
-        return scatter_rows(y * self.real[..., None], self.positions, length, targets)
+        for start in range(0, length, self.stretch):
+            yield self._replace(window=slice(start, min(start + self.stretch, length)))
+
+    def zeros(self, y: Tensor, targets: int) -> Tensor:
+        """Zeros for sums of what is read of y (b, ..., c), (b, targets, l, c)."""
+        return y.new_zeros(y.shape[0], targets, self.order.shape[-1], y.shape[-1])
 
     def bring_back(self, y: Tensor) -> Tensor:
         """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
         if self.steps is None:
             return reorder(y, self.inverse, self.order)
-        return self._add_up(y, self.order.shape[1])
+        total = self.zeros(y, self.order.shape[1])
+        return add_rows(total, y * self.real[..., None], self.positions)
 
     def merge(self, y: Tensor, others: Tensor | None) -> Tensor:
         """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
@@ -109,7 +130,8 @@ class ScanPass(NamedTuple):
             # Added up side by side, a sum would differ from run to run in its last digits.
             merged = self.bring_back(y).sum(1)
         else:
-            merged = self._add_up(y, 1)[:, 0]
+            merged = self.zeros(y, 1)
+            merged = add_rows(merged, y * self.real[..., None], self.positions)[:, 0]
         if others is None:
             return merged
         return others + merged if torch.is_grad_enabled() else others.add_(merged)
@@ -151,17 +173,30 @@ class SelectiveScan(nn.Module):
             items = batch * (selection.longest if is_hard else length)
             numbers = items * self.heads * self.sizes[1]
             together = min(k, max(1, PASS_NUMBERS // max(1, numbers)))
+        stretch = self._stretch(hidden_states) if not is_whole and together == 1 else None
         passes, (order, inverse) = [], sequence.orders_of(self.scans)
         for start in range(0, k, together):
             part = slice(start, min(start + together, k))
-            one = ScanPass(part, order[:, part], inverse[:, part], cache)
+            state = None if cache is None else cache.get("state")
+            state = None if state is None else state[:, part]
+            one = ScanPass(part, order[:, part], inverse[:, part], cache, state, stretch=stretch)
             if is_hard:
                 steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
-                one = one._replace(steps=steps, real=real)
+                one = one._replace(steps=steps, real=real, stretch=None)
             elif selection is not None:
                 one = one._replace(gate=selection.gate[:, part])
             passes.append(one)
         return passes
+
+    def _stretch(self, hidden_states: Tensor) -> int | None:
+        """Say how many steps a CPU reads at a time of (b, l, hidden); None where that is all."""
+        batch, length = hidden_states.shape[:2]
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled():
+            return None
+        numbers = STRETCH_NUMBERS * torch.get_num_threads()
+        stretch = numbers // (batch * self.heads * self.sizes[1])
+        stretch = max(1, stretch // self.chunk_size) * self.chunk_size
+        return stretch if stretch < length else None
 
     def forward(
         self,
@@ -170,16 +205,43 @@ class SelectiveScan(nn.Module):
         raw_delta: Tensor,
         these: ScanPass,
         sequence: JointSequence,
+        others: Tensor | None = None,
     ) -> Tensor:
-        """Scan a sequence in the k orders of one of `passes`.
+        """Scan a sequence in the k orders of one of `passes`, and sum over them.
 
         Args:
             x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
             raw_delta: (b, k, l, h).
             these: the scans, what they read and what they go on from. sequence: masks.
+            others: the sum over the passes before, (b, l, h * p), which may be overwritten.
 
         Returns:
-            (b, k, m, h * p) in scan order, of what is read.
+            (b, l, h * p) in storage order, 0 where nothing is read.
+        """
+        if these.stretch is None:
+            return these.merge(self._read(x, BC, raw_delta, these, sequence)[0], others)
+        total = these.zeros(x, 1) if others is None else others[:, None]
+        state = these.state
+        for window in these.windows():
+            y, state = self._read(x, BC, raw_delta, window._replace(state=state), sequence)
+            add_rows(total, y, window.positions)
+        return total[:, 0]
+
+    def separately(
+        self, x: Tensor, BC: Tensor, raw_delta: Tensor, these: ScanPass, sequence: JointSequence
+    ) -> Tensor:
+        """Scan as `forward` does, without the sum: (b, k, l, h * p)."""
+        if these.order.shape[1] == 1:
+            return self(x, BC, raw_delta, these, sequence)[:, None]
+        return these.bring_back(self._read(x, BC, raw_delta, these, sequence)[0])
+
+    def _read(
+        self, x: Tensor, BC: Tensor, raw_delta: Tensor, these: ScanPass, sequence: JointSequence
+    ) -> tuple[Tensor, Tensor]:
+        """Scan in the orders of `these`.
+
+        Returns:
+            (b, k, m, h * p) in scan order, of what is read, and the state after it, (b, k, ...).
         """
         part = these.part
         raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
@@ -198,12 +260,12 @@ class SelectiveScan(nn.Module):
         split = x.shape[-1]
         x = self._convolve("x_tail", x, slice(None, split), these, count)
         BC = self._convolve("BC_tail", BC, slice(split, None), these, count)
-        y = self._recurrence(x, BC, delta, these)
+        y, state = self._recurrence(x, BC, delta, these)
         if weight is not None:
             # The gate learns through Delta alone: the norm behind this scales any share of an
             # output that no other scan adds to up to full size, so its gradient would explode.
             y = y * weight.detach().to(y.dtype)
-        return y
+        return y, state
 
     def _convolve(
         self, name: str, x: Tensor, channels: slice, these: ScanPass, count: Tensor
@@ -215,6 +277,8 @@ class SelectiveScan(nn.Module):
         """
         weight = self.conv_weight[these.part, channels]
         bias = self.conv_bias[these.part, channels]
+        if these.window is not None:
+            return self._convolve_window(x, weight, bias, these, these.kept(name))
         tail, orders, steps = these.kept(name), (these.order, these.inverse), these.steps
         uses_triton = self._resolve_backend(x) == "triton"
         is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
@@ -232,6 +296,15 @@ class SelectiveScan(nn.Module):
             convolved = F.silu(causal_convolution(x, weight, bias, tail))
         return convolved if steps is None else gather_rows(convolved, steps)
 
+    def _convolve_window(
+        self, x: Tensor, weight: Tensor, bias: Tensor, these: ScanPass, tail: Tensor | None
+    ) -> Tensor:
+        """As `_convolve`, of a window, with what is before it: (b, k, m, c)."""
+        before = min(weight.shape[-1] - 1, these.window.start)
+        order = these.order[..., these.window.start - before : these.window.stop]
+        tail = None if before else tail
+        return ordered_convolution(x, order, order, weight, bias, tail)[:, :, before:]
+
     def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:
         return resolve_backend(self.backend, x.device, length, x.dtype, self.sizes)
 
@@ -243,15 +316,21 @@ class SelectiveScan(nn.Module):
         active = active.to(self.delta_bias.dtype)
         return active if gate is None else active * gate
 
-    def _recurrence(self, x: Tensor, BC: Tensor, delta: Tensor, these: ScanPass) -> Tensor:
-        """Discretise and run Eq. 10-11 on sequences in scan order: (b, k, l, h * p) -> the same."""
+    def _recurrence(
+        self, x: Tensor, BC: Tensor, delta: Tensor, these: ScanPass
+    ) -> tuple[Tensor, Tensor]:
+        """Discretise and run Eq. 10-11 on sequences in scan order.
+
+        Returns:
+            (b, k, m, h * p) like x, and the last state, (b, k, h, n, p).
+        """
         batch, k, length, inner = x.shape
         A = -torch.exp(self.A_log[these.part].to(delta.dtype))[:, None]  # (k, 1, h)
         log_decay, input_scale = discretize(delta, A, self.discretization)
         x = x.reshape(batch * k, length, self.heads, inner // self.heads)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
-        entering = these.kept("state")
+        entering = these.state
         y, state = ssd(
             x,
             *discrete,
@@ -259,13 +338,14 @@ class SelectiveScan(nn.Module):
             C,
             None if entering is None else entering.flatten(0, 1),
             self.chunk_size,
-            self._resolve_backend(x, length),
+            self._resolve_backend(x, these.order.shape[-1] if these.window else length),
         )
+        state = state.unflatten(0, (batch, k))
         if these.is_recording:
-            these.cache.store(state=state.unflatten(0, (batch, k)))
+            these.cache.store(state=state)
         D = self.D[these.part].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
         y = y + D * x if torch.is_grad_enabled() else y.addcmul_(D, x)
-        return y.reshape(batch, k, length, inner)
+        return y.reshape(batch, k, length, inner), state
 
     @torch.no_grad()
     def initialize(self, config: MDMConfig) -> dict[str, Tensor]:
@@ -296,10 +376,10 @@ class MDMMamba2Mixer(nn.Module):
         inner, self.state_size = config.inner_size, config.state_size
         self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
         projected = 2 * inner + len(scans) * self.per_scan
-        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
+        self.in_proj = Projection(config.hidden_size, projected, bias=False)
         self.scan = SelectiveScan(config, scans)
         self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.out_proj = Projection(inner, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -317,7 +397,7 @@ class MDMMamba2Mixer(nn.Module):
         for these, inputs in zip(passes, scan_inputs, strict=True):
             inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
             BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-            y = these.merge(self.scan(x, BC, raw_delta, these, sequence), y)
+            y = self.scan(x, BC, raw_delta, these, sequence, y)
         return self.out_proj(self.norm(y, z))
 
 
@@ -378,7 +458,7 @@ class MDMSeparateMixer(nn.Module):
                 [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
             )
             z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-            y = these.bring_back(self.scan(x, BC, raw_delta, these, sequence))
+            y = self.scan.separately(x, BC, raw_delta, these, sequence)
             outputs += [
                 self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
                 for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))

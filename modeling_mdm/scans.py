@@ -162,12 +162,19 @@ def merge(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return result
 
 
-def scatter_rows(x: Tensor, positions: Tensor, length: int, targets: int) -> Tensor:
-    """Add rows (b, k, m, c) up at positions (b, k, m) of k targets, or of 1: (b, targets, l, c)."""
-    result = x.new_zeros(x.shape[0] * targets * length, x.shape[-1])
-    rows = _row_numbers(positions, x.shape[0] * targets, length).flatten()
-    result.index_add_(0, rows, x.flatten(0, 2))
-    return result.view(x.shape[0], targets, length, x.shape[-1])
+def add_rows(total: Tensor, x: Tensor, positions: Tensor) -> Tensor:
+    """Add rows (b, k, m, c) to k sums, or to 1, at positions (b, k, m), in place.
+
+    Args:
+        total: (b, k or 1, l, c), contiguous.
+
+    Returns:
+        total.
+    """
+    batch, targets, length, width = total.shape
+    rows = _row_numbers(positions, batch * targets, length).flatten()
+    total.view(-1, width).index_add_(0, rows, x.flatten(0, 2))
+    return total
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .products import add_product, multiply
+
 # Half of the range of a block's decay is exponentiated: exp(60) in float32 leaves room for products
 # of 1e12 (exp(88) overflows).
 MAX_FACTORED_DECAY = 120.0
@@ -159,7 +161,7 @@ def _weighted(tensor: Tensor, factor: Tensor, dtype: torch.dtype | None = None) 
 
 def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply matrices over the leading axes as one batch."""
-    flat = torch.bmm(
+    flat = multiply(
         a.flatten(0, -3), b.flatten(0, -3), out=None if out is None else out.flatten(0, -3)
     )
     return torch.unflatten(flat, 0, a.shape[:-2])
@@ -257,7 +259,7 @@ def _read(chunks: _Chunks, entering: Tensor, plan: _Plan, y: Tensor) -> None:
     part = _matmul(scores, _weighted(chunks.x, rising, scores.dtype))
     if first < len(chunks.x):
         flat = part[first:].flatten(0, 1)
-        flat.baddbmm_(chunks.C[first:].flatten(0, 1), entering.flatten(0, 1))
+        add_product(flat, chunks.C[first:].flatten(0, 1), entering.flatten(0, 1))
     torch.mul(part.view(y.shape), falling[..., None], out=y)
 
 

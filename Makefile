@@ -15,7 +15,7 @@ APP_STAMP := $(VENV)/.modeling-mdm-app
 
 MATH_MODULES := $(addprefix modeling_mdm/, \
 	diffusion.py likelihood.py score_entropy.py solvers.py scans.py selection.py \
-	ssd.py ssd_factored.py ssd_mamba.py)
+	ssd.py ssd_factored.py ssd_mamba.py products.py)
 
 # Two test processes of one thread each use two cores better than one process of two threads.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2

@@ -7,10 +7,13 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+
+from modeling_mdm.products import prefers_onednn, project
 
 from .timing import stopwatch
 
@@ -19,7 +22,8 @@ from .timing import stopwatch
 class Peaks:
     """The best that a machine can do.
 
-    matmul: flop/s of matrix products, by dtype. bandwidth: bytes/s, read and written both counted.
+    matmul: flop/s of `torch.mm`, by dtype; `float32 by oneDNN` where that is another library's.
+    bandwidth: bytes/s, read and written both counted.
     exponentials: exp/s. source: how the figures were obtained.
     """
 
@@ -27,6 +31,10 @@ class Peaks:
     bandwidth: float
     exponentials: float
     source: str
+
+    def products(self, dtype: str) -> float:
+        """Flop/s of matrix products by the faster library."""
+        return max(rate for name, rate in self.matmul.items() if name.split()[0] == dtype)
 
 
 # NVIDIA's data sheets (SXM, dense); exp: 16 a clock of each of 132 multiprocessors at 1.755 GHz.
@@ -60,6 +68,7 @@ def measure_peaks(device: torch.device, small: bool = False) -> Peaks:
         out = torch.empty_like(a)
         seconds = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, sample)
         matmul[dtype_name(dtype)] = 2 * side**3 / seconds
+    matmul |= _onednn_peak(side, sample) if device.type == "cpu" else {}
     # Far larger than any cache.
     source = torch.randn((1 << 16) if small else (1 << 28) if on_gpu else (1 << 26), device=device)
     target = torch.empty_like(source)
@@ -68,6 +77,15 @@ def measure_peaks(device: torch.device, small: bool = False) -> Peaks:
     result = torch.empty_like(inside)
     rate = inside.numel() / _best(lambda: torch.exp(inside, out=result), device, sample)
     return Peaks(matmul, bandwidth, rate, f"measured on {torch.get_num_threads()} threads")
+
+
+@torch.no_grad()
+def _onednn_peak(side: int, sample: float) -> dict[str, float]:
+    layer, x = torch.nn.Linear(side, side, bias=False), torch.randn(side, side)
+    if not prefers_onednn(x, layer.weight, side**3):
+        return {}
+    seconds = _best(partial(project, layer, x), x.device, sample)
+    return {"float32 by oneDNN": 2 * side**3 / seconds}
 
 
 def _best(call: Callable[[], object], device: torch.device, sample: float) -> float:

@@ -141,7 +141,7 @@ def remarks(row: Row, one: Contender, record: Record) -> str:
     """What else a contender's record says."""
     said, details = [], one.details
     if "matmul_flops" in details:
-        said.append(f"{scan_fraction(record, row):.0%} of the matrix-product peak")
+        said.append(f"{scan_fraction(record, row):.0%} of torch.mm's peak")
     if "chunk_size" in details:
         said.append(f"chunk {details['chunk_size']}")
     if "predicted_seconds" in details:

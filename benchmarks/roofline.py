@@ -53,7 +53,7 @@ class Operation:
 
     def arithmetic(self, peaks: Peaks, dtype: str) -> float:
         """Seconds of arithmetic alone."""
-        products = self.matmul_flops / peaks.matmul[dtype]
+        products = self.matmul_flops / peaks.products(dtype)
         return products + self.exponentials / peaks.exponentials
 
     def seconds(self, peaks: Peaks, dtype: str) -> float:

@@ -17,6 +17,7 @@ from transformers.models.mamba2 import modeling_mamba2
 
 from modeling_mdm.block import MDMMamba2Mixer
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.products import project
 from modeling_mdm.scans import image_rank, merge, spread
 from modeling_mdm.sequence import JointSequence, ModalityContent, build_sequence
 from modeling_mdm.ssd import resolve_backend, ssd
@@ -321,10 +322,10 @@ class AttentionLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix positions: (b, l, width) -> (b, l, width)."""
-        heads = self.in_proj(x).unflatten(-1, (3, -1, self.head_width))  # (b, l, 3, h, p)
+        heads = project(self.in_proj, x).unflatten(-1, (3, -1, self.head_width))  # (b, l, 3, h, p)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+        return project(self.out_proj, mixed.transpose(1, 2).flatten(2))
 
 
 def place(layer: nn.Module, task: Task) -> nn.Module:

@@ -60,13 +60,13 @@ def memory(topic: str, name: str, large: str, small: str = "mdm") -> Extract:
 
 
 def matmul_fraction(record: Record) -> float | None:
-    """Share of the measured peak of float32 matrix products that the scan reaches at L=1024."""
+    """Share of the measured peak of float32 `torch.mm` that the scan reaches at L=1024."""
     row = record.find("scan", "forward 1024")
     return scan_fraction(record, row) if row else None
 
 
 def scan_fraction(record: Record, row: Row) -> float | None:
-    """Share of the peak of matrix products that our scan of a row reaches."""
+    """Share of the peak of `torch.mm` that our scan of a row reaches."""
     ours = row.contenders.get("mdm")
     if ours is None or "matmul_flops" not in ours.details:
         return None
@@ -131,7 +131,7 @@ TARGETS = (
         "cpu", 4.5, 6, speed("attention", "forward 16384", "attention", "mdm_1_scan"),
     ),
     Target(
-        "share of the float32 matrix-product peak, SSD forward L=1024",
+        "share of the peak of float32 torch.mm, SSD forward L=1024",
         "cpu", 0.60, 0.80, matmul_fraction, "%",
     ),
     Target(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .products import project
 from .prompt_cache import LayerCache
 
 
@@ -88,7 +89,7 @@ class MDMAttentionMixer(nn.Module):
         """
         # No projection has a bias, so zeros at padding stay zeros up to the output.
         hidden_states = hidden_states.masked_fill(~valid[:, :, None], 0.0)
-        projected = self.in_proj(hidden_states)  # (b, l, 3 h p)
+        projected = project(self.in_proj, hidden_states)  # (b, l, 3 h p)
         projected = projected.unflatten(-1, (3, self.num_heads, -1))  # (b, l, 3, h, p)
         query, key, value = projected.transpose(1, 3).unbind(2)  # (b, h, l, p) each
         # Under autocast the projections are bf16 and the norms' weights float32.
@@ -98,7 +99,7 @@ class MDMAttentionMixer(nn.Module):
         if cache is not None:
             key, value, mask = self._with_cache(cache, key, value, mask, valid)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        output: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))  # (b, l, h p)
+        output: Tensor = project(self.out_proj, mixed.transpose(1, 2).flatten(2))  # (b, l, h p)
         return output
 
     @staticmethod
@@ -133,6 +134,8 @@ class MDMFeedForward(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (..., hidden_size) into the same shape."""
-        gate, up = self.in_proj(hidden_states).chunk(2, dim=-1)  # (..., intermediate_size) each
-        output: Tensor = self.out_proj(F.silu(gate) * up)
+        gate, up = project(self.in_proj, hidden_states).chunk(
+            2, dim=-1
+        )  # (..., intermediate_size) each
+        output: Tensor = project(self.out_proj, F.silu(gate) * up)
         return output

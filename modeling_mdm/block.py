@@ -7,8 +7,6 @@ order except inside `SelectiveScan`.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +17,16 @@ from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
-from .products import Projection
+from .products import project
 from .prompt_cache import LayerCache, last_inputs
-from .scans import add_rows, gather_rows, merge, reorder
+from .scan_pass import ScanPass, scans_at_once, stretch_length
+from .scans import add_rows, gather_rows, reorder
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
 
 # Where a scan reads at most one item in so many, it convolves at these alone.
 SHORT_SELECTION = 2
-
-# A CPU runs as many scans at once as have this many numbers: more of them in new memory, and out of
-# its caches, cost more than one pass after the other.
-PASS_NUMBERS = 2**17
-
-# Without gradients it runs a long scan in stretches of so many numbers for each of its cores, which
-# stay in the core's cache from the reading of a stretch until its outputs are added up.
-STRETCH_NUMBERS = 2**19
 
 
 class GatedRMSNorm(nn.Module):
@@ -56,85 +47,6 @@ class GatedRMSNorm(nn.Module):
         mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
         gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
         return gated.to(y.dtype)
-
-
-class ScanPass(NamedTuple):
-    """Some of a block's scans, which read a sequence at once.
-
-    part: which of the block's scans. order, inverse: (b, k, l). cache: what the scans go on from.
-    state: that of the positions before these, (b, k, h, n, p); None for none. steps, real: (b, k, m), the steps that are read where
-    items are dropped, and False at fillers; None where all are read. gate: (b, k, l) by position,
-    multiplies Delta and hides the output; None for none. stretch: how many steps are read at a
-    time; None for all. window: the steps of one stretch.
-    """
-
-    part: slice
-    order: Tensor
-    inverse: Tensor
-    cache: LayerCache | None = None
-    state: Tensor | None = None
-    steps: Tensor | None = None
-    real: Tensor | None = None
-    gate: Tensor | None = None
-    stretch: int | None = None
-    window: slice | None = None
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether the cache keeps what these scans read."""
-        return self.cache is not None and self.cache.is_recording
-
-    def kept(self, name: str) -> Tensor | None:
-        """What the cache has for these scans under a name."""
-        tensor = None if self.cache is None else self.cache.get(name)
-        return None if tensor is None else tensor[:, self.part]
-
-    def read(self, values: Tensor) -> Tensor:
-        """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
-        if self.reads_all:
-            return reorder(values, self.order, self.inverse)
-        return gather_rows(values, self.positions)
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether every step is read, at once."""
-        return self.steps is None and self.window is None
-
-    @property
-    def positions(self) -> Tensor:
-        """What is read, (b, k, m)."""
-        return self.order[..., self.window] if self.steps is None else self.order.gather(-1, self.steps)
-
-    def windows(self) -> Iterator["ScanPass"]:
-        """Yield the stretches that are read one after another, the last of which may be shorter."""
-        length = self.order.shape[-1]
-        for start in range(0, length, self.stretch):
-            yield self._replace(window=slice(start, min(start + self.stretch, length)))
-
-    def zeros(self, y: Tensor, targets: int) -> Tensor:
-        """Zeros for sums of what is read of y (b, ..., c), (b, targets, l, c)."""
-        return y.new_zeros(y.shape[0], targets, self.order.shape[-1], y.shape[-1])
-
-    def bring_back(self, y: Tensor) -> Tensor:
-        """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
-        if self.steps is None:
-            return reorder(y, self.inverse, self.order)
-        total = self.zeros(y, self.order.shape[1])
-        return add_rows(total, y * self.real[..., None], self.positions)
-
-    def merge(self, y: Tensor, others: Tensor | None) -> Tensor:
-        """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
-        if self.steps is None:
-            merged = merge(y, self.order, self.inverse)
-        elif y.device.type != "cpu":
-            # Added up side by side, a sum would differ from run to run in its last digits.
-            merged = self.bring_back(y).sum(1)
-        else:
-            merged = self.zeros(y, 1)
-            merged = add_rows(merged, y * self.real[..., None], self.positions)[:, 0]
-        if others is None:
-            return merged
-        return others + merged if torch.is_grad_enabled() else others.add_(merged)
 
 
 class SelectiveScan(nn.Module):
@@ -169,11 +81,12 @@ class SelectiveScan(nn.Module):
         batch, length = hidden_states.shape[:2]
         is_hard = selection is not None and selection.gate is None
         is_whole = (cache is not None and cache.is_recording) or torch.compiler.is_compiling()
+        stretch = None
         if hidden_states.device.type == "cpu" and not is_whole:
-            items = batch * (selection.longest if is_hard else length)
-            numbers = items * self.heads * self.sizes[1]
-            together = min(k, max(1, PASS_NUMBERS // max(1, numbers)))
-        stretch = self._stretch(hidden_states) if not is_whole and together == 1 else None
+            width = batch * self.heads * self.sizes[1]
+            together = scans_at_once(k, width * (selection.longest if is_hard else length))
+            if together == 1 and not is_hard and not torch.is_grad_enabled():
+                stretch = stretch_length(length, width, self.chunk_size)
         passes, (order, inverse) = [], sequence.orders_of(self.scans)
         for start in range(0, k, together):
             part = slice(start, min(start + together, k))
@@ -182,21 +95,11 @@ class SelectiveScan(nn.Module):
             one = ScanPass(part, order[:, part], inverse[:, part], cache, state, stretch=stretch)
             if is_hard:
                 steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
-                one = one._replace(steps=steps, real=real, stretch=None)
+                one = one._replace(steps=steps, real=real)
             elif selection is not None:
                 one = one._replace(gate=selection.gate[:, part])
             passes.append(one)
         return passes
-
-    def _stretch(self, hidden_states: Tensor) -> int | None:
-        """Say how many steps a CPU reads at a time of (b, l, hidden); None where that is all."""
-        batch, length = hidden_states.shape[:2]
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled():
-            return None
-        numbers = STRETCH_NUMBERS * torch.get_num_threads()
-        stretch = numbers // (batch * self.heads * self.sizes[1])
-        stretch = max(1, stretch // self.chunk_size) * self.chunk_size
-        return stretch if stretch < length else None
 
     def forward(
         self,
@@ -322,7 +225,7 @@ class SelectiveScan(nn.Module):
         """Discretise and run Eq. 10-11 on sequences in scan order.
 
         Returns:
-            (b, k, m, h * p) like x, and the last state, (b, k, h, n, p).
+            (b, k, m, h * p) like x, and the last state, (b, k, h, n, p), where it is needed.
         """
         batch, k, length, inner = x.shape
         A = -torch.exp(self.A_log[these.part].to(delta.dtype))[:, None]  # (k, 1, h)
@@ -338,9 +241,10 @@ class SelectiveScan(nn.Module):
             C,
             None if entering is None else entering.flatten(0, 1),
             self.chunk_size,
-            self._resolve_backend(x, these.order.shape[-1] if these.window else length),
+            self._resolve_backend(x, length if these.window is None else these.order.shape[-1]),
+            needs_state=these.is_recording or these.window is not None,
         )
-        state = state.unflatten(0, (batch, k))
+        state = None if state is None else state.unflatten(0, (batch, k))
         if these.is_recording:
             these.cache.store(state=state)
         D = self.D[these.part].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
@@ -376,10 +280,10 @@ class MDMMamba2Mixer(nn.Module):
         inner, self.state_size = config.inner_size, config.state_size
         self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
         projected = 2 * inner + len(scans) * self.per_scan
-        self.in_proj = Projection(config.hidden_size, projected, bias=False)
+        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
         self.scan = SelectiveScan(config, scans)
         self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
-        self.out_proj = Projection(inner, config.hidden_size, bias=False)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(
         self,
@@ -389,7 +293,7 @@ class MDMMamba2Mixer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        projected = self.in_proj(hidden_states)
+        projected = project(self.in_proj, hidden_states)
         passes = self.scan.passes(hidden_states, sequence, selection, cache)
         per_pass = [these.order.shape[1] * self.per_scan for these in passes]
         z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
@@ -398,7 +302,7 @@ class MDMMamba2Mixer(nn.Module):
             inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
             BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
             y = self.scan(x, BC, raw_delta, these, sequence, y)
-        return self.out_proj(self.norm(y, z))
+        return project(self.out_proj, self.norm(y, z))
 
 
 class MDMSeparateMixer(nn.Module):
@@ -439,9 +343,8 @@ class MDMSeparateMixer(nn.Module):
         self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
     ) -> Tensor:
         text, image = x[:, :boundary], x[:, boundary:]
-        return torch.cat(
-            [projections[f"text_{pair[1]}"](text), projections[f"image_{pair[0]}"](image)], dim=1
-        )
+        of_text, of_image = projections[f"text_{pair[1]}"], projections[f"image_{pair[0]}"]
+        return torch.cat([project(of_text, text), project(of_image, image)], dim=1)
 
     def forward(
         self,

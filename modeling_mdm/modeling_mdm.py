@@ -40,6 +40,7 @@ from .loss import (
 )
 from .mode_head import ModeHead, mode_loss
 from .processes import num_processes
+from .products import project
 from .prompt_cache import PromptCache
 from .randomness import Randomness
 from .score_entropy import vocabulary_log_ratio
@@ -286,7 +287,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         for g, head in (("text", self.text_head), ("image", self.image_head)):
             if g not in features:
                 continue
-            output = head(features[g]).to(z_t[g].dtype)
+            output = project(head, features[g]).to(z_t[g].dtype)
             time = times[g].repeat_interleave(len(output) // max(1, len(times[g])))  # (b,)
             log_snr = self.schedules[g].log_snr(time)[:, None, None]
             if g in candidates:

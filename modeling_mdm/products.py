@@ -1,9 +1,10 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products in float32 on a CPU, by the faster of PyTorch's two libraries.
+"""Matrix products on a CPU, by the faster of the two libraries that PyTorch has for them.
 
-PyTorch leaves these products to MKL, which uses no AVX-512 on other processors than Intel's. There
-oneDNN, which PyTorch has too, takes half the time.
+PyTorch leaves float32 products to MKL, which uses no AVX-512 on processors that are not Intel's.
+There oneDNN takes half the time; as it is called here it has no gradient, and takes one product at
+a time. `torch.backends.mkldnn.enabled = False` leaves all to MKL.
 """
 
 from functools import lru_cache
@@ -11,64 +12,88 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-# A product of a batch with fewer multiplications is better left to one call for all.
-LARGE_PRODUCT = 2**20
+# In multiplications: below, what a call costs is more than what it saves.
+LARGE_PRODUCT = 2**21
 
 
 @lru_cache
-def _onednn_is_faster() -> bool:
-    """Whether this processor has AVX-512 that MKL does not use."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+def _mkl_lags() -> bool:
+    """Whether this processor has AVX-512 that MKL leaves unused, and oneDNN is here instead."""
+    libraries = (torch.backends.mkl, torch.backends.mkldnn)
+    if not all(library.is_available() for library in libraries):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     processor = torch.cpu.get_capabilities()
     return bool(processor.get("avx512_f")) and "Intel" not in processor.get("cpu_name", "Intel")
 
 
-def uses_onednn(a: Tensor, b: Tensor) -> bool:
-    """Whether oneDNN multiplies these: float32 on a CPU, with no gradient to be kept."""
-    return (
-        a.device.type == "cpu"
+def prefers_onednn(a: Tensor, b: Tensor, multiplications: int) -> bool:
+    """Whether oneDNN takes a product of these with so many multiplications, and is faster."""
+    return bool(
+        multiplications >= LARGE_PRODUCT
+        and type(a) is Tensor
+        and type(b) in (Tensor, nn.Parameter)
+        and a.device.type == b.device.type == "cpu"
         and a.dtype == b.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and (a.requires_grad or b.requires_grad))
+        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
         and torch.backends.mkldnn.enabled
-        and _onednn_is_faster()
+        and _mkl_lags()
     )
 
 
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(a, b.mT, None, "none", [], "")
+def is_faster_alone(a: Tensor, b: Tensor) -> bool:
+    """Whether a batch's products (..., i, j) by (..., j, k) are faster one after the other.
+
+    With several threads they are not: a batch is shared out among these.
+    """
+    multiplications = a.shape[-2] * a.shape[-1] * b.shape[-1]
+    return torch.get_num_threads() == 1 and prefers_onednn(a, b, multiplications)
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply a batch of matrices as `torch.bmm` does: (m, i, j) by (m, j, k) -> (m, i, k)."""
-    if a[0].numel() * b.shape[-1] < LARGE_PRODUCT or not uses_onednn(a, b):
-        return torch.bmm(a, b, out=out)
-    if out is None:
-        out = a.new_empty(*a.shape[:2], b.shape[-1])
-    for left, right, product in zip(a.unbind(), b.unbind(), out.unbind(), strict=True):
-        product.copy_(_multiply(left, right))
+    """Multiply two matrices, or two batches of them: (..., i, j) by (..., j, k) -> (..., i, k)."""
+    if not is_faster_alone(a, b):
+        return torch.matmul(a, b, out=out)
+    product = torch.ops.mkldnn._linear_pointwise.default
+    if a.dim() == 2 and out is None:
+        alone: Tensor = product(a, b.mT, None, "none", [], "")
+        return alone
+    out = a.new_empty(*a.shape[:-1], b.shape[-1]) if out is None else out
+    lefts, rights, outs = (one.flatten(0, -3).unbind() for one in (a, b.mT, out))
+    for left, right, one in zip(lefts, rights, outs, strict=True):
+        one.copy_(product(left, right, None, "none", [], ""))
     return out
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add the product of a batch of matrices to `total` (m, i, k), in place."""
-    if a[0].numel() * b.shape[-1] < LARGE_PRODUCT or not uses_onednn(a, b):
-        return total.baddbmm_(a, b)
-    add = torch.ops.mkldnn._linear_pointwise.binary
-    for left, right, one in zip(a.unbind(), b.unbind(), total.unbind(), strict=True):
-        one.copy_(add(left, one, right.mT, None, "add"))
-    return total
+    """Return total + a b of matrices or of batches (m, i, k); `total` may be overwritten."""
+    if total.dtype != a.dtype:
+        return total.add_(a @ b)
+    if a.dim() == 2 and is_faster_alone(a, b):
+        added: Tensor = torch.ops.mkldnn._linear_pointwise.binary(a, total, b.mT, None, "add")
+        return added
+    return total.addmm_(a, b) if a.dim() == 2 else total.baddbmm_(a, b)
 
 
-class Projection(nn.Linear):
-    """`nn.Linear`, by oneDNN where that is faster."""
+def project(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a linear layer on (..., in_features), by oneDNN where that is faster.
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Multiply (..., in_features) into (..., out_features)."""
-        if uses_onednn(input, self.weight) and input.numel():
-            return torch.ops.mkldnn._linear_pointwise.default(
-                input, self.weight, self.bias, "none", [], ""
-            )
-        return super().forward(input)
+    A layer that is anything but a plain `nn.Linear`, with an adapter, weights of few bits, hooks or
+    a forward of its own, is just called.
+    """
+    projected: Tensor
+    if (
+        type(layer) is nn.Linear
+        and prefers_onednn(x, layer.weight, x.numel() * layer.out_features)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+        and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
+    ):
+        product = torch.ops.mkldnn._linear_pointwise.default
+        projected = product(x, layer.weight, layer.bias, "none", [], "")
+    else:
+        projected = layer(x)
+    return projected

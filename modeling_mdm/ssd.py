@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .products import multiply
 from .ssd_factored import MAX_FACTORED_DECAY, into_chunks, ssd_factored, state_dtype
 from .ssd_kernels import INTERPRETED
 from .ssd_mamba import load_kernels, ssd_mamba
@@ -148,7 +149,8 @@ def ssd_quadratic(
     C: Tensor,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
-) -> tuple[Tensor, Tensor]:
+    needs_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Run the recurrence as one dense matrix, for short sequences.
 
     y = exp(cs - m) * [tril(C B^T) (x^ exp(m - cs)) + C S exp(m)], cs the cumulative decay, m the
@@ -164,18 +166,22 @@ def ssd_quadratic(
     rising = input_scale * torch.exp(middle - cumulative)
     falling = torch.exp(cumulative - middle)[..., None]
     scaled = (x * rising[..., None]).flatten(-2)  # (g, l, h * p)
-    y = (C @ B.transpose(-1, -2)).tril() @ scaled
-    state = B.transpose(-1, -2) @ scaled  # (g, n, h * p), relative to the middle
+    y = multiply((C @ B.mT).tril(), scaled)
+    entering = None
     if initial_state is not None:
         entering = initial_state.to(dtype) * torch.exp(middle.transpose(1, 2))[..., None]
         entering = entering.transpose(1, 2).flatten(-2)
-        y, state = y + C @ entering, state + entering
-    y = torch.unflatten(y, -1, (heads, width)) * falling
+        y = y + multiply(C, entering)
+    y = (torch.unflatten(y, -1, (heads, width)) * falling).to(x.dtype)
+    if not needs_state:
+        return y, None
+    state = multiply(B.mT, scaled)  # (g, n, h * p), relative to the middle
+    state = state if entering is None else state + entering
     state = torch.unflatten(state, -1, (heads, width)) * falling[:, -1:]
-    return y.to(x.dtype), state.transpose(1, 2)
+    return y, state.transpose(1, 2)
 
 
-BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "reference": ssd_reference,
     "torch": ssd_chunked,
     "torch_factored": ssd_factored,
@@ -202,9 +208,11 @@ def ssd(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
     backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
+    needs_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Run the recurrence with a back-end of `BACKENDS`; the rest is as for `ssd_reference`.
 
+    Without `needs_state`, the state after the last position is None where it would cost something.
     A named back-end is taken at its word; `"auto"` asks `resolve_backend`.
 
     Raises:
@@ -215,7 +223,10 @@ def ssd(
         backend = resolve_backend(backend, x.device, x.shape[1], x.dtype, sizes)
     else:
         _check_backend(backend, "`backend`", x.device, x.dtype, sizes)
-    return BACKENDS[backend](x, input_scale, log_decay, B, C, initial_state, chunk_size)
+    inputs = (x, input_scale, log_decay, B, C, initial_state, chunk_size)
+    if backend == "quadratic":
+        return ssd_quadratic(*inputs, needs_state=needs_state)
+    return BACKENDS[backend](*inputs)
 
 
 def resolve_backend(

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .products import add_product, multiply
+from .products import add_product, is_faster_alone, multiply
 
 # Half of the range of a block's decay is exponentiated: exp(60) in float32 leaves room for products
 # of 1e12 (exp(88) overflows).
@@ -159,14 +159,6 @@ def _weighted(tensor: Tensor, factor: Tensor, dtype: torch.dtype | None = None) 
     return torch.mul(tensor, factor[..., None], out=out).flatten(-2)
 
 
-def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Multiply matrices over the leading axes as one batch."""
-    flat = multiply(
-        a.flatten(0, -3), b.flatten(0, -3), out=None if out is None else out.flatten(0, -3)
-    )
-    return torch.unflatten(flat, 0, a.shape[:-2])
-
-
 def _states(chunks: _Chunks, state: Tensor | None, count: int) -> Tensor:
     """Return `state`, if any, and the states after each of the first chunks, (1 + count, ...)."""
     first = 0 if state is None else 1
@@ -178,9 +170,9 @@ def _states(chunks: _Chunks, state: Tensor | None, count: int) -> Tensor:
         weights = (chunks.to_end * chunks.scale)[:count]
         added = _weighted(chunks.x[:count], weights, chunks.B.dtype)
         if added.dtype == states.dtype:
-            _matmul(chunks.B[:count].mT, added, out=states[first:])
+            multiply(chunks.B[:count].mT, added, out=states[first:])
         else:
-            states[first:] = _matmul(chunks.B[:count].mT, added)
+            states[first:] = multiply(chunks.B[:count].mT, added)
     by_head, total = torch.unflatten(states, -1, (h, p)), chunks.total
     for i in range(1, first + count):
         by_head[i].addcmul_(by_head[i - 1], total[i - first])
@@ -226,46 +218,79 @@ def _blocks(levels: int) -> Iterator[_Blocks]:
 
 def _within(chunks: _Chunks, levels: int, y: Tensor) -> None:
     """Write what each chunk's positions read from their own chunk into y (c, g, q, h, p)."""
-    scores = _matmul(chunks.C, chunks.B.mT)  # (c, g, q, q), for all heads
+    scores = multiply(chunks.C, chunks.B.mT)  # (c, g, q, q), for all heads
     for blocks in _blocks(levels):
         reading, read = blocks.factors(chunks.cumulative)
         read = read * blocks.of(chunks.scale, blocks.sources)
         matrix, out = blocks.of_scores(scores), blocks.of(y, blocks.readers)
         matrix = matrix.tril() if blocks.on_diagonal else matrix
         source = _weighted(blocks.of(chunks.x, blocks.sources), read, matrix.dtype)
-        part = _matmul(matrix, source).view(out.shape)
+        part = multiply(matrix, source).view(out.shape)
         if blocks.on_diagonal:
             torch.mul(part, reading[..., None], out=out)
         else:
             out.addcmul_(part, reading[..., None])
 
 
-def _read(chunks: _Chunks, entering: Tensor, plan: _Plan, y: Tensor) -> None:
-    """Write what positions read into y (c, g, q, h, p).
+def _read_by_blocks(chunks: _Chunks, state: Tensor | None, levels: int, y: Tensor) -> Tensor:
+    """Write what positions read into y (c, g, q, h, p), however strong decays are.
 
-    entering: the states before the last chunks (c or c - 1, g, n, h * p); the first may have none.
+    Returns:
+        the state after the last chunk, (g, n, h * p).
     """
-    first = len(chunks.x) - len(entering)
-    falling = torch.exp(chunks.cumulative)
-    if not plan.from_start:
-        _within(chunks, plan.levels, y)
-        if first < len(chunks.x):
-            from_state = _matmul(chunks.C[first:], entering).view(y[first:].shape)
-            y[first:].addcmul_(from_state, falling[first:, ..., None])
-        return
-    # Both parts decay alike from before the chunk on: they are summed within the product.
-    rising = torch.exp(-chunks.cumulative) * chunks.scale
-    scores = _matmul(chunks.C, chunks.B.mT).tril()
-    part = _matmul(scores, _weighted(chunks.x, rising, scores.dtype))
+    states = _states(chunks, state, len(chunks.x))
+    first = len(chunks.x) + 1 - len(states)  # chunks from here on read a state
+    _within(chunks, levels, y)
     if first < len(chunks.x):
-        flat = part[first:].flatten(0, 1)
-        add_product(flat, chunks.C[first:].flatten(0, 1), entering.flatten(0, 1))
-    torch.mul(part.view(y.shape), falling[..., None], out=y)
+        from_state = multiply(chunks.C[first:], states[:-1].to(chunks.C.dtype))
+        falling = torch.exp(chunks.cumulative[first:, ..., None])
+        y[first:].addcmul_(from_state.view(y[first:].shape), falling)
+    return states[-1].clone()
+
+
+def _read_in_turn(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
+    """As `_read_by_blocks`, for weak decays, which are taken from before every chunk.
+
+    There, what a position reads of its chunk and of the state before decays alike, and so does what
+    of both is left after the chunk. They are rows of one matrix, which one product reads.
+    """
+    if y.shape[1] == 1 or is_faster_alone(chunks.C, y[0].flatten(-2)):
+        states = [None] * y.shape[1] if state is None else state.unbind()
+        alone = [_Chunks(*(tensor[:, group] for tensor in chunks)) for group in range(y.shape[1])]
+        left = map(_read_one_by_one, alone, states, y.unbind(1))
+        return torch.stack(list(left))
+    return _read_one_by_one(chunks, state, y)
+
+
+def _read_one_by_one(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
+    """Read chunk after chunk; the axis of sequences may be missing."""
+    *groups, size, h, p = y.shape[1:]
+    cumulative = chunks.cumulative[..., None]
+    falling, rising = torch.exp(cumulative), torch.exp(-cumulative) * chunks.scale[..., None]
+    scores = multiply(chunks.C, chunks.B.mT).tril()
+    readers = torch.cat([scores, chunks.C], -1)  # (c, g, q, q + n)
+    # The chunk's inputs, (g, q, h * p), and the state, (g, n, h * p).
+    readable = scores.new_empty(*groups, readers.shape[-1], h * p)
+    inputs, entering = readable[..., :size, :], readable[..., size:, :]
+    inputs_by_head = torch.unflatten(inputs, -1, (h, p))
+    state = None if state is None else state.clone()
+    everything = (chunks.x, rising, falling, chunks.B.mT, readers, scores, y)
+    for x, rise, fall, B, reader, score, out in zip(*(t.unbind() for t in everything), strict=True):
+        torch.mul(x, rise, out=inputs_by_head)
+        if state is None:
+            part, state = multiply(score, inputs), multiply(B, inputs).to(falling.dtype)
+        else:
+            entering.copy_(state)
+            part, state = multiply(reader, readable), add_product(state, B, inputs)
+        torch.mul(part.view(out.shape), fall, out=out)
+        torch.unflatten(state, -1, (h, p)).mul_(fall[..., -1:, :, :])
+    assert state is not None
+    return state
 
 
 def _within_backward(chunks: _Chunks, levels: int, d_y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients by input_scale x (c, g, q, h, p) and by C B^T (c, g, q, q)."""
-    scores = _matmul(chunks.C, chunks.B.mT)
+    scores = multiply(chunks.C, chunks.B.mT)
     d_x, d_scores = chunks.B.new_empty(chunks.x.shape), torch.zeros_like(scores)
     for blocks in _blocks(levels):
         reading, read = blocks.factors(chunks.cumulative)
@@ -274,7 +299,7 @@ def _within_backward(chunks: _Chunks, levels: int, d_y: Tensor) -> tuple[Tensor,
         matrix = matrix.tril() if blocks.on_diagonal else matrix
         source = _weighted(blocks.of(chunks.x, blocks.sources), read * scale)
         outer = _weighted(blocks.of(d_y, blocks.readers), reading)
-        part, d_matrix = _matmul(matrix.mT, outer).view(out.shape), _matmul(outer, source.mT)
+        part, d_matrix = multiply(matrix.mT, outer).view(out.shape), multiply(outer, source.mT)
         if blocks.on_diagonal:
             torch.mul(part, read[..., None], out=out)
             d_matrix = d_matrix.tril_()
@@ -293,9 +318,11 @@ def _forward(
         chunks = _cut(inputs, segment, plan.chunk, products)
         if state is not None:
             starts.append(state)
-        states = _states(chunks, state, len(chunks.x))
-        _read(chunks, states[:-1].to(products), plan, _view(y, segment, plan.chunk))
-        state = states[-1].clone() if len(states) > 1 else states[-1]
+        out = _view(y, segment, plan.chunk)
+        if plan.from_start:
+            state = _read_in_turn(chunks, state, out)
+        else:
+            state = _read_by_blocks(chunks, state, plan.levels, out)
     assert state is not None
     return starts, state
 
@@ -338,18 +365,18 @@ def _segment_backward(
     first = 1 if state is None else 0  # chunks from here on read a state
     last = count - 1 if d_state is None else count  # chunks before this one are read by others
     d_x, d_scores = _within_backward(chunks, levels, d_y)
-    d_B, d_C = _matmul(d_scores.mT, chunks.C), _matmul(d_scores, chunks.B)
+    d_B, d_C = multiply(d_scores.mT, chunks.C), multiply(d_scores, chunks.B)
     states = _states(chunks, state, last)
     from_state = _weighted(d_y[first:], torch.exp(chunks.cumulative[first:]))
     d_states = _states_backward(chunks, from_state, first, d_state)
     if first < count:
-        d_C[first:] += _matmul(from_state, states[: count - first].mT)
+        d_C[first:] += multiply(from_state, states[: count - first].mT)
     if last:
         after, d_after = states[1 - first :], d_states[1 - first :]
         to_end = chunks.to_end[:last]
-        part = torch.unflatten(_matmul(chunks.B[:last], d_after), -1, heads)
+        part = torch.unflatten(multiply(chunks.B[:last], d_after), -1, heads)
         d_x[:last].addcmul_(part, to_end[..., None])
-        d_B[:last] += _matmul(_weighted(chunks.x[:last], to_end * chunks.scale[:last]), d_after.mT)
+        d_B[:last] += multiply(_weighted(chunks.x[:last], to_end * chunks.scale[:last]), d_after.mT)
     d_scale = (chunks.x * d_x).sum(-1)
     d_cumulative = (y * d_y).sum(-1) - chunks.scale * d_scale
     if last:
@@ -371,7 +398,7 @@ def _states_backward(
     if d_state is not None:
         d_states[-1] = d_state
     if count:
-        _matmul(chunks.C[first:].mT, from_state, out=d_states[:count])
+        multiply(chunks.C[first:].mT, from_state, out=d_states[:count])
     by_head, total = torch.unflatten(d_states, -1, (h, p)), chunks.total[first:]
     for i in reversed(range(count + end - 1)):
         by_head[i].addcmul_(by_head[i + 1], total[i])

@@ -23,8 +23,10 @@ def seed_torch():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["scans at once", "scans one by one"])
+@pytest.fixture(params=["scans at once", "scans one by one", "scans in stretches"])
 def scan_passes(request, monkeypatch):
-    """Run every scan of a block in one pass, or each in a pass of its own."""
+    """Run a block's scans in one pass; each in its own; without gradients chunk by chunk."""
     numbers = 2**40 if request.param == "scans at once" else 1
-    monkeypatch.setattr("modeling_mdm.block.PASS_NUMBERS", numbers)
+    monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", numbers)
+    numbers = 1 if request.param == "scans in stretches" else 2**40
+    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", numbers)

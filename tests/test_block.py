@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-import modeling_mdm.block
+import modeling_mdm.scan_pass
 from modeling_mdm import MDMConfig
 from modeling_mdm.block import GatedRMSNorm, MDMBlock, MDMMamba2Mixer, MDMSeparateMixer
 from modeling_mdm.decoder import MDMDecoder
@@ -257,11 +257,11 @@ def test_passes_of_some_scans_have_the_gradients_of_one_pass(mixer, numbers, mon
     x = torch.randn(2, 7, HIDDEN, dtype=float64, requires_grad=True)
     sequence = ordered_sequence(random_order(2, 4, 7), text_segment=3)
     sources, weights = [x, *mixer.parameters()], torch.randn(2, 7, HIDDEN, dtype=float64)
-    monkeypatch.setattr(modeling_mdm.block, "PASS_NUMBERS", 2**40)
+    monkeypatch.setattr(modeling_mdm.scan_pass, "PASS_NUMBERS", 2**40)
     assert len(mixer.scan.passes(x, sequence, None, None)) == 1
     expected = mixer(x, sequence)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), sources)
-    monkeypatch.setattr(modeling_mdm.block, "PASS_NUMBERS", numbers)
+    monkeypatch.setattr(modeling_mdm.scan_pass, "PASS_NUMBERS", numbers)
     passes = [these.order.shape[1] for these in mixer.scan.passes(x, sequence, None, None)]
     assert passes == {0: [1] * 4, 2: [2, 2], 3: [3, 1]}[numbers // (2 * 7 * INNER)]
     output = mixer(x, sequence)

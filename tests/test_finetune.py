@@ -390,7 +390,7 @@ class FusedKernel(torch.autograd.Function):
 def test_every_adapter_learns_with_a_fused_kernel(mixer, monkeypatch):
     used = []
 
-    def fused(x, input_scale, log_decay, B, C, *rest):
+    def fused(x, input_scale, log_decay, B, C, *rest, needs_state):
         used.append(x.shape)
         return FusedKernel.apply(x, input_scale, log_decay, B, C), None
 

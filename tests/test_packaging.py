@@ -21,7 +21,7 @@ PACKAGE = ROOT / "modeling_mdm"
 VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
 MATH_MODULES = {
-    *("diffusion", "likelihood", "score_entropy", "solvers", "scans", "selection"),
+    *("diffusion", "likelihood", "score_entropy", "solvers", "scans", "selection", "products"),
     *("ssd", "ssd_factored", "ssd_mamba", "ssd_kernels", "ssd_triton", "convolution_triton"),
 }
 HUGGING_FACE = {"transformers", "huggingface-hub", "tokenizers", "safetensors"}

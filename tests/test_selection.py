@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
-from modeling_mdm.block import MDMBlock, ScanPass, SelectiveScan
+from modeling_mdm.block import MDMBlock, SelectiveScan
+from modeling_mdm.scan_pass import ScanPass
 from modeling_mdm.scans import gather_rows
 from modeling_mdm.selection import (
     ScoreEntropyHead,
@@ -183,9 +184,9 @@ def scan_all(scan, inputs, sequence, selection=None):
     x, BC, raw_delta = inputs
     outputs, merged = [], None
     for these in scan.passes(x, sequence, selection, None):
-        y = scan(x, BC[:, these.part], raw_delta[:, these.part], these, sequence)
-        outputs.append(these.bring_back(y))
-        merged = these.merge(y, merged)
+        read = (x, BC[:, these.part], raw_delta[:, these.part], these, sequence)
+        outputs.append(scan.separately(*read))
+        merged = scan(*read, merged)
     result = torch.cat(outputs, 1)
     torch.testing.assert_close(merged, result.sum(1), rtol=0, atol=1e-12)
     return gather_rows(result, sequence.orders)
@@ -254,9 +255,9 @@ def test_the_gate_learns_through_delta_alone():
 def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch):
     lengths = []
 
-    def record(x, *rest, ssd=modeling_mdm.block.ssd):
+    def record(x, *rest, ssd=modeling_mdm.block.ssd, **options):
         lengths.append(x.shape[1])
-        return ssd(x, *rest)
+        return ssd(x, *rest, **options)
 
     monkeypatch.setattr(modeling_mdm.block, "ssd", record)
     scan, length = make_scan(make_config(), (0,)), 16
@@ -264,7 +265,7 @@ def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch)
     mask = torch.ones(1, length, dtype=torch.bool)
     selected = select_items(torch.rand(1, 1, length), keep, mask, mask, ~mask)
     scan_all(scan, draw_inputs(1, 1, length), sequence, chosen(selected))
-    assert lengths == [keep * length]
+    assert lengths == 2 * [keep * length]  # by itself, and summed
 
 
 def test_nothing_selected_gives_zeros():
@@ -281,7 +282,7 @@ def test_hard_selection_gives_the_same_on_a_gpu_every_time():
     length = 512
     order = torch.stack([torch.randperm(length) for _ in range(4)])[None].cuda()
     steps = torch.arange(length // 2, device="cuda").expand(1, 4, -1)
-    one = ScanPass(slice(None), order, order.argsort(-1), None, steps, torch.ones_like(steps) > 0)
+    one = ScanPass(slice(None), order, order.argsort(-1), steps=steps, real=steps >= 0)
     y = torch.randn(1, 4, length // 2, 256, device="cuda")
     first = one.merge(y, None)
     torch.testing.assert_close(first, one.bring_back(y).sum(1))

@@ -20,7 +20,7 @@ PASS_NUMBERS = 2**17
 
 # Without gradients it runs a long scan in stretches of so many numbers for each of its cores, which
 # stay in the core's cache from the reading of a stretch until its outputs are added up.
-STRETCH_NUMBERS = 2**19
+STRETCH_NUMBERS = 2**20
 
 
 def scans_at_once(scans: int, numbers: int) -> int:

@@ -308,7 +308,7 @@ def test_prompt_cache_that_is_not_there_is_reported(monkeypatch):
 def check_schema(document):
     assert document["schema"] == 1
     peaks = document["machine"]["peaks"]
-    assert peaks["bandwidth"] > 0 and set(peaks["matmul"]) == {"float32", "bfloat16"}
+    assert peaks["bandwidth"] > 0 and set(peaks["matmul"]) >= {"float32", "bfloat16"}
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]
     for row in document["rows"]:
         assert set(row) == {"topic", "name", "parameters", "contenders", "missing"}

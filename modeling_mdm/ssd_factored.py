@@ -70,7 +70,7 @@ class _Plan(NamedTuple):
 
     chunk: int  # positions of a chunk
     levels: int  # how often a chunk is halved
-    from_start: bool  # whether decays are weak enough to be taken from before a chunk
+    from_start: bool  # whether decays, weak enough, are taken from before a chunk
     segments: list[slice]  # chunks that are worked on at once
 
     @property
@@ -82,7 +82,9 @@ class _Plan(NamedTuple):
 def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Plan:
     groups, length, heads, width = x.shape
     size = -(-length // -(-length // max(1, chunk_size)))  # equal chunks need the least padding
-    from_start = decay_range(log_decay, size, first=0) <= MAX_FACTORED_DECAY / 2
+    # Many threads share out the chunks of a sequence rather than one product.
+    is_shared = torch.get_num_threads() > 2 * groups
+    from_start = not is_shared and decay_range(log_decay, size, 0) <= MAX_FACTORED_DECAY / 2
     levels = 0
     while (
         not from_start
@@ -254,9 +256,10 @@ def _read_in_turn(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
     There, what a position reads of its chunk and of the state before decays alike, and so does what
     of both is left after the chunk. They are rows of one matrix, which one product reads.
     """
-    if y.shape[1] == 1 or is_faster_alone(chunks.C, y[0].flatten(-2)):
-        states = [None] * y.shape[1] if state is None else state.unbind()
-        alone = [_Chunks(*(tensor[:, group] for tensor in chunks)) for group in range(y.shape[1])]
+    groups = y.shape[1]
+    if groups == 1 or is_faster_alone(chunks.C, y[0].flatten(-2)):
+        states = [None] * groups if state is None else state.unbind()
+        alone = [_Chunks(*(tensor[:, group] for tensor in chunks)) for group in range(groups)]
         left = map(_read_one_by_one, alone, states, y.unbind(1))
         return torch.stack(list(left))
     return _read_one_by_one(chunks, state, y)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.products import prefers_onednn, project
+from modeling_mdm.products import project, takes_onednn
 
 from .timing import stopwatch
 
@@ -82,7 +82,7 @@ def measure_peaks(device: torch.device, small: bool = False) -> Peaks:
 @torch.no_grad()
 def _onednn_peak(side: int, sample: float) -> dict[str, float]:
     layer, x = torch.nn.Linear(side, side, bias=False), torch.randn(side, side)
-    if not prefers_onednn(x, layer.weight, side**3):
+    if not takes_onednn(x, layer.weight):
         return {}
     seconds = _best(partial(project, layer, x), x.device, sample)
     return {"float32 by oneDNN": 2 * side**3 / seconds}

@@ -134,8 +134,7 @@ class MDMFeedForward(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Transform (..., hidden_size) into the same shape."""
-        gate, up = project(self.in_proj, hidden_states).chunk(
-            2, dim=-1
-        )  # (..., intermediate_size) each
+        projected = project(self.in_proj, hidden_states)
+        gate, up = projected.chunk(2, dim=-1)  # (..., intermediate_size) each
         output: Tensor = project(self.out_proj, F.silu(gate) * up)
         return output

@@ -122,11 +122,11 @@ class SelectiveScan(nn.Module):
             (b, l, h * p) in storage order, 0 where nothing is read.
         """
         if these.stretch is None:
-            return these.merge(self._read(x, BC, raw_delta, these, sequence)[0], others)
+            return these.merge(self._scan(x, BC, raw_delta, these, sequence)[0], others)
         total = these.zeros(x, 1) if others is None else others[:, None]
         state = these.state
         for window in these.windows():
-            y, state = self._read(x, BC, raw_delta, window._replace(state=state), sequence)
+            y, state = self._scan(x, BC, raw_delta, window._replace(state=state), sequence)
             add_rows(total, y, window.positions)
         return total[:, 0]
 
@@ -136,15 +136,16 @@ class SelectiveScan(nn.Module):
         """Scan as `forward` does, without the sum: (b, k, l, h * p)."""
         if these.order.shape[1] == 1:
             return self(x, BC, raw_delta, these, sequence)[:, None]
-        return these.bring_back(self._read(x, BC, raw_delta, these, sequence)[0])
+        return these.bring_back(self._scan(x, BC, raw_delta, these, sequence)[0])
 
-    def _read(
+    def _scan(
         self, x: Tensor, BC: Tensor, raw_delta: Tensor, these: ScanPass, sequence: JointSequence
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Scan in the orders of `these`.
 
         Returns:
-            (b, k, m, h * p) in scan order, of what is read, and the state after it, (b, k, ...).
+            (b, k, m, h * p) in scan order, of what is read, and the state after it,
+            (b, k, h, n, p), where it is needed.
         """
         part = these.part
         raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
@@ -205,7 +206,7 @@ class SelectiveScan(nn.Module):
         """As `_convolve`, of a window, with what is before it: (b, k, m, c)."""
         before = min(weight.shape[-1] - 1, these.window.start)
         order = these.order[..., these.window.start - before : these.window.stop]
-        tail = None if before else tail
+        tail = tail if before == these.window.start else None  # what the window's inputs replace
         return ordered_convolution(x, order, order, weight, bias, tail)[:, :, before:]
 
     def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:
@@ -221,7 +222,7 @@ class SelectiveScan(nn.Module):
 
     def _recurrence(
         self, x: Tensor, BC: Tensor, delta: Tensor, these: ScanPass
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Discretise and run Eq. 10-11 on sequences in scan order.
 
         Returns:

@@ -24,22 +24,22 @@ def _mkl_lags() -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    processor = torch.cpu.get_capabilities()
+    processor = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(processor.get("avx512_f")) and "Intel" not in processor.get("cpu_name", "Intel")
 
 
-def prefers_onednn(a: Tensor, b: Tensor, multiplications: int) -> bool:
-    """Whether oneDNN takes a product of these with so many multiplications, and is faster."""
+def takes_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether large products of these go to oneDNN: plain float32 on a CPU, without gradients."""
     return bool(
-        multiplications >= LARGE_PRODUCT
+        not torch.compiler.is_compiling()
+        and not torch._C._get_tracing_state()
         and type(a) is Tensor
         and type(b) in (Tensor, nn.Parameter)
         and a.device.type == b.device.type == "cpu"
         and a.dtype == b.dtype == torch.float32
+        and a.layout == b.layout == torch.strided
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
         and torch.backends.mkldnn.enabled
         and _mkl_lags()
     )
@@ -50,8 +50,9 @@ def is_faster_alone(a: Tensor, b: Tensor) -> bool:
 
     With several threads they are not: a batch is shared out among these.
     """
-    multiplications = a.shape[-2] * a.shape[-1] * b.shape[-1]
-    return torch.get_num_threads() == 1 and prefers_onednn(a, b, multiplications)
+    if torch.get_num_threads() > 1 or not takes_onednn(a, b):
+        return False
+    return a.shape[-2] * a.shape[-1] * b.shape[-1] >= LARGE_PRODUCT
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -59,9 +60,9 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     if not is_faster_alone(a, b):
         return torch.matmul(a, b, out=out)
     product = torch.ops.mkldnn._linear_pointwise.default
-    if a.dim() == 2 and out is None:
+    if a.dim() == 2:
         alone: Tensor = product(a, b.mT, None, "none", [], "")
-        return alone
+        return alone if out is None else out.copy_(alone)
     out = a.new_empty(*a.shape[:-1], b.shape[-1]) if out is None else out
     lefts, rights, outs = (one.flatten(0, -3).unbind() for one in (a, b.mT, out))
     for left, right, one in zip(lefts, rights, outs, strict=True):
@@ -88,7 +89,8 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     projected: Tensor
     if (
         type(layer) is nn.Linear
-        and prefers_onednn(x, layer.weight, x.numel() * layer.out_features)
+        and takes_onednn(x, layer.weight)
+        and x.numel() * layer.out_features >= LARGE_PRODUCT
         and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
         and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
     ):

@@ -224,9 +224,8 @@ def ssd(
     else:
         _check_backend(backend, "`backend`", x.device, x.dtype, sizes)
     inputs = (x, input_scale, log_decay, B, C, initial_state, chunk_size)
-    if backend == "quadratic":
-        return ssd_quadratic(*inputs, needs_state=needs_state)
-    return BACKENDS[backend](*inputs)
+    options = {"needs_state": needs_state} if backend == "quadratic" else {}
+    return BACKENDS[backend](*inputs, **options)
 
 
 def resolve_backend(

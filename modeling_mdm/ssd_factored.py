@@ -82,8 +82,8 @@ class _Plan(NamedTuple):
 def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Plan:
     groups, length, heads, width = x.shape
     size = -(-length // -(-length // max(1, chunk_size)))  # equal chunks need the least padding
-    # Many threads share out the chunks of a sequence rather than one product.
-    is_shared = torch.get_num_threads() > 2 * groups
+    # A GPU, or many threads, share out all chunks of a sequence rather than one product.
+    is_shared = x.device.type != "cpu" or torch.get_num_threads() > 2 * groups
     from_start = not is_shared and decay_range(log_decay, size, 0) <= MAX_FACTORED_DECAY / 2
     levels = 0
     while (
@@ -250,22 +250,23 @@ def _read_by_blocks(chunks: _Chunks, state: Tensor | None, levels: int, y: Tenso
     return states[-1].clone()
 
 
-def _read_in_turn(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
+def _read_from_start(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
     """As `_read_by_blocks`, for weak decays, which are taken from before every chunk.
 
     There, what a position reads of its chunk and of the state before decays alike, and so does what
     of both is left after the chunk. They are rows of one matrix, which one product reads.
     """
     groups = y.shape[1]
+    # Asked of a product (q, n) by (n, h * p), which each chunk has; y stands for the state.
     if groups == 1 or is_faster_alone(chunks.C, y[0].flatten(-2)):
         states = [None] * groups if state is None else state.unbind()
         alone = [_Chunks(*(tensor[:, group] for tensor in chunks)) for group in range(groups)]
-        left = map(_read_one_by_one, alone, states, y.unbind(1))
+        left = map(_read_chunk_by_chunk, alone, states, y.unbind(1))
         return torch.stack(list(left))
-    return _read_one_by_one(chunks, state, y)
+    return _read_chunk_by_chunk(chunks, state, y)
 
 
-def _read_one_by_one(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
+def _read_chunk_by_chunk(chunks: _Chunks, state: Tensor | None, y: Tensor) -> Tensor:
     """Read chunk after chunk; the axis of sequences may be missing."""
     *groups, size, h, p = y.shape[1:]
     cumulative = chunks.cumulative[..., None]
@@ -323,7 +324,7 @@ def _forward(
             starts.append(state)
         out = _view(y, segment, plan.chunk)
         if plan.from_start:
-            state = _read_in_turn(chunks, state, out)
+            state = _read_from_start(chunks, state, out)
         else:
             state = _read_by_blocks(chunks, state, plan.levels, out)
     assert state is not None

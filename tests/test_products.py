@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix products by oneDNN: equal to those of torch.matmul, and only where they are meant."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from modeling_mdm import products, ssd_factored
-from modeling_mdm.ssd import ssd_quadratic
+from modeling_mdm.ssd import ssd, ssd_quadratic
 
 needs_onednn = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
@@ -21,16 +23,18 @@ def onednn(monkeypatch):
     monkeypatch.setattr(products, "_mkl_lags", lambda: True)
     monkeypatch.setattr(products, "LARGE_PRODUCT", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    taken = []
-    prefers = products.prefers_onednn
+    taken, matmul = [], torch.ops.mkldnn._linear_pointwise
 
-    def listen(a, b, multiplications):
-        answer = prefers(a, b, multiplications)
-        if answer:
+    class Listener:
+        def default(self, a, b, *rest):
             taken.append((tuple(a.shape), tuple(b.shape)))
-        return answer
+            return matmul.default(a, b, *rest)
 
-    monkeypatch.setattr(products, "prefers_onednn", listen)
+        def binary(self, a, other, b, *rest):
+            taken.append((tuple(a.shape), tuple(b.shape)))
+            return matmul.binary(a, other, b, *rest)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", Listener())
     return taken
 
 
@@ -44,12 +48,12 @@ def close(value, truth):
 def test_products_of_matrices_and_batches(leading, into, onednn):
     a, b = torch.randn(*leading, 5, 7), torch.randn(*leading, 7, 4)
     truth = a.double() @ b.double()
-    out = torch.full((*leading, 5, 4), torch.nan) if into and leading else None
+    out = torch.full((*leading, 5, 4), torch.nan) if into else None
     with torch.no_grad():
         close(products.multiply(a, b, out=out), truth)
         turned = a.mT.contiguous().mT, b.mT.contiguous().mT  # rows that lie side by side
         close(products.multiply(*turned), truth)
-    assert len(onednn) == 2
+    assert len(onednn) == 2 * math.prod(leading)
     if out is not None:
         close(out, truth)
 
@@ -144,6 +148,7 @@ def test_other_dtypes_and_contexts_are_left_alone(dtype, onednn, monkeypatch):
     assert onednn == []
 
 
+@needs_onednn
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_products_stay_where_they_were(rows, onednn, monkeypatch):
     monkeypatch.setattr(products, "LARGE_PRODUCT", 2 * 6 * 5)
@@ -151,6 +156,7 @@ def test_small_products_stay_where_they_were(rows, onednn, monkeypatch):
         assert products.project(nn.Linear(6, 5), torch.randn(rows, 6)).shape == (rows, 5)
         assert onednn == []
         products.project(nn.Linear(6, 5), torch.randn(2, 6))
+    assert len(onednn) == 1
 
 
 def test_a_batch_is_shared_out_among_threads(onednn, monkeypatch):
@@ -158,6 +164,27 @@ def test_a_batch_is_shared_out_among_threads(onednn, monkeypatch):
     with torch.no_grad():
         products.multiply(torch.randn(2, 3, 4), torch.randn(2, 4, 5))
     assert onednn == []
+
+
+@pytest.mark.parametrize("threads", [1, 4, 5])
+def test_many_threads_take_chunks_side_by_side(threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x, log_decay = torch.randn(2, 40, 3, 4), torch.full((2, 40, 3), -0.1)
+    assert ssd_factored._plan(x, log_decay, 5, 8).from_start == (threads <= 4)
+    inputs = (x, torch.rand(2, 40, 3), log_decay, torch.randn(2, 40, 5), torch.randn(2, 40, 5))
+    with torch.no_grad():
+        y, state = ssd_factored.ssd_factored(*inputs, chunk_size=8)
+    truth, last = ssd_quadratic(*(tensor.double() for tensor in inputs))
+    close(y, truth)
+    close(state, last)
+
+
+def test_a_state_that_nobody_needs_is_not_made():
+    inputs = [torch.randn(2, 9, 3, 4), torch.rand(2, 9, 3), -torch.rand(2, 9, 3)]
+    inputs += [torch.randn(2, 9, 5), torch.randn(2, 9, 5), torch.randn(2, 3, 5, 4)]
+    y, state = ssd(*inputs, backend="quadratic", needs_state=False)
+    assert state is None
+    assert torch.equal(y, ssd(*inputs, backend="quadratic")[0])
 
 
 @needs_onednn

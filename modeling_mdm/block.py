@@ -20,7 +20,7 @@ from .convolution_triton import convolution_triton
 from .products import project
 from .prompt_cache import LayerCache, last_inputs
 from .scan_pass import ScanPass, scans_at_once, stretch_length
-from .scans import add_rows, gather_rows, reorder
+from .scans import gather_rows, reorder
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
@@ -84,9 +84,11 @@ class SelectiveScan(nn.Module):
         stretch = None
         if hidden_states.device.type == "cpu" and not is_whole:
             width = batch * self.heads * self.sizes[1]
-            together = scans_at_once(k, width * (selection.longest if is_hard else length))
-            if together == 1 and not is_hard and not torch.is_grad_enabled():
-                stretch = stretch_length(length, width, self.chunk_size)
+            steps = selection.longest if is_hard else length
+            together = scans_at_once(k, width * steps)
+            is_long = is_hard and SHORT_SELECTION * steps > length  # convolves every position
+            if together == 1 and not is_long and not torch.is_grad_enabled():
+                stretch = stretch_length(steps, width, self.chunk_size)
         passes, (order, inverse) = [], sequence.orders_of(self.scans)
         for start in range(0, k, together):
             part = slice(start, min(start + together, k))
@@ -127,7 +129,7 @@ class SelectiveScan(nn.Module):
         state = these.state
         for window in these.windows():
             y, state = self._scan(x, BC, raw_delta, window._replace(state=state), sequence)
-            add_rows(total, y, window.positions)
+            window.add_to(total, y)
         return total[:, 0]
 
     def separately(
@@ -181,13 +183,14 @@ class SelectiveScan(nn.Module):
         """
         weight = self.conv_weight[these.part, channels]
         bias = self.conv_bias[these.part, channels]
-        if these.window is not None:
+        if these.window is not None and these.steps is None:
             return self._convolve_window(x, weight, bias, these, these.kept(name))
         tail, orders, steps = these.kept(name), (these.order, these.inverse), these.steps
         uses_triton = self._resolve_backend(x) == "triton"
         is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
         if is_short and not these.is_recording and not uses_triton:
-            return F.silu(convolution_at(x, orders[0], steps, weight, bias, tail))
+            convolved = convolution_at(x, orders[0], steps, weight, bias, tail)
+            return F.silu(convolved, inplace=not torch.is_grad_enabled())
         if uses_triton and not these.is_recording:
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
             tail = None if tail is None else tail.to(x.dtype)

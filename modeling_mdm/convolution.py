@@ -84,12 +84,18 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, first: int) -> Ten
     return torch.stack([padded[:, first : first + length] for padded in outputs], 1)
 
 
-def _convolve_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve (b, l, c), padded at both ends, with taps (c, w): (b, l + w - 1, c)."""
+def _convolve_one(
+    x: Tensor, weight: Tensor, bias: Tensor | None, padding: int | None = None, stride: int = 1
+) -> Tensor:
+    """Convolve (b, l, c) with taps (c, w), padded by w - 1 at both ends unless `padding` is given.
+
+    Returns:
+        (b, l + w - 1, c) by default.
+    """
     # Channels last in a 2-D convolution one row high: x has that layout, nothing is copied.
     row = x.transpose(1, 2)[:, :, None]  # (b, c, 1, l)
-    padding, taps = (0, weight.shape[-1] - 1), weight[:, None, None]
-    padded = F.conv2d(row, taps, bias, padding=padding, groups=x.shape[-1])
+    ends = (0, weight.shape[-1] - 1 if padding is None else padding)
+    padded = F.conv2d(row, weight[:, None, None], bias, (1, stride), ends, groups=x.shape[-1])
     return padded[:, :, 0].transpose(1, 2)
 
 
@@ -151,7 +157,8 @@ def convolution_at(
 ) -> Tensor:
     """Convolve as `causal_convolution` does, at some steps of every scan only.
 
-    It reads the inputs of these steps, as many rows as there are taps for each.
+    It reads the inputs of these steps, as many rows as there are taps for each, and convolves these
+    rows without overlap.
 
     Args:
         x: (b, l, c), shared by all scans, or (b, k, l, c), in storage order. order: (b, k, l).
@@ -161,17 +168,22 @@ def convolution_at(
     Returns:
         (b, k, m, c).
     """
-    taps = weight.shape[-1]
-    weight, result = weight.to(x.dtype), bias.to(x.dtype)[:, None]  # (k, 1, c)
-    start = slice(None, taps - 1)  # only the first of rising steps look before the first input
-    for tap in range(taps):
-        earlier = steps - (taps - 1 - tap)
-        values = gather_rows(x, order.gather(-1, earlier.clamp(min=0)))  # (b, k, m, c)
-        before = (earlier[:, :, start] < 0)[..., None]
-        past = torch.zeros_like(values[:, :, start])
-        if tail is not None and taps > 1:
-            index = (earlier[:, :, start] + taps - 1).clamp(0, taps - 2)[..., None]
-            past = tail.to(x.dtype).gather(2, index.expand_as(past))
-        values[:, :, start] = torch.where(before, past, values[:, :, start])
-        result = torch.addcmul(result, values, weight[:, None, :, tap])
-    return result
+    taps, batch, scans, length = weight.shape[-1], *steps.shape
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not length:
+        return x.new_zeros(batch, scans, length, x.shape[-1])
+    earlier = steps[..., None] + torch.arange(1 - taps, 1, device=x.device)  # (b, k, m, w)
+    values = gather_rows(x, order.gather(-1, earlier.clamp(min=0).flatten(-2)))
+    if taps > 1:  # only the first of rising steps look before the first input
+        leading = values[:, :, : taps * (taps - 1)]
+        earlier = earlier[:, :, : taps - 1].flatten(-2)[..., None]
+        past = torch.zeros_like(leading)
+        if tail is not None:
+            index = (earlier + taps - 1).clamp(0, taps - 2)
+            past = tail.to(x.dtype).gather(2, index.expand_as(leading))
+        values[:, :, : taps * (taps - 1)] = torch.where(earlier < 0, past, leading)
+    outputs = [
+        _convolve_one(values[:, k], weight[k], bias[k], padding=0, stride=taps)
+        for k in range(scans)
+    ]
+    return torch.stack(outputs, 1) if scans > 1 else outputs[0][:, None]

@@ -68,14 +68,9 @@ class ScanPass(NamedTuple):
 
     def read(self, values: Tensor) -> Tensor:
         """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
-        if self.reads_all:
+        if self.steps is None and self.window is None:
             return reorder(values, self.order, self.inverse)
         return gather_rows(values, self.positions)
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether every step is read, at once."""
-        return self.steps is None and self.window is None
 
     @property
     def positions(self) -> Tensor:
@@ -86,9 +81,21 @@ class ScanPass(NamedTuple):
 
     def windows(self) -> Iterator["ScanPass"]:
         """Yield the stretches that are read one after another, the last of which may be shorter."""
-        length = self.order.shape[-1]
+        length = (self.order if self.steps is None else self.steps).shape[-1]
         for start in range(0, length, self.stretch):
-            yield self._replace(window=slice(start, min(start + self.stretch, length)))
+            window = slice(start, min(start + self.stretch, length))
+            if self.steps is None:
+                yield self._replace(window=window)
+            else:
+                steps, real = self.steps[..., window], self.real[..., window]
+                yield self._replace(window=window, steps=steps, real=real)
+
+    def add_to(self, total: Tensor, y: Tensor) -> Tensor:
+        """Add (b, k, m, c), which may be overwritten, to sums (b, k or 1, l, c), in place."""
+        if self.real is not None:
+            real = self.real[..., None]
+            y = y * real if torch.is_grad_enabled() else y.mul_(real)
+        return add_rows(total, y, self.positions)
 
     def zeros(self, y: Tensor, targets: int) -> Tensor:
         """Zeros for sums of what is read of y (b, ..., c), (b, targets, l, c)."""
@@ -98,19 +105,22 @@ class ScanPass(NamedTuple):
         """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
         if self.steps is None:
             return reorder(y, self.inverse, self.order)
-        total = self.zeros(y, self.order.shape[1])
-        return add_rows(total, y * self.real[..., None], self.positions)
+        return self.add_to(self.zeros(y, self.order.shape[1]), y)
 
     def merge(self, y: Tensor, others: Tensor | None) -> Tensor:
-        """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c)."""
+        """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c).
+
+        Without gradients both may be overwritten.
+        """
         if self.steps is None:
             merged = merge(y, self.order, self.inverse)
         elif y.device.type != "cpu":
             # Added up side by side, a sum would differ from run to run in its last digits.
             merged = self.bring_back(y).sum(1)
         else:
-            merged = self.zeros(y, 1)
-            merged = add_rows(merged, y * self.real[..., None], self.positions)[:, 0]
+            if others is not None and not torch.is_grad_enabled():
+                return self.add_to(others[:, None], y)[:, 0]
+            merged = self.add_to(self.zeros(y, 1), y)[:, 0]
         if others is None:
             return merged
         return others + merged if torch.is_grad_enabled() else others.add_(merged)

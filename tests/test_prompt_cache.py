@@ -59,6 +59,19 @@ def test_hard_selection_is_the_same_with_a_cache(mixer, keep, scan_passes):
     assert_same(cached, run(model, mixed_batch(), use_cache=False, **options), 1e-10)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2])
+@pytest.mark.parametrize("mixer", ["parallel", "separate"])
+def test_stretches_shorter_than_the_convolution_go_on_from_the_cache(
+    mixer, chunk_size, monkeypatch
+):
+    monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", 1)
+    model = make_model(**MIXERS[mixer], chunk_size=chunk_size)
+    assert model.config.conv_kernel > 1 + chunk_size
+    whole = run(model, mixed_batch())
+    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", 1)
+    assert_same(whole, run(model, mixed_batch()), 1e-10)
+
+
 @pytest.mark.parametrize("mixer", ["parallel", "attention"])
 def test_cached_and_uncached_runs_agree_in_float32(mixer):
     model = make_model(torch.float32, **MIXERS[mixer])

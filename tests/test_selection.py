@@ -268,6 +268,37 @@ def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch)
     assert lengths == 2 * [keep * length]  # by itself, and summed
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.75, 0.5, 0.25])
+@pytest.mark.parametrize("numbers", [1, 8 * HEADS * WIDTH, 2**40])
+def test_scans_are_read_in_stretches_of_whole_chunks(numbers, keep, monkeypatch):
+    lengths = []
+
+    def record(x, *rest, ssd=modeling_mdm.block.ssd, **options):
+        lengths.append(x.shape[1])
+        return ssd(x, *rest, **options)
+
+    monkeypatch.setattr(modeling_mdm.block, "ssd", record)
+    monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", 1)
+    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", numbers)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    scan, length = make_scan(make_config(chunk_size=4), (0, 1)), 18
+    sequence, inputs = make_sequence(1, 2, length, seed=0), draw_inputs(1, 2, length)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    selected = select_items(torch.rand(1, 2, length), keep, mask, mask, ~mask)
+    selection = None if keep == 1 else chosen(selected)
+    with torch.no_grad():
+        result = scan_all(scan, inputs, sequence, selection)
+        expected = scan_by_loops(scan, *inputs, sequence, selected.double())
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
+    read = {1.0: 18, 0.75: 14, 0.5: 9, 0.25: 5}[keep]
+    stretch = {1: 4, 8 * HEADS * WIDTH: 8, 2**40: 64}[numbers]
+    # A selection of most items convolves every position, at once.
+    pieces = [read] if keep == 0.75 else [min(stretch, read - s) for s in range(0, read, stretch)]
+    assert lengths == 4 * pieces  # two scans, each by itself and summed
+    scan_all(scan, inputs, sequence, selection)
+    assert lengths[len(4 * pieces) :] == 4 * [read]  # with gradients
+
+
 def test_nothing_selected_gives_zeros():
     scan = make_scan(make_config(), (0,))
     sequence = make_sequence(2, 1, 5, seed=0)

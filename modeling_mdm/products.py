@@ -8,6 +8,7 @@ a time. `torch.backends.mkldnn.enabled = False` leaves all to MKL.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def _mkl_lags() -> bool:
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
-    processor = getattr(torch.cpu, "get_capabilities", dict)()
+    processor: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(processor.get("avx512_f")) and "Intel" not in processor.get("cpu_name", "Intel")
 
 

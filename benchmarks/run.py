@@ -155,12 +155,13 @@ def run(arguments: BenchmarkArguments) -> tuple[Record, Path, bool]:
     peaks = measure_peaks(device, small=plan.is_dry)
     settings = {"plan": asdict(plan), "topics": arguments.topics, "device": device.type}
     record = Record(describe_machine(device, peaks), versions(), settings)
-    topics = arguments.topics or (TOPICS if device.type == "cuda" or plan.is_dry else CPU_TOPICS)
+    in_this_process = device.type == "cuda" or plan.is_dry
+    topics = arguments.topics or (TOPICS if in_this_process else CPU_TOPICS)
     whole = True
     for name in topics:
         gc.collect()
         topic = (name, plan, device, peaks, deadline)
-        if device.type == "cuda" or plan.is_dry:
+        if in_this_process:
             rows, succeeded = measure_topic(*topic)
         else:
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:

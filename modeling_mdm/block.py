@@ -92,9 +92,8 @@ class SelectiveScan(nn.Module):
         passes, (order, inverse) = [], sequence.orders_of(self.scans)
         for start in range(0, k, together):
             part = slice(start, min(start + together, k))
-            state = None if cache is None else cache.get("state")
-            state = None if state is None else state[:, part]
-            one = ScanPass(part, order[:, part], inverse[:, part], cache, state, stretch=stretch)
+            one = ScanPass(part, order[:, part], inverse[:, part], cache, stretch=stretch)
+            one = one._replace(state=one.kept("state"))
             if is_hard:
                 steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
                 one = one._replace(steps=steps, real=real)
@@ -183,9 +182,9 @@ class SelectiveScan(nn.Module):
         """
         weight = self.conv_weight[these.part, channels]
         bias = self.conv_bias[these.part, channels]
-        if these.window is not None and these.steps is None:
-            return self._convolve_window(x, weight, bias, these, these.kept(name))
         tail, orders, steps = these.kept(name), (these.order, these.inverse), these.steps
+        if these.window is not None and steps is None:
+            return self._convolve_window(x, weight, bias, these, tail)
         uses_triton = self._resolve_backend(x) == "triton"
         is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
         if is_short and not these.is_recording and not uses_triton:

@@ -46,6 +46,12 @@ def takes_onednn(a: Tensor, b: Tensor) -> bool:
     )
 
 
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer, without a check: (..., i) by (k, i) -> (..., k)."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return result
+
+
 def is_faster_alone(a: Tensor, b: Tensor) -> bool:
     """Whether a batch's products (..., i, j) by (..., j, k) are faster one after the other.
 
@@ -60,14 +66,13 @@ def multiply(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """Multiply two matrices, or two batches of them: (..., i, j) by (..., j, k) -> (..., i, k)."""
     if not is_faster_alone(a, b):
         return torch.matmul(a, b, out=out)
-    product = torch.ops.mkldnn._linear_pointwise.default
     if a.dim() == 2:
-        alone: Tensor = product(a, b.mT, None, "none", [], "")
+        alone = _by_onednn(a, b.mT)
         return alone if out is None else out.copy_(alone)
     out = a.new_empty(*a.shape[:-1], b.shape[-1]) if out is None else out
     lefts, rights, outs = (one.flatten(0, -3).unbind() for one in (a, b.mT, out))
     for left, right, one in zip(lefts, rights, outs, strict=True):
-        one.copy_(product(left, right, None, "none", [], ""))
+        one.copy_(_by_onednn(left, right))
     return out
 
 
@@ -87,7 +92,6 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     A layer that is anything but a plain `nn.Linear`, with an adapter, weights of few bits, hooks or
     a forward of its own, is just called.
     """
-    projected: Tensor
     if (
         type(layer) is nn.Linear
         and takes_onednn(x, layer.weight)
@@ -95,8 +99,6 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
         and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
         and not nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]
     ):
-        product = torch.ops.mkldnn._linear_pointwise.default
-        projected = product(x, layer.weight, layer.bias, "none", [], "")
-    else:
-        projected = layer(x)
+        return _by_onednn(x, layer.weight, layer.bias)
+    projected: Tensor = layer(x)
     return projected

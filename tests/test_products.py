@@ -11,15 +11,13 @@ from torch import nn
 from modeling_mdm import products, ssd_factored
 from modeling_mdm.ssd import ssd, ssd_quadratic
 
-needs_onednn = pytest.mark.skipif(
-    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")),
-    reason="this torch has no oneDNN",
-)
-
 
 @pytest.fixture
 def onednn(monkeypatch):
     """Take oneDNN for products of every size, on every processor; yields the shapes it took."""
+    mkldnn = torch.backends.mkldnn
+    if not (mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "_mkl_lags", lambda: True)
     monkeypatch.setattr(products, "LARGE_PRODUCT", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -42,7 +40,6 @@ def close(value, truth):
     torch.testing.assert_close(value.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-@needs_onednn
 @pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
 def test_products_of_matrices_and_batches(leading, into, onednn):
@@ -58,7 +55,6 @@ def test_products_of_matrices_and_batches(leading, into, onednn):
         close(out, truth)
 
 
-@needs_onednn
 @pytest.mark.parametrize("leading", [(), (3,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_product_is_added(leading, dtype, onednn):
@@ -70,7 +66,6 @@ def test_a_product_is_added(leading, dtype, onednn):
     assert bool(onednn) == (dtype == torch.float32 and not leading)
 
 
-@needs_onednn
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_plain_linear_layer(bias, onednn, monkeypatch):
     layer, x = nn.Linear(6, 5, bias=bias), torch.randn(2, 3, 6)
@@ -148,7 +143,6 @@ def test_other_dtypes_and_contexts_are_left_alone(dtype, onednn, monkeypatch):
     assert onednn == []
 
 
-@needs_onednn
 @pytest.mark.parametrize("rows", [0, 1])
 def test_small_products_stay_where_they_were(rows, onednn, monkeypatch):
     monkeypatch.setattr(products, "LARGE_PRODUCT", 2 * 6 * 5)
@@ -187,7 +181,6 @@ def test_a_state_that_nobody_needs_is_not_made():
     assert torch.equal(y, ssd(*inputs, backend="quadratic")[0])
 
 
-@needs_onednn
 @pytest.mark.parametrize("form", [ssd_factored.ssd_factored, ssd_quadratic])
 @pytest.mark.parametrize("has_state", [False, True])
 @pytest.mark.parametrize("decay", [0.1, 4.0, 30.0])
@@ -218,7 +211,6 @@ def test_the_recurrence_is_the_same(decay, has_state, form, onednn):
     assert kept is None or torch.equal(entering, kept)  # what is given is not written over
 
 
-@needs_onednn
 @pytest.mark.parametrize("decay", [0.1, 30.0])
 def test_gradients_of_the_recurrence_are_the_same(decay, onednn, monkeypatch):
     def slopes():

@@ -224,7 +224,7 @@ def cache_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
 
 
 def past_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
-    """A reply in a conversation: the past read anew, or gone on from (`past_key_values`)."""
+    """A reply in a conversation: the past read anew, or gone on from (`cache`)."""
     model = make_model(make_config(plan), device, _dtype(plan))
     options = {"generation_mode": "text", "max_new_tokens": plan.noisy, "guidance_scale": 1.0}
     for length in plan.past_lengths:
@@ -235,7 +235,7 @@ def past_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
         more["turn_ids"] = (torch.arange(length + plan.noisy, device=device) >= length).long()[None]
         generations = {
             name: Generation(model, more, options | past, plan.measured_steps)
-            for name, past in (("anew", {}), ("going on", {"past_key_values": first.past}))
+            for name, past in (("anew", {}), ("going on", {"cache": first.past}))
         }
         measure_latencies(row, plan, generations, {}, branches=1)
         for name, one in generations.items():

@@ -112,7 +112,7 @@ class Generation:
         finish = time.perf_counter() - ends[-1]
         steps = [after - before for before, after in pairwise(ends)]
         setup = max(0.0, ends[0] - start - median(steps)) + finish
-        self.past = output.past_key_values
+        self.past = output.cache
         evaluations = output.num_evaluations / len(ends)
         self.last = Run(setup, steps, evaluations, output.kernel_backend)
         return self.last
@@ -260,7 +260,7 @@ class TokenByToken:
     @torch.no_grad()
     def _read_prompt(self) -> None:
         cache = DynamicCache(config=self.model.config)
-        self.model(input_ids=self.prompt, past_key_values=cache, logits_to_keep=1)
+        self.model(self.prompt, None, None, cache, logits_to_keep=1)
 
     @torch.no_grad()
     def _token(self, context: int) -> float:
@@ -272,10 +272,10 @@ class TokenByToken:
             key = torch.randn(shape, device=self.device, dtype=dtype)
             cache.update(key, key, layer)
         word = torch.zeros(self.batch, 1, dtype=torch.long, device=self.device)
-        self.model(input_ids=word, past_key_values=cache)
+        self.model(word, None, None, cache)
 
         def write() -> None:
-            self.model(input_ids=word, past_key_values=cache)
+            self.model(word, None, None, cache)
 
         return stopwatch(write, self.device, self.tokens)
 

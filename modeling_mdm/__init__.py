@@ -13,7 +13,8 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_mdm import MDMConfig
-from .generation_mdm import MDMGenerateOutput, MDMGenerationConfig
+from .generation_outputs import MDMGenerateOutput
+from .generation_settings import MDMGenerationConfig
 from .image_processing_mdm import MDMImageProcessor
 from .image_processing_pil_mdm import MDMImageProcessorPil
 from .modeling_mdm import MDMForJointGeneration, MDMOutput

@@ -7,16 +7,16 @@ Axes: b batch (items x num_return_sequences), t words, m pictures an item, n pat
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
-from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
+from transformers.utils.deprecation import deprecate_kwarg
 
+from .generation_outputs import MDMGenerateOutput
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
@@ -48,52 +48,19 @@ MODEL_INPUTS = (
 )
 
 
-@dataclass
-class MDMGenerateOutput(ModelOutput):
-    """
-    Output of `generate()`.
-
-    Args:
-        sequences: words (b, t) of the whole text region, given ones included; None if no text was
-            written.
-        images: (b, channels, height, width) in [-1, 1], float32 at least, known pixels unchanged:
-            of each item the last picture with anything to write. None if no image was written.
-        turn_ids: turns of `sequences` (b, t), -1 at alignment padding; None where they are.
-        confidence: by modality, (b, positions) in [0, 1]: 1 where given, 0 at padding. For a word
-            the probability that the model gives it; for a patch exp(-predicted score entropy /
-            latent_dim).
-        samples_per_item: `num_return_sequences`; the samples of an item follow each other.
-        num_evaluations: how often the network was evaluated (branches of guidance count once, and
-            reading what is given into the cache not at all).
-        item_evaluations: in how many of them each item took part, (b,) long; fewer where
-            `stopping_entropy` finished it ahead of time.
-        kernel_backend: name of the scan kernel that ran.
-        trajectory: on request, the decoded clean estimate of every step: `"image"`
-            (b, steps, channels, height, width), `"text"` (b, steps, t).
-        generation_modes: with `generation_mode="auto"`, what was chosen for every sample.
-        past_key_values: what was read, for the next turn's call to go on from; None with
-            `use_cache=False` or `keep` < 1.
-    """
-
-    sequences: Tensor | None = None
-    images: Tensor | None = None
-    turn_ids: Tensor | None = None
-    confidence: dict[str, Tensor] | None = None
-    samples_per_item: int | None = None
-    num_evaluations: int | None = None
-    item_evaluations: Tensor | None = None
-    kernel_backend: str | None = None
-    trajectory: dict[str, Tensor] | None = None
-    generation_modes: list[str] | None = None
-    past_key_values: PastTurns | None = None
-
-
 class MDMGenerationMixin:
     """Gives a model `generate()`, which runs the diffusion loop.
 
     (transformers looks for this name's ending.)
     """
 
+    @deprecate_kwarg(
+        "past_key_values",
+        version="6.0.0",
+        new_name="cache",
+        warn_if_greater_or_equal_version=True,
+        raise_if_both_names=True,
+    )
     @torch.no_grad()
     def generate(
         self,
@@ -106,7 +73,7 @@ class MDMGenerationMixin:
         callback_on_step_end: Callable[[StepInfo], bool | None] | None = None,
         output_trajectory: bool = False,
         streamer: BaseStreamer | None = None,
-        past_key_values: PastTurns | None = None,
+        cache: PastTurns | None = None,
         **kwargs: Any,
     ) -> MDMGenerateOutput:
         """
@@ -130,7 +97,7 @@ class MDMGenerationMixin:
             output_trajectory: also return the clean estimate of every step.
             streamer: shows the only item of a call at every step: an [`MDMStreamer`], or one of
                 transformers' for text.
-            past_key_values: that of an earlier output, for as many items in the same order. Where
+            cache: that of an earlier output, for as many items in the same order. Where
                 the inputs, the whole conversation again, begin with what it has read, only the rest
                 is read: the same result to rounding. Where they do not (an earlier turn has
                 changed, the first picture joins words, another class), all is read as without it.
@@ -141,15 +108,15 @@ class MDMGenerationMixin:
 
         Raises:
             ValueError: steps < 1, unknown solver or mode, guidance on a model without a null
-                prompt, unknown keywords, inputs that `forward` would reject, or `past_key_values`
+                prompt, unknown keywords, inputs that `forward` would reject, or a `cache`
                 of other items or of another kind of model.
         """
         inputs = {"input_ids": input_ids}
         inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
         settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
-        _check_past(past_key_values, settings)
+        _check_past(cache, settings)
         region = Region(generation_mode, max_new_tokens, image_size)
-        past = past_key_values
+        past = cache
         if generation_mode == "auto":
             past = self._choose_modes(inputs, region, settings, past)
         inputs = {
@@ -190,7 +157,7 @@ class MDMGenerationMixin:
             ),
             trajectory=trajectory if output_trajectory else None,
             generation_modes=region.of_samples(settings["num_return_sequences"]),
-            past_key_values=denoiser.past,
+            cache=denoiser.past,
         )
         if feed is not None:
             feed.end(output)
@@ -374,10 +341,10 @@ def _check_past(past: PastTurns | None, settings: dict[str, Any]) -> None:
     if past is None:
         return
     if not settings["use_cache"]:
-        raise ValueError("`past_key_values` was passed with `use_cache=False`: leave one out.")
+        raise ValueError("`cache` was passed with `use_cache=False`: leave one out.")
     if settings["keep"] < 1:
         raise ValueError(
-            f"`past_key_values` was passed with `keep` = {settings['keep']}: hard selection ranks "
+            f"`cache` was passed with `keep` = {settings['keep']}: hard selection ranks "
             "all that is given, which cannot be read turn by turn; use 1, or leave one out."
         )
 

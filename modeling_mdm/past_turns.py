@@ -29,7 +29,7 @@ END = 1 << 20
 @dataclass(frozen=True)
 class PastTurns:
     """
-    The turns of conversations that a model has read: `past_key_values` of `generate`.
+    The turns of conversations that a model has read: `cache` of `generate`.
 
     It holds given content alone and never changes, so several calls may go on from the same one. It
     belongs to the weights that read it.
@@ -103,7 +103,7 @@ class PastTurns:
         """
         if len(self) != batch:
             raise ValueError(
-                f"`past_key_values` holds {len(self)} conversations, but the inputs hold {batch}: "
+                f"`cache` holds {len(self)} conversations, but the inputs hold {batch}: "
                 "pass as many in the same order; its `batch_repeat_interleave` and "
                 "`batch_select_indices` repeat and choose conversations."
             )
@@ -111,7 +111,7 @@ class PastTurns:
         theirs = (len(model.decoder.layers), model.dtype, model.device)
         if mine != theirs:
             raise ValueError(
-                "`past_key_values` was made by a model of {} layers in {} on {}, and this one has "
+                "`cache` was made by a model of {} layers in {} on {}, and this one has "
                 "{} in {} on {}: leave it out.".format(*mine, *theirs)
             )
 

@@ -25,7 +25,8 @@ from .samples import MDMSample
 from .sampling import StepInfo
 
 if TYPE_CHECKING:
-    from .generation_mdm import MDMGenerateOutput, MDMGenerationMixin
+    from .generation_mdm import MDMGenerationMixin
+    from .generation_outputs import MDMGenerateOutput
 
 ANIMATED = {".gif": "GIF", ".png": "PNG", ".apng": "PNG", ".webp": "WEBP"}
 RESET = "\033[0m"

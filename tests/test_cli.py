@@ -146,7 +146,7 @@ def test_chat_reads_of_every_message_what_is_new(folder, capsys, monkeypatch):
 
     def watched(self, **kwargs):
         out = generate(self, **kwargs)
-        read.append((int(kwargs["text_given"].sum()), int(out.past_key_values.positions_read)))
+        read.append((int(kwargs["text_given"].sum()), int(out.cache.positions_read)))
         return out
 
     monkeypatch.setattr(MDMForJointGeneration, "generate", watched)

@@ -114,7 +114,7 @@ def test_what_is_read_to_decide_is_not_read_again():
     _, questions, _ = make_questions(12, seed=4000, dtype=torch.float64)
     out = generate(model, questions, generation_mode="auto", num_return_sequences=2)
     assert out.generation_modes == ["text"] * 24
-    read = out.past_key_values.positions_read
+    read = out.cache.positions_read
     assert read.tolist() == [2 * WORDS + 1] * 12  # a start token
 
 
@@ -138,13 +138,13 @@ def test_the_choice_is_the_same_from_past_turns_and_before_any_answer(mixer, mon
     model = make_model(use_mode_head=True, **MIXERS[mixer])
     inputs, questions, _ = make_questions(9, seed=5, dtype=torch.float64)
     first = {name: value[:, :WORDS] for name, value in questions.items()}
-    past = generate(model, first, max_new_tokens=2).past_key_values
+    past = generate(model, first, max_new_tokens=2).cache
     options = {"generation_mode": "text", "guidance_scale": 2.0}
-    chosen = generate(model, questions, past_key_values=past, **options).past_key_values
-    fresh = generate(model, questions, generation_mode="text").past_key_values
+    chosen = generate(model, questions, cache=past, **options).cache
+    fresh = generate(model, questions, generation_mode="text").cache
     assert chosen.positions_read.tolist() == [2 * WORDS + 1] * 9
     assert (chosen.mode_logits - fresh.mode_logits).abs().max() < 1e-10
-    again = generate(model, questions, past_key_values=chosen, generation_mode="auto")
+    again = generate(model, questions, cache=chosen, generation_mode="auto")
     assert again.generation_modes == fresh.modes == chosen.modes
     assert fresh.mode_logits.std(0).min() > 1e-3
     seen = []

@@ -80,9 +80,9 @@ def assert_same(first, second, tolerance=1e-10):
 
 def check_going_on(model, inputs, past, mode="text", **options):
     """Go on from past turns, and check against the call that reads everything at every step."""
-    out = run(model, inputs, mode, past_key_values=past, **options)
+    out = run(model, inputs, mode, cache=past, **options)
     assert_same(out, run(model, inputs, mode, use_cache=False, **options))
-    return out.past_key_values
+    return out.cache
 
 
 def newly_read(past, before):
@@ -115,8 +115,8 @@ def test_what_was_read_turn_by_turn_gives_the_same_features(mixer):
     model, past = make_model(**MIXERS[mixer]), None
     for stop in (1, 3, 5):
         inputs = make_inputs([talk[:stop] for talk in TALKS])
-        past = run(model, inputs, past_key_values=past).past_key_values
-    at_once = run(model, inputs).past_key_values
+        past = run(model, inputs, cache=past).cache
+    at_once = run(model, inputs).cache
     assert at_once.positions_read.tolist() == [n + 2 for n in positions(TALKS)]
     for mine, theirs in zip(past.cache.layers, at_once.cache.layers, strict=True):
         for name, value in theirs.tensors.items():
@@ -128,17 +128,17 @@ def test_what_was_read_turn_by_turn_gives_the_same_features(mixer):
 
 def test_one_past_serves_several_calls_and_stays_as_it_is():
     model = make_model()
-    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).cache
     before = [layer.tensors["state"].clone() for layer in past.cache.layers]
     inputs = make_inputs([talk[:3] for talk in TALKS])
-    first = run(model, inputs, past_key_values=past, guidance_scale=2.0)
-    assert_same(first, run(model, inputs, past_key_values=past, guidance_scale=2.0), 0)
+    first = run(model, inputs, cache=past, guidance_scale=2.0)
+    assert_same(first, run(model, inputs, cache=past, guidance_scale=2.0), 0)
     for layer, state in zip(past.cache.layers, before, strict=True):
         assert torch.equal(layer.tensors["state"], state)
     # The same call again, for another sample of the reply: nothing is left to read.
-    again = run(model, inputs, past_key_values=first.past_key_values, guidance_scale=2.0)
+    again = run(model, inputs, cache=first.cache, guidance_scale=2.0)
     assert_same(again, first)
-    assert newly_read(again.past_key_values, first.past_key_values) == [0, 0]
+    assert newly_read(again.cache, first.cache) == [0, 0]
 
 
 def test_items_may_have_had_different_numbers_of_turns():
@@ -151,10 +151,10 @@ def test_items_may_have_had_different_numbers_of_turns():
 
 def test_what_a_reply_may_hold_is_remembered_where_nothing_is_new():
     model = make_model(use_mode_head=True)
-    past = run(model, make_inputs([TALKS[0][:1], TALKS[1][:3]])).past_key_values
+    past = run(model, make_inputs([TALKS[0][:1], TALKS[1][:3]])).cache
     inputs = make_inputs([TALKS[0][:3], TALKS[1][:3]])  # only the first goes on
-    more = run(model, inputs, past_key_values=past).past_key_values
-    fresh = run(model, inputs).past_key_values.mode_logits
+    more = run(model, inputs, cache=past).cache
+    fresh = run(model, inputs).cache.mode_logits
     assert (more.mode_logits - fresh).abs().max() < 1e-10
     assert (past.mode_logits - fresh)[0].abs().max() > 1e-3
     chosen = more.batch_select_indices(torch.tensor([1, 0]))
@@ -210,10 +210,10 @@ CHANGES = [change_word, change_pixel, move_word, drop_word, name_class]
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_begins_otherwise_is_read_anew(change):
     model = make_model()
-    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).cache
     inputs = make_inputs([talk[:3] for talk in TALKS])
     change(inputs)
-    fresh = run(model, inputs).past_key_values
+    fresh = run(model, inputs).cache
     more = check_going_on(model, inputs, past, guidance_scale=2.0)
     assert newly_read(more, past) == fresh.positions_read.tolist()
 
@@ -221,7 +221,7 @@ def test_what_begins_otherwise_is_read_anew(change):
 def test_the_first_picture_of_a_conversation_has_all_read_anew():
     """Its start token comes before all turns."""
     model, talk = make_model(), [[(3, 0), (2, 0), (4, 1)]]
-    past = run(model, make_inputs([talk[0][:1]])).past_key_values
+    past = run(model, make_inputs([talk[0][:1]])).cache
     assert past.positions_read.tolist() == [4]
     more = check_going_on(model, make_inputs(talk), past)
     assert newly_read(more, past) == [9 + 4 + 2]
@@ -237,7 +237,7 @@ def test_known_parts_of_a_region_are_not_kept():
     inputs = make_inputs([[(3, 1), (2, 1)]])
     inputs["image_given"][0, 1, :4] = False
     options = {"guidance_scale": 2.0}
-    past = run(model, inputs, **options).past_key_values
+    past = run(model, inputs, **options).cache
     assert_same(run(model, inputs, **options), run(model, inputs, use_cache=False, **options))
     assert past.stop.tolist() == [1]  # the words beside that picture go with it
     assert past.positions_read.tolist() == [2 + 3 + 4 + 2 + 2]
@@ -246,7 +246,7 @@ def test_known_parts_of_a_region_are_not_kept():
     # Nothing at all is kept where the region begins with the conversation.
     inputs = make_inputs([[(2, 1)]])
     inputs["image_given"][0, 0, :4] = False
-    past = run(model, inputs, **options).past_key_values
+    past = run(model, inputs, **options).cache
     assert past.stop.tolist() == [0] and not past.content
     more = check_going_on(model, make_inputs([[(2, 1), (1, 0), (1, 0)]]), past)
     assert newly_read(more, past) == [2 + 2 + 4 + 2]
@@ -255,7 +255,7 @@ def test_known_parts_of_a_region_are_not_kept():
 @pytest.mark.parametrize("overlap", [0.0, 0.5])
 def test_words_that_go_ahead_are_not_kept_as_given(overlap):
     model, inputs = make_model(), make_inputs([talk[:3] for talk in TALKS])
-    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).cache
     options = {"joint_overlap": overlap, "guidance_scale": 2.0, "num_inference_steps": 6}
     for samples in (1, 2):
         more = check_going_on(model, inputs, past, "joint", num_return_sequences=samples, **options)
@@ -264,17 +264,17 @@ def test_words_that_go_ahead_are_not_kept_as_given(overlap):
 
 def test_a_past_that_nothing_can_go_on_from_is_refused():
     model, inputs = make_model(), make_inputs([talk[:3] for talk in TALKS])
-    past = run(model, make_inputs([talk[:1] for talk in TALKS])).past_key_values
+    past = run(model, make_inputs([talk[:1] for talk in TALKS])).cache
     assert isinstance(past, PastTurns)
     with pytest.raises(ValueError, match="holds 2 conversations, but the inputs hold 1"):
-        run(model, {name: value[:1] for name, value in inputs.items()}, past_key_values=past)
+        run(model, {name: value[:1] for name, value in inputs.items()}, cache=past)
     with pytest.raises(ValueError, match="use_cache=False"):
-        run(model, inputs, past_key_values=past, use_cache=False)
+        run(model, inputs, cache=past, use_cache=False)
     with pytest.raises(ValueError, match=r"`keep` = 0\.5"):
-        run(model, inputs, past_key_values=past, keep=0.5)
+        run(model, inputs, cache=past, keep=0.5)
     with pytest.raises(ValueError, match=r"3 in torch\.float64"):
-        run(make_model(num_hidden_layers=3), inputs, past_key_values=past)
+        run(make_model(num_hidden_layers=3), inputs, cache=past)
     with pytest.raises(ValueError, match=r"2 in torch\.float32"):
-        run(make_model(torch.float32), inputs, past_key_values=past)
-    assert run(model, inputs, use_cache=False).past_key_values is None
-    assert run(model, inputs, keep=0.5).past_key_values is None
+        run(make_model(torch.float32), inputs, cache=past)
+    assert run(model, inputs, use_cache=False).cache is None
+    assert run(model, inputs, keep=0.5).cache is None

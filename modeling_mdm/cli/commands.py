@@ -137,9 +137,9 @@ def chat(chosen: Namespace) -> None:
             num_inference_steps=chosen.num_inference_steps,
             generator=noise,
             show_progress=not chosen.quiet,
-            past_key_values=past,
+            cache=past,
         )
-        past = out.past_key_values
+        past = out.cache
         reply = processor.post_process(out, inputs)[0]
         shown: dict[str, Any] = {"user": line, "assistant": reply.text, "image": None}
         content = [] if reply.text is None else [{"type": "text", "text": reply.text}]

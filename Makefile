@@ -22,7 +22,8 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 # An environment that already has everything needs neither an index nor an isolated build, so that
 # is tried first; on a fresh machine it fails within seconds and the plain installation follows.
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check
+# What is installed is fixed by constraints.txt, so that no new release can break it.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 define install
 	@$(INSTALL) --no-index --no-build-isolation --editable "$(1)" >/dev/null 2>&1 || { \
 		echo "installing $(1) into $(VENV): several minutes the first time"; \
@@ -58,6 +59,23 @@ types: $(DEV_STAMP) ## mypy, strict, on the modules of the mathematics
 test: $(DEV_STAMP) ## the environment and all fast tests, under 5 minutes on two cores
 	@$(RUN) tests/conformance/upstream.py || echo "so those of them that are fast are skipped"
 	$(PYTEST) -m "not slow and not gpu"
+
+.PHONY: test-latest
+test-latest: $(DEV_STAMP) ## the tests that touch the libraries, with their newest releases, bounds or not
+	$(RUN) tests/libraries.py latest
+
+.PHONY: test-lowest
+test-lowest: $(DEV_STAMP) ## the same with the oldest releases that setup.py allows
+	$(RUN) tests/libraries.py lowest
+
+.PHONY: canary
+canary: $(DEV_STAMP) ## test-latest in 3 minutes, which reports and fails nothing: CI's look ahead
+	@$(RUN) tests/libraries.py canary
+
+.PHONY: lock
+lock: | $(RUN) ## resolve constraints.txt anew: what demo, test and app install
+	$(RUN) -m pip install --quiet --disable-pip-version-check packaging setuptools uv
+	$(RUN) tests/libraries.py lock
 
 .PHONY: slow
 slow: $(DEV_STAMP) ## the tests that take minutes
@@ -132,13 +150,13 @@ $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 # Order-only on $(RUN): it is a link to a system file, whose date says nothing about this project.
-$(CORE_STAMP): setup.py pyproject.toml Makefile | $(RUN)
+$(CORE_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
 	$(call install,.)
 
-$(APP_STAMP): setup.py pyproject.toml Makefile | $(RUN)
+$(APP_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
 	$(call install,.[app])
 	@touch $(CORE_STAMP)
 
-$(DEV_STAMP): setup.py pyproject.toml Makefile | $(RUN)
+$(DEV_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
 	$(call install,.[dev])
 	@touch $(CORE_STAMP)

@@ -10,13 +10,19 @@ from setuptools import setup
 HERE = Path(__file__).parent
 
 
-def read_version() -> str:
-    """Return the version in `modeling_mdm/version.py` without importing the package."""
+def read_version(name: str) -> str:
+    """Return a version that `modeling_mdm/version.py` assigns, without importing the package."""
     text = (HERE / "modeling_mdm" / "version.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    match = re.search(rf'^{name} = "([^"]+)"$', text, re.MULTILINE)
     if match is None:
-        raise ValueError('modeling_mdm/version.py must hold a line `__version__ = "X.Y.Z"`')
+        raise ValueError(f'modeling_mdm/version.py must hold a line `{name} = "X.Y"`')
     return match.group(1)
+
+
+def next_minor(version: str) -> str:
+    """Return the first version behind a minor one: 5.25 behind 5.24."""
+    major, minor = version.split(".")
+    return f"{major}.{int(minor) + 1}"
 
 
 def read_description() -> str:
@@ -28,7 +34,7 @@ def read_description() -> str:
 INSTALL_REQUIRES = [
     "torch>=2.11",
     "torchvision>=0.26",  # the release that belongs to torch 2.11
-    "transformers>=5.17,<6",
+    f"transformers>=5.17,<{next_minor(read_version('TESTED_TRANSFORMERS'))}",
     "huggingface-hub>=1.5",  # the `strict` of transformers' configurations
     "tokenizers>=0.23.1",
     "safetensors>=0.8",
@@ -37,9 +43,9 @@ INSTALL_REQUIRES = [
 ]
 
 TRAIN = [
-    "accelerate>=1.10",
+    "accelerate>=1.15",  # offloads all of a model to disk
     "datasets>=4.0",
-    "peft>=0.18",
+    "peft>=0.21",  # the first that warns of nothing here
     "pyyaml>=6.0.2",
     "scikit-learn>=1.6",
     "tensorboard>=2.19",
@@ -61,7 +67,7 @@ KERNELS = [
 ]
 
 DEV = [
-    "bitsandbytes>=0.46.1",  # like torchao, for weights of few bits
+    "bitsandbytes>=0.47",  # like torchao, for weights of few bits
     "diffusers>=0.36",  # its schedulers are a ground truth in the tests of the solvers
     "hypothesis>=6.130",
     "mypy>=1.18",
@@ -75,11 +81,12 @@ DEV = [
     "setuptools>=77",
     "torchao>=0.18",
     "transformers-mlinter>=0.1.5",
+    "uv>=0.9",  # resolves `constraints.txt`, and environments of the newest and oldest releases
 ]
 
 setup(
     name="modeling-mdm",
-    version=read_version(),
+    version=read_version("__version__"),
     description="Multi-modal diffusion Mamba: one diffusion process writes image and text together",
     long_description=read_description(),
     long_description_content_type="text/markdown",

@@ -7,7 +7,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .compatibility import warn_if_untested
 from .version import check_readable
+
+warn_if_untested()
 
 # A joint scan pairs an image order with a text order (paper, Fig. 2f-g): 1-1, 2-2, 3-1, 4-2.
 # Image: 1 rows forward, 2 rows reverse, 3 columns forward, 4 columns reverse. Text: 1 forward, 2

@@ -54,13 +54,7 @@ class MDMGenerationMixin:
     (transformers looks for this name's ending.)
     """
 
-    @deprecate_kwarg(
-        "past_key_values",
-        version="6.0.0",
-        new_name="cache",
-        warn_if_greater_or_equal_version=True,
-        raise_if_both_names=True,
-    )
+    @deprecate_kwarg("past_key_values", "6.0.0", "cache", True, raise_if_both_names=True)
     @torch.no_grad()
     def generate(
         self,

@@ -28,9 +28,12 @@ from .chat import (
     read_chats,
     read_conversations,
 )
+from .compatibility import warn_if_untested
 from .options import TextOptions, check_names, names_of
 from .request import Request, read_request
 from .samples import SampleReader
+
+warn_if_untested()
 
 
 class MDMProcessor(SampleReader):

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The version of this package, written in this one place, and what it can read."""
+"""The version of this package, written in this one place, what it can read and what it runs on."""
 
 import re
 
@@ -9,6 +9,10 @@ __version__ = "0.1.0"
 # The first version whose checkpoints this one reads. It rises when weights or settings get other
 # names or another meaning.
 OLDEST_READABLE = "0.1.0"
+
+# The newest minor version of transformers that all tests have passed with; `setup.py` allows none
+# beyond it. A repository of the Hub carries no requirements, so the code says it there.
+TESTED_TRANSFORMERS = "5.24"
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -192,14 +192,15 @@ def decoder_with_kernels() -> dict[str, float]:
 
     outputs = {}
     for backend in ("torch", "triton"):
-        model = make_model(torch.float32, kernel_backend=backend, num_hidden_layers=1)
-        batch = {name: value[[2, 5, 7]] for name, value in mixed_batch(torch.float32).items()}
-        loss = model.train()(**batch, **every_random_source(3, torch.float32)).loss
+        sizes = {"num_hidden_layers": 1, "image_scans": [1, 4], "text_scans": [1, 2]}
+        model = make_model(torch.float32, kernel_backend=backend, **sizes)
+        batch = {name: value[[5, 7]] for name, value in mixed_batch(torch.float32).items()}
+        loss = model.train()(**batch, **every_random_source(2, torch.float32)).loss
         loss.backward()
         scan = model.decoder.layers[0].mixer.scan
         grads = {name: value.grad for name, value in scan.named_parameters()}
         generator = torch.Generator().manual_seed(0)
-        options = {"generator": generator, "num_inference_steps": 2, "show_progress": False}
+        options = {"generator": generator, "num_inference_steps": 1, "show_progress": False}
         images = model.eval().generate(**batch, guidance_scale=2.0, **options).images
         outputs[backend] = {"loss": loss.detach(), "images": images, **grads}
     expected = outputs["torch"]
@@ -217,10 +218,10 @@ CASES = {
     "ssd, segments": ssd_segments,
     "ssd, compiled": ssd_in_compiled_code,
     "convolution, shared": lambda: compare_convolution(37),
-    "convolution, separate": lambda: compare_convolution(40, shared=False, tail=False),
-    "convolution, shorter than its taps": lambda: compare_convolution(2),
-    "convolution, of a part": lambda: compare_convolution(45, steps=20),
-    "convolution, many channels": lambda: compare_convolution(9, channels=131, taps=7, batch=1),
+    "convolution, separate": lambda: compare_convolution(40, shared=False, tail=False, batch=1),
+    "convolution, shorter than its taps": lambda: compare_convolution(2, batch=1),
+    "convolution, of a part": lambda: compare_convolution(45, steps=20, batch=1),
+    "convolution, many channels": lambda: compare_convolution(9, channels=131, taps=7, batch=1, scans=1),
     "convolution, many steps": lambda: compare_convolution(300, batch=1, scans=1, channels=3),
     "convolution, compiled": convolution_in_compiled_code,
 }

@@ -37,6 +37,9 @@ TABLE = ROOT / "docs" / "versions.md"
 # Held below what has not passed yet; torchvision's operators are built for one release of torch.
 HELD = ("torch<2.15", "torchvision<0.29.2")
 
+UV_SECONDS = 300
+CANARY_SECONDS = 180.0
+
 # What breaks first where a library moves comes first.
 TESTS = [
     f"tests/test_{name}.py"
@@ -90,9 +93,12 @@ def uv(*arguments: object) -> subprocess.CompletedProcess[str]:
 
     Raises:
         subprocess.CalledProcessError: with what it said.
+        subprocess.TimeoutExpired: after `UV_SECONDS`, where an index is slow.
     """
     command = [sys.executable, "-m", "uv", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=UV_SECONDS
+    )
 
 
 def lock() -> str:
@@ -209,8 +215,9 @@ def check(kind: str, folder: Path, seconds: float | None = None) -> tuple[str, O
         # By itself, because the bounds of the package are those to look beyond.
         uv("pip", "install", "--python", python, "--no-deps", "--editable", ROOT)
         versions = installed(python)
-    except subprocess.CalledProcessError as error:
-        outcome = Outcome(reason=" ".join((error.stderr or str(error)).split())[:300])
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        outcome = Outcome(reason=" ".join(str(said).split())[:300])
         return report(kind, {}, [], outcome), outcome
     outcome = run_tests(python, TESTS, seconds)
     for line in outcome.warnings:
@@ -226,7 +233,7 @@ def main(command: str, folder: str | None = None) -> int:
         print(lock())
         return 0
     kind = "latest" if command == "canary" else command
-    seconds = 180.0 if command == "canary" else None
+    seconds = CANARY_SECONDS if command == "canary" else None
     line, outcome = check(kind, Path(folder or ROOT / f".venv-{kind}").absolute(), seconds)
     print(line, flush=True)
     return int(command != "canary" and bool(outcome.failed or outcome.reason))

@@ -95,6 +95,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[
+        "mdm_cli",
         "modeling_mdm",
         "modeling_mdm.training",
         "modeling_mdm.evaluation",
@@ -109,7 +110,7 @@ setup(
         "kernels": KERNELS,
         "dev": sorted({*TRAIN, *EVAL, *DEV}),
     },
-    entry_points={"console_scripts": ["mdm = modeling_mdm.cli.main:main"]},
+    entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
     zip_safe=False,
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -12,12 +12,17 @@ be written. The page needs no other server: neither fonts nor scripts come from 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__, extra="app")
+
 import html
 import io
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from transformers import HfArgumentParser
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample, MDMStreamer
 from modeling_mdm.solvers import SOLVERS
 from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.loading import load_pretrained, require_device
 
 EXAMPLES = Path(__file__).resolve().parent
 SHIPPED = EXAMPLES / "checkpoints" / "mdm-fashion"
@@ -133,8 +139,9 @@ class Studio:
     """A model and its processor, as the page uses them."""
 
     def __init__(self, arguments: AppArguments) -> None:
-        self.processor = MDMProcessor.from_pretrained(arguments.checkpoint)
-        model = MDMForJointGeneration.from_pretrained(arguments.checkpoint)
+        require_device("--device", arguments.device)
+        self.processor = load_pretrained(MDMProcessor, "--checkpoint", arguments.checkpoint)
+        model = load_pretrained(MDMForJointGeneration, "--checkpoint", arguments.checkpoint)
         self.model = model.to(arguments.device).eval()
         if arguments.captions is None:
             self.classes = [f"class {n}" for n in range(model.config.num_classes or 0)]
@@ -393,7 +400,12 @@ def make_page(studio: Studio) -> Any:
     return page
 
 
-def main(arguments: AppArguments) -> None:
+def parse(argv: Sequence[str]) -> tuple[AppArguments]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    return read_command_line((AppArguments,), argv, __doc__)
+
+
+def run(arguments: AppArguments) -> None:
     """Serve the page until the process is interrupted."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read while gradio is imported
     import gradio as gr
@@ -407,7 +419,3 @@ def main(arguments: AppArguments) -> None:
         footer_links=[],
         ssr_mode=False,
     )
-
-
-if __name__ == "__main__":
-    main(HfArgumentParser(AppArguments).parse_args_into_dataclasses()[0])

@@ -13,18 +13,24 @@ It writes `joint.png` (pictures and captions that one diffusion process made tog
 pictures that the model has not seen), and prints the words.
 """
 
-import sys
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__)
+
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
+from mdm_cli.places import require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.training.command_line import read_command_line
 
 EXAMPLES = Path(__file__).resolve().parent
 PROMPTS = (
@@ -124,8 +130,14 @@ def require_files(arguments: DemoArguments) -> list[Path]:
     return paths
 
 
-def main(arguments: DemoArguments) -> None:
+def parse(argv: Sequence[str]) -> tuple[DemoArguments]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    return read_command_line((DemoArguments,), argv, __doc__)
+
+
+def run(arguments: DemoArguments) -> None:
     """Run the three tasks, print their words and save one contact sheet of each."""
+    require_writable("--output_dir", arguments.output_dir)
     paths = require_files(arguments)
     start = time.perf_counter()
     demo = Demo(arguments)
@@ -136,18 +148,11 @@ def main(arguments: DemoArguments) -> None:
         "text_to_image": ("Pictures for prompts", demo.text_to_image),
         "captioning": ("Captions for test pictures", lambda: demo.captioning(paths)),
     }
-    for name, (title, run) in tasks.items():
-        pairs = run()
+    for name, (title, write) in tasks.items():
+        pairs = write()
         path = output_dir / f"{name}.png"
         contact_sheet(pairs, columns=5).save(path)
         print(f"\n{title} -> {path}")
         for number, pair in enumerate(pairs, 1):
             print(f"  {number:2d}. {pair.text}")
     print(f"\nDone in {time.perf_counter() - start:.0f} s.")
-
-
-if __name__ == "__main__":
-    try:
-        main(HfArgumentParser(DemoArguments).parse_args_into_dataclasses()[0])
-    except FileNotFoundError as error:
-        sys.exit(f"demo.py: {error}")

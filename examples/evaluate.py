@@ -12,12 +12,18 @@ Options may instead stand in a YAML file: `python examples/evaluate.py options.y
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__, extra="eval")
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_mdm.evaluation.evaluate import parse, run
+from modeling_mdm.evaluation import evaluate
+from modeling_mdm.evaluation.evaluate import EvaluationArguments, run
 
 HERE = Path(__file__).resolve().parent
 SHIPPED = {
@@ -27,11 +33,11 @@ SHIPPED = {
 }
 
 
+def parse(argv: Sequence[str]) -> tuple[EvaluationArguments, str]:
+    """Read the command line; what it does not name is what is shipped."""
+    return evaluate.parse(argv, __doc__, "python examples/evaluate.py", SHIPPED)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what the command line names, or what is shipped."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    return run(*parse(given, __doc__, "python examples/evaluate.py", SHIPPED))
-
-
-if __name__ == "__main__":
-    main()
+    return run(*parse(sys.argv[1:] if arguments is None else arguments))

@@ -9,7 +9,23 @@ What it writes loads with `trust_remote_code=True` where this project is not ins
 checkpoints in `examples/` hold no code, for it lies beside them: `--code false` writes that form.
 """
 
-from modeling_mdm.cli.export import main
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
 
-if __name__ == "__main__":
-    main(description=__doc__)
+    run_script(__file__)
+
+import sys
+from collections.abc import Sequence
+
+from modeling_mdm.cli import export
+from modeling_mdm.cli.export import ExportArguments, run
+
+
+def parse(argv: Sequence[str]) -> tuple[ExportArguments]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    return export.parse(argv, __doc__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export as the command line says."""
+    run(*parse(sys.argv[1:] if argv is None else argv))

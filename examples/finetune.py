@@ -18,8 +18,12 @@ the model with the adapters merged into it to `output_dir/merged`. The same comm
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__, extra="train")
+
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +32,19 @@ from typing import Any
 import peft
 from transformers import set_seed
 
+from mdm_cli.interrupts import unwinding
+from mdm_cli.places import require_place, require_writable
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.cards import (
+    Tuning,
+    shown_command,
+    write_adapter_card,
+    write_merged_card,
+)
+from modeling_mdm.training.checkpoints import how_to_go_on
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.conversations import (
     ConversationCollator,
@@ -40,7 +53,8 @@ from modeling_mdm.training.conversations import (
     freeze_statistics,
     unseen_words,
 )
-from modeling_mdm.training.data import load_training_data
+from modeling_mdm.training.data import FASHION_MNIST_ID, load_training_data
+from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.questions import KINDS, FashionQuestions
 from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
@@ -64,6 +78,7 @@ class AdapterArguments:
         },
     )
     merge: bool = field(default=True, metadata={"help": "Also write the merged model."})
+    command: str = field(init=False, default="python examples/finetune.py")  # for the model card
 
 
 @dataclass
@@ -125,6 +140,7 @@ def load_conversations(args: ConversationArguments, seed: int) -> Any:
         kind = "parquet" if path.suffix == ".parquet" else "json"
         data = datasets.load_dataset(kind, data_files=str(path), split=args.train_split)
     else:
+        require_place("dataset", args.dataset)
         data = datasets.load_dataset(args.dataset, split=args.train_split)
     if "messages" not in data.column_names:
         raise ValueError(
@@ -143,7 +159,7 @@ def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
 def load_model(args: AdapterArguments) -> MDMForJointGeneration:
     """Load the model to tune, with a new mode head if it shall get one and has none."""
     new = {"use_mode_head": True} if args.mode_head else {}
-    return MDMForJointGeneration.from_pretrained(args.model, **new)
+    return load_pretrained(MDMForJointGeneration, "model", args.model, **new)
 
 
 def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.PeftModel:
@@ -168,15 +184,43 @@ def parse(
 ) -> tuple[AdapterArguments, ConversationArguments, MDMTrainingArguments]:
     """Read the command line, whose first word may be a YAML file; later words win."""
     kinds = (AdapterArguments, ConversationArguments, MDMTrainingArguments)
-    return read_command_line(kinds, argv, __doc__)
+    adapter_args, data_args, args = read_command_line(kinds, argv, __doc__)
+    adapter_args.command = shown_command(adapter_args.command, argv)
+    return adapter_args, data_args, args
 
 
-def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Tune as the command line says, and return the accuracies before and after."""
-    adapter_args, data_args, args = parse(sys.argv[1:] if argv is None else argv)
+def describe(
+    adapter_args: AdapterArguments,
+    data_args: ConversationArguments,
+    args: MDMTrainingArguments,
+    results: dict[str, dict[str, float]],
+) -> Tuning:
+    """Gather what the model cards say."""
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return Tuning(
+        base=adapter_args.model,
+        dataset=FASHION_MNIST_ID if data_args.dataset == QUESTIONS else data_args.dataset,
+        command=adapter_args.command,
+        options={"use_mode_head": True} if adapter_args.mode_head else {},
+        settings={
+            "conversations a step": batch,
+            "learning rate": args.learning_rate,
+            "rank of the adapters": adapter_args.lora_rank,
+            "alpha of the adapters": adapter_args.lora_alpha,
+        },
+        accuracies=results,
+    )
+
+
+def run(
+    adapter_args: AdapterArguments, data_args: ConversationArguments, args: MDMTrainingArguments
+) -> dict[str, dict[str, float]]:
+    """Tune, save the adapters and the merged model, return the accuracies before and after."""
+    require_writable("output_dir", args.output_dir)
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
-    processor = MDMProcessor.from_pretrained(adapter_args.model)
+    processor = load_pretrained(MDMProcessor, "model", adapter_args.model)
+    train_data = load_conversations(data_args, args.data_seed)
     model = load_model(adapter_args)
     questions = held_out_questions(data_args) if data_args.test_questions else []
     results = {}
@@ -195,15 +239,16 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer = MDMTrainer(
         model=tuned,
         args=args,
-        train_dataset=load_conversations(data_args, args.data_seed),
+        train_dataset=train_data,
         data_collator=ConversationCollator(
             processor, data_args.max_new_tokens, args.data_seed, data_args.late
         ),
         processing_class=processor,
     )
-    trainer.train(checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    with unwinding(lambda: how_to_go_on(args.output_dir)):
+        trainer.train(checkpoint)
+        trainer.save_model()
+        trainer.save_state()
     if args.process_index == 0 and (questions or adapter_args.merge):
         base = load_model(adapter_args)
         merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
@@ -214,9 +259,14 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         if results:
             text = json.dumps(results, indent=2) + "\n"
             (Path(args.output_dir) / "answers.json").write_text(text, encoding="utf-8")
+    if args.process_index == 0:
+        tuning = describe(adapter_args, data_args, args, results)
+        write_adapter_card(Path(args.output_dir), tuning)
+        if adapter_args.merge:
+            write_merged_card(Path(args.output_dir) / "merged", tuning)
     return results
 
 
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    """Tune as the command line says, and return the accuracies before and after."""
+    return run(*parse(sys.argv[1:] if argv is None else argv))

@@ -8,15 +8,23 @@ It writes `inpainting.png` (a test picture, what the model sees of it, what it m
 `infill.png` (test pictures under a caption with one word of the model's), and prints the words.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__)
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import HfArgumentParser
 
+from mdm_cli.places import require_folder, require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.loading import load_pretrained
 
 EXAMPLES = Path(__file__).resolve().parent
 
@@ -42,13 +50,30 @@ class InpaintingArguments:
     seed: int = field(default=0, metadata={"help": "The same seed gives the same samples."})
 
 
-def main(arguments: InpaintingArguments) -> None:
+def parse(argv: Sequence[str]) -> tuple[InpaintingArguments]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    return read_command_line((InpaintingArguments,), argv, __doc__)
+
+
+def read_pictures(folder: str) -> list[Image.Image]:
+    """Read the PNG pictures of a folder in grey.
+
+    Raises:
+        FileNotFoundError: if there are none.
+    """
+    require_folder("--pictures", folder)
+    paths = sorted(Path(folder).glob("*.png"))
+    if not paths:
+        raise FileNotFoundError(f"--pictures={folder!r} holds no PNG file: name another folder.")
+    return [Image.open(path).convert("L") for path in paths]
+
+
+def run(arguments: InpaintingArguments) -> None:
     """Repaint half of every picture, and fill in one word for each."""
-    processor = MDMProcessor.from_pretrained(arguments.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(arguments.checkpoint).eval()
-    images = [
-        Image.open(path).convert("L") for path in sorted(Path(arguments.pictures).glob("*.png"))
-    ]
+    require_writable("--output_dir", arguments.output_dir)
+    images = read_pictures(arguments.pictures)
+    processor = load_pretrained(MDMProcessor, "--checkpoint", arguments.checkpoint)
+    model = load_pretrained(MDMForJointGeneration, "--checkpoint", arguments.checkpoint).eval()
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
@@ -82,7 +107,3 @@ def main(arguments: InpaintingArguments) -> None:
     print(f"{output_dir / 'inpainting.png'} and {output_dir / 'infill.png'} written")
     for number, sample in enumerate(filled, 1):
         print(f"  {number:2d}. {sample.text}")
-
-
-if __name__ == "__main__":
-    main(HfArgumentParser(InpaintingArguments).parse_args_into_dataclasses()[0])

@@ -24,10 +24,24 @@ a run was cut off, and gives the losses that it would have given. The trained mo
 and the pictures of samples go to `output_dir`.
 """
 
-import os
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
 
-from modeling_mdm.training.train import main
+    run_script(__file__, extra="train")
 
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main(description=__doc__)
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from modeling_mdm.training import train
+from modeling_mdm.training.train import run
+
+
+def parse(argv: Sequence[str], description: str | None = __doc__) -> tuple[Any, ...]:
+    """Read the command line, whose first word may be a YAML file; later words win."""
+    return train.parse(argv, description)
+
+
+def main(argv: Sequence[str] | None = None, description: str | None = __doc__) -> None:
+    """Train as the command line says."""
+    run(*parse(sys.argv[1:] if argv is None else argv, description))

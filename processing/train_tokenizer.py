@@ -16,16 +16,24 @@ From plain text, one text per line:
 The same input gives the same bytes every time.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__)
+
 import json
 import math
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
+
+from mdm_cli.places import require_file, require_writable
 
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<image>", "<end>")
 MAX_PIECE_LENGTH = 16  # bytes
@@ -262,8 +270,10 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
         raise ValueError("Nothing to train on: give --text_files, --captions or both.")
     texts, num_classes = [], None
     for path in arguments.text_files:
+        require_file("text_files", path)
         texts += Path(path).read_text(encoding="utf-8").splitlines()
     if arguments.captions is not None:
+        require_file("captions", arguments.captions)
         captions, num_classes = expand_captions(
             json.loads(Path(arguments.captions).read_text(encoding="utf-8"))
         )
@@ -271,12 +281,22 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
     return texts, num_classes
 
 
-def main() -> None:
+def parse(argv: Sequence[str]) -> tuple[ScriptArguments]:
+    """Read the command line.
+
+    Raises:
+        ValueError: if it has an unknown argument.
+    """
+    (arguments,) = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses(list(argv))
+    return (arguments,)
+
+
+def run(arguments: ScriptArguments) -> None:
     """Train the tokenizer and save the processor."""
     from modeling_mdm.image_processing_mdm import MDMImageProcessor
     from modeling_mdm.processing_mdm import MDMProcessor
 
-    (arguments,) = HfArgumentParser(ScriptArguments).parse_args_into_dataclasses()
+    require_writable("output_dir", arguments.output_dir)
     texts, num_classes = read_texts(arguments)
     tokenizer = train_tokenizer(texts, arguments.vocab_size)
     side = arguments.image_size
@@ -293,5 +313,6 @@ def main() -> None:
     print(f"{len(tokenizer)} tokens; processor saved to {arguments.output_dir}")
 
 
-if __name__ == "__main__":
-    main()
+def main() -> None:
+    """Do what the command line says."""
+    run(*parse(sys.argv[1:]))

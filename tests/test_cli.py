@@ -5,9 +5,14 @@
 import importlib
 import io
 import json
+import os
+import resource
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -21,8 +26,9 @@ from tiny_digits import (
     save_config_folder,
 )
 
+from mdm_cli.main import MODULES, main, make_parser
 from modeling_mdm import MDMForJointGeneration
-from modeling_mdm.cli.main import MODULES, main, make_parser
+from modeling_mdm.training.trainer import MDMTrainer
 from modeling_mdm.version import __version__
 
 
@@ -279,6 +285,163 @@ def test_help_names_every_option(command, capsys):
     shown = capsys.readouterr().out
     for option in ("--checkpoint", "--seed", "--json", "--quiet", "--device", "--image"):
         assert option in shown
+
+
+MDM = [sys.executable, "-c", "import sys; from mdm_cli.main import main; sys.exit(main())"]
+HEAVY = ("torch", "transformers", "numpy", "yaml", "PIL", "modeling_mdm")
+GIVEN = ("--checkpoint", str(ROOT / "examples" / "checkpoints" / "mdm-fashion"))
+
+
+def cpu_seconds(command):
+    """Run a command; return it, and the time that its process took on a processor."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (("--version",), 0),
+        (("--help",), 0),
+        ((), 2),
+        (("genarate",), 2),
+        (("--vresion",), 2),
+        (("generate", "--help"), 0),
+        (("generate", *GIVEN), 2),
+        (("generate", *GIVEN, "--write", "text", "--txet", "x"), 2),
+        (("generate", *GIVEN, "--write", "music"), 2),
+        (("generate", *GIVEN, "--write", "text", "--num_samples", "0"), 2),
+        (("generate", *GIVEN, "--write", "text", "--mask", "m.png"), 1),
+        (("generate", "--checkpoint", "nowhere/", "--write", "text"), 1),
+        (("score", "--help"), 0),
+        (("score", *GIVEN, "--text", "x", "--num_evaluation", "2"), 2),
+        (("score", *GIVEN), 2),
+        (("chat", "--help"), 0),
+        (("chat", *GIVEN, "--sytem", "x"), 2),
+        (("chat", *GIVEN, "--image", "nowhere.png"), 1),
+    ],
+)
+def test_a_command_line_is_read_in_no_time(line, status):
+    """Half a second of a processor at most, and nothing heavy imported."""
+    done, seconds = cpu_seconds([*MDM[:1], "-X", "importtime", *MDM[1:], *line])
+    assert done.returncode == status
+    imported = [row.split("|")[-1].strip() for row in done.stderr.splitlines() if "|" in row]
+    assert "argparse" in imported
+    assert not {name.split(".")[0] for name in imported} & set(HEAVY)
+    for _ in range(2):
+        if seconds >= 0.5:  # a machine that is busy elsewhere
+            seconds = min(seconds, cpu_seconds([*MDM, *line])[1])
+    assert seconds < 0.5
+
+
+def test_the_version_is_that_of_the_package():
+    done, _ = cpu_seconds([*MDM, "--version"])
+    assert done.stdout == f"mdm {__version__}\n" and done.stderr == ""
+
+
+def interrupted(command, folder, when):
+    """Run a command and interrupt it as soon as its standard error holds a text."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if when in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=60)[1].splitlines()
+    assert "Traceback" not in "".join(lines) + "\n".join(rest)
+    return process.returncode, [line for line in rest if "import time:" not in line]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("mdm generate", [*MDM[1:], "generate", *GIVEN, "--write", "text"]),
+        ("mdm train", [*MDM[1:], "train", "--config", "x", "--dataset", "digits"]),
+        ("demo.py", [str(ROOT / "examples" / "demo.py")]),
+    ],
+)
+def test_an_interrupt_during_imports_is_one_line_and_status_130(name, command, tmp_path):
+    command = [sys.executable, "-X", "importtime", *command]
+    ended = interrupted(command, tmp_path, "torch._")
+    assert ended == (130, [f"{name}: interrupted."])
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_a_conversation_is_one_line_and_status_130(folder, tmp_path):
+    command = [*MDM, "chat", "--checkpoint", str(folder)]
+    watched = [*command[:1], "-c", f"import sys; sys.stdin.isatty = lambda: True; {command[2]}"]
+    ended = interrupted([*watched, *command[3:]], tmp_path, "/quit to leave")
+    assert ended[0] == 130 and ended[1][-1].removeprefix("> ") == "mdm chat: interrupted."
+
+
+def training_line(folder):
+    save_config_folder(folder / "config")
+    return [
+        *("--config", str(folder / "config"), "--dataset", "digits", "--captions", str(CAPTIONS)),
+        *("--per_device_train_batch_size", "2", "--max_steps", "100000", "--save_steps", "2"),
+        *("--use_cpu", "true", "--report_to", "none", "--disable_tqdm", "true", "--limit", "8"),
+        *("--save_total_limit", "2", "--output_dir", str(folder / "run")),
+    ]
+
+
+def test_an_interrupt_of_training_names_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    line = training_line(tmp_path)
+    compute_loss, steps = MDMTrainer.compute_loss, []
+
+    def interrupted_loss(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        if len(steps) in (1, 4):
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(MDMTrainer, "compute_loss", interrupted_loss)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["train", *line]) == 130
+    assert "mdm train: interrupted." in (shown := capsys.readouterr().err)
+    assert "holds no checkpoint" in shown
+    assert main(["train", *line]) == 130
+    ends = capsys.readouterr().err.splitlines()[-1]
+    assert ends.startswith("mdm train: interrupted.") and "--resume_from_checkpoint last" in ends
+    assert str(tmp_path / "run" / "checkpoint-2") in ends
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_training_with_workers(tmp_path):
+    line = [*training_line(tmp_path), "--dataloader_num_workers", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples" / "train.py"), *line],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "run" / "checkpoint-2").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # to the workers as well, as a terminal does
+    shown = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and "Traceback" not in shown
+    (ends,) = [row for row in shown.splitlines() if "interrupted" in row]
+    assert ends == shown.splitlines()[-1] and "/run/checkpoint-" in ends
+    again = [sys.executable, str(ROOT / "examples" / "train.py"), *line]
+    again += ["--resume_from_checkpoint", "last", "--max_steps", "4"]
+    subprocess.run(again, cwd=tmp_path, env=environment, check=True)
 
 
 def test_the_module_is_the_command(capsys, monkeypatch):

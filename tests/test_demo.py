@@ -36,7 +36,7 @@ def folders(tmp_path_factory):
 def run_demo(folders, output_dir, seed=0):
     demo = load_script(SCRIPT)
     demo.PROMPTS = DIGIT_PROMPTS  # the shipped prompts are longer than the tiny model's region
-    demo.main(
+    demo.run(
         demo.DemoArguments(
             checkpoint=str(folders / "checkpoint"),
             pictures=str(folders / "pictures"),
@@ -76,7 +76,7 @@ def test_missing_pictures_are_named(folders, tmp_path):
     demo = load_script(SCRIPT)
     arguments = demo.DemoArguments(str(folders / "checkpoint"), str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"--pictures .*: no PNG file there"):
-        demo.main(arguments)
+        demo.run(arguments)
 
 
 def test_missing_checkpoint_ends_the_command_without_a_traceback(tmp_path, monkeypatch, capsys):
@@ -86,6 +86,8 @@ def test_missing_checkpoint_ends_the_command_without_a_traceback(tmp_path, monke
     )
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert str(ended.value).startswith(f"demo.py: --checkpoint {tmp_path}: no model there")
-    assert capsys.readouterr().out == ""
+    assert ended.value.code == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"demo.py: --checkpoint {tmp_path}: no model there")
     assert not outputs.exists()

@@ -16,7 +16,7 @@ from PIL import Image
 from tiny_digits import load_script
 from transformers import BatchFeature
 
-from modeling_mdm.cli.main import main as mdm
+from mdm_cli.main import main as mdm
 from modeling_mdm.evaluation import evaluate
 from modeling_mdm.evaluation.figures import (
     Sampling,

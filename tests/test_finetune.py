@@ -3,13 +3,17 @@
 """Instruction tuning: answers are the noisy region; every adapter learns on every back-end."""
 
 import json
+import os
 import re
+import shlex
+import signal
 
 import numpy as np
 import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from PIL import Image
 from test_chat import assistant, say, show, user
 from test_processing import DRESS, END, GOWN, MASK, PAD, A, make_processor, picture, pixels
@@ -18,6 +22,7 @@ from tiny_model import MIXERS, make_model, mixed_batch
 
 import modeling_mdm.block
 from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
+from modeling_mdm.cli.export import export
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.ssd import BACKENDS, ssd_reference
 from modeling_mdm.training.captions import CaptionTable
@@ -30,7 +35,7 @@ from modeling_mdm.training.conversations import (
     place_images,
     unseen_words,
 )
-from modeling_mdm.training.data import PictureDataset, Source
+from modeling_mdm.training.data import FASHION_MNIST_ID, PictureDataset, Source
 from modeling_mdm.training.questions import (
     DRAWING,
     GARMENTS,
@@ -38,6 +43,7 @@ from modeling_mdm.training.questions import (
     WHICH,
     FashionQuestions,
 )
+from modeling_mdm.training.trainer import MDMTrainer
 
 # peft asks the model by transformers' old name.
 pytestmark = pytest.mark.filterwarnings(
@@ -570,6 +576,7 @@ def trained(tmp_path_factory):
     save_config_folder(folder)
     torch.manual_seed(0)
     MDMForJointGeneration(MDMConfig.from_pretrained(folder)).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     return folder
 
 
@@ -631,6 +638,37 @@ def test_the_script_tunes_saves_merges_and_goes_on(trained, talks, tmp_path):
     assert (estimates[0] - estimates[1]).abs().max() < 1e-5
     out = adapters.generate(**inputs, num_inference_steps=1, show_progress=False)
     assert isinstance(processor.post_process(out, inputs)[0].text, str)
+    command = shlex.join([*arguments, "--max_steps", "4", "--resume_from_checkpoint", "last"])
+    for folder, library in ((tmp_path, "peft"), (tmp_path / "merged", "transformers")):
+        card = assert_filled(folder, trained, library)
+        assert f"python examples/finetune.py {command}\n" in card
+        assert f"`{talks}`" in card and str(trained) in card
+    # A checkpoint holds adapters, no code, and no card of its own.
+    names = {path.name for path in (tmp_path / "checkpoint-4").iterdir()}
+    assert "adapter_model.safetensors" in names and "README.md" not in names
+    assert [name for name in names if name.endswith(".py")] == ["mdm_export_first.py"]
+    assert (tmp_path / "processing_mdm.py").is_file()
+    # Exported, they are the merged model.
+    export(str(tmp_path / "checkpoint-4"), str(tmp_path / "hub"))
+    ours, theirs = (
+        MDMForJointGeneration.from_pretrained(tmp_path / name).state_dict()
+        for name in ("hub", "merged")
+    )
+    assert set(ours) == set(theirs) and (tmp_path / "hub" / "modeling_mdm.py").is_file()
+
+
+def assert_filled(folder, base, library):
+    """Read a card as the Hub does; its code runs as it is written."""
+    card = ModelCard.load(folder / "README.md")
+    assert "More Information Needed" not in card.content
+    assert card.data.library_name == library and card.data.base_model == base.name
+    assert {"mdm", "lora"} & set(card.data.tags) and card.data.license == "mit"
+    code = re.search(r"```python\n(.*?)```", card.content, re.DOTALL)[1]
+    found = {}
+    exec(code, found)
+    assert isinstance(found["processor"], MDMProcessor)
+    assert isinstance(found["model"], peft.PeftModel if library == "peft" else torch.nn.Module)
+    return card.content
 
 
 def test_the_script_asks_before_and_after(trained, tmp_path, monkeypatch):
@@ -645,10 +683,29 @@ def test_the_script_asks_before_and_after(trained, tmp_path, monkeypatch):
         [*arguments, *options, "--max_steps", "1", "--merge", "false", "--logging_steps", "1"]
     )
     assert json.loads((tmp_path / "answers.json").read_text()) == results
+    card = assert_filled(tmp_path, trained, "peft")
+    shares = f"{results['before']['all']:.1%} | {results['after']['all']:.1%}"
+    assert f"| all | {shares} |" in card and "use_mode_head=True" in card
+    assert ModelCard.load(tmp_path / "README.md").data.datasets == [FASHION_MNIST_ID]
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert any("loss_mode" in entry for entry in state["log_history"])
     assert set(results) == {"before", "after"} and 0 <= results["after"]["all"] <= 1
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_interrupt_says_how_to_go_on(trained, talks, tmp_path, monkeypatch):
+    script = load_script(ROOT / "examples" / "finetune.py")
+    compute_loss = MDMTrainer.compute_loss
+
+    def interrupted_loss(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(MDMTrainer, "compute_loss", interrupted_loss)
+    arguments = script_arguments(trained, talks, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt, match=r"checkpoint-2: .*--resume_from_checkpoint last"):
+        script.main([*arguments, "--max_steps", "9"])
 
 
 def test_a_set_without_messages_is_refused(trained, tmp_path):

@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "modeling_mdm"
+PACKAGES = (PACKAGE, ROOT / "mdm_cli")  # the second starts before the first is imported
 VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
 MATH_MODULES = {
@@ -81,7 +82,9 @@ def wheel(tmp_path_factory):
     for name in ("configuration", "examples", "processing", "tests"):
         (sources / name).mkdir()
         (sources / name / "__init__.py").touch()
-    shutil.copytree(PACKAGE, sources / "modeling_mdm", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        unwanted = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(package, sources / package.name, ignore=unwanted)
     build = (
         "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     )
@@ -100,8 +103,34 @@ def wheel(tmp_path_factory):
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    sources = {in_repository(path) for path in PACKAGE.rglob("*.py")}
+    sources = {in_repository(path) for package in PACKAGES for path in package.rglob("*.py")}
     assert names == sources | {"modeling_mdm/py.typed"}
+
+
+def test_the_installed_command_runs_from_the_wheel(wheel, tmp_path):
+    """Elsewhere, with no sources near: the version and an error, without a heavy import."""
+    wheel.extractall(tmp_path / "site")
+    script = """
+import sys
+from importlib.metadata import distributions
+site = sys.argv.pop(1)
+sys.path.insert(0, site)
+(installed,) = distributions(path=[site])
+(command,) = installed.entry_points.select(group="console_scripts", name="mdm")
+try:
+    command.load()()
+except SystemExit as ended:
+    assert sys.modules["mdm_cli"].__file__.startswith(site)
+    assert not {"torch", "transformers", "modeling_mdm"} & set(sys.modules)
+    sys.exit(ended.code)
+"""
+    command = [sys.executable, "-I", "-c", script, str(tmp_path / "site")]
+    options = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([*command, "--version"], **options)
+    assert done.returncode == 0 and done.stderr == ""
+    assert f'"{done.stdout.split()[1]}"' in VERSION_FILE.read_text()
+    done = subprocess.run([*command, "generate", "--wriet", "text"], **options)
+    assert done.returncode == 2 and "usage: mdm generate" in done.stderr
 
 
 def test_wheel_metadata(wheel):
@@ -166,7 +195,11 @@ def identifiers(tree: ast.AST) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=in_repository)
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for package in PACKAGES for path in package.rglob("*.py")),
+    ids=in_repository,
+)
 def test_the_banned_name(path):
     """`dt` is Delta in Mamba and a time step in diffusion, so it is neither here."""
     assert "dt" not in identifiers(ast.parse(path.read_text(encoding="utf-8")))

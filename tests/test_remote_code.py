@@ -14,11 +14,13 @@ import pytest
 import torch
 from tiny_digits import ROOT, load_script, make_processor
 from tiny_model import make_model
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 
+from mdm_cli.main import main as mdm
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.cli import export
-from modeling_mdm.cli.main import main as mdm
 from modeling_mdm.sharing import AUTO_MODELS
+from modeling_mdm.training.checkpoints import find_fault
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
 PACKAGE = ROOT / "modeling_mdm"
@@ -57,8 +59,21 @@ QUIET, PROMPTS, AUTO_MODELS = {QUIET}, {PROMPTS}, {AUTO_MODELS}
 """
 
 FIRST = """
-saved, checkpoint, again, results = sys.argv[1:]
-found = {"models": {}, "checkpoint": {}, "types": {}}
+saved, checkpoint, exported, again, results = sys.argv[1:]
+found = {"models": {}, "checkpoint": {}, "types": {}, "refused": {}}
+for name in ("AutoConfig", "AutoProcessor", "AutoImageProcessor", *AUTO_MODELS, "pipeline"):
+    load = getattr(transformers, name)
+    if name == "pipeline":
+        load = lambda folder, **options: pipeline("any-to-any", model=folder, **options)
+    else:
+        load = load.from_pretrained
+    for _ in range(2):  # a module whose import has failed must not pass for imported
+        try:
+            load(checkpoint, **REMOTE)
+        except ImportError as error:
+            found["refused"][name] = str(error)
+        else:
+            found["refused"][name] = "nothing"
 config = transformers.AutoConfig.from_pretrained(saved, **REMOTE)
 processor = transformers.AutoProcessor.from_pretrained(saved, **REMOTE)
 tokenizer = transformers.AutoTokenizer.from_pretrained(saved, **REMOTE)
@@ -69,7 +84,7 @@ found["tokens"] = tokenizer(PROMPTS)["input_ids"]
 found["pixels"] = image_processor(torch.full((1, 8, 8), 0.5), return_tensors="pt")["pixel_values"]
 for folder, loaded, names in (
     (saved, found["models"], AUTO_MODELS),
-    (checkpoint, found["checkpoint"], ["AutoModelForMultimodalLM"]),
+    (exported, found["checkpoint"], ["AutoModelForMultimodalLM"]),
 ):
     for name in names:
         auto = getattr(transformers, name)
@@ -169,14 +184,24 @@ def checkpoint(saved, tmp_path_factory):
         processing_class=processor,
     )
     trainer.train()
+    trainer.save_model()
     return run / "checkpoint-1", trainer.model.eval()
 
 
 @pytest.fixture(scope="module")
-def first(saved, checkpoint, tmp_path_factory):
+def exported(checkpoint, tmp_path_factory):
+    """What `mdm export` made of the checkpoint."""
+    folder = tmp_path_factory.mktemp("exported")
+    assert mdm(["export", "--checkpoint", str(checkpoint[0]), "--output_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(saved, checkpoint, exported, tmp_path_factory):
     """What a clean process found, and the folder that it saved to."""
     alone = tmp_path_factory.mktemp("first")
-    return run_alone(FIRST, alone, saved[2], checkpoint[0], alone / "again"), alone / "again"
+    folders = (saved[2], checkpoint[0], exported, alone / "again")
+    return run_alone(FIRST, alone, *folders), alone / "again"
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +230,34 @@ def test_the_classes_come_from_the_folder(first):
     assert own == {"MDMConfig", "MDMProcessor", "MDMImageProcessor", *AUTO_MODELS}
 
 
-def test_a_checkpoint_of_the_trainer_loads_as_well(checkpoint, saved, first):
+def test_a_checkpoint_carries_no_code_but_a_signpost(checkpoint, first):
+    """Whatever is to be run from its folder, the error names the command that helps."""
+    folder, model = checkpoint
+    (signpost,) = folder.glob("*.py")
+    assert len(signpost.read_text().splitlines()) < 10 and not (folder / "README.md").exists()
+    names = {"AutoConfig", "AutoProcessor", "AutoImageProcessor", *AUTO_MODELS, "pipeline"}
+    assert set(first[0]["refused"]) == names
+    for message in first[0]["refused"].values():
+        assert f"mdm export --checkpoint {folder} --output_dir" in message
+    assert find_fault(folder) is None
+    # With the package imported, as here, it loads by every class.
+    for options in ({}, {"trust_remote_code": True}):
+        loaded = AutoModel.from_pretrained(folder, **options).state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+        assert type(AutoProcessor.from_pretrained(folder, **options)) is MDMProcessor
+        image_processor = AutoImageProcessor.from_pretrained(folder, **options)
+        assert type(image_processor).__module__.startswith("modeling_mdm.")
+
+
+def test_the_final_folder_of_a_run_carries_its_code(checkpoint, saved):
+    run = checkpoint[0].parent
+    code = {path.name: path.read_bytes() for path in saved[2].glob("*.py")}
+    assert {path.name: path.read_bytes() for path in run.glob("*.py")} == code
+    assert named_code(run) == named_code(saved[2])
+
+
+def test_an_exported_checkpoint_loads_anywhere(checkpoint, exported, saved, first):
+    assert named_code(exported) == named_code(saved[2])
     _, model = checkpoint
     theirs = first[0]["checkpoint"]["AutoModelForMultimodalLM"]
     weights = model.state_dict()

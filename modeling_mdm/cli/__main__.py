@@ -4,7 +4,7 @@
 
 import sys
 
-from modeling_mdm.cli.main import main
+from mdm_cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,14 +16,16 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
+from modeling_mdm.training.loading import load_pretrained, require_device
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
 
 
 def load(chosen: Namespace) -> tuple[Any, Any]:
     """Load model and processor."""
-    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint)
+    require_device("--device", chosen.device)
+    processor = load_pretrained(MDMProcessor, "--checkpoint", chosen.checkpoint)
+    model = load_pretrained(MDMForJointGeneration, "--checkpoint", chosen.checkpoint)
     return model.to(chosen.device).eval(), processor
 
 
@@ -36,10 +38,6 @@ def open_picture(path: str) -> Image.Image:
 
 def generate(chosen: Namespace) -> None:
     """Write samples, print their words and save their pictures."""
-    if chosen.mask and not chosen.image:
-        raise ValueError("--mask says what to repaint in a picture: give one by --image.")
-    if chosen.watch and chosen.num_samples > 1:
-        raise ValueError("--watch shows one sample: leave --num_samples out.")
     request: dict[str, Any] = {"generate": chosen.write}
     if chosen.text is not None:
         request["text"] = [chosen.text]

@@ -16,21 +16,26 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
+from mdm_cli.places import require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.training.carried_code import remove_code
 from modeling_mdm.training.command_line import read_command_line
-
-CODE_FIELDS = ("auto_map", "custom_pipelines")
+from modeling_mdm.training.loading import load_pretrained
 
 
 @dataclass
 class ExportArguments:
     """What to export, and to where."""
 
-    checkpoint: str = field(metadata={"help": "folder or Hub id of a model with its processor"})
+    checkpoint: str = field(
+        metadata={"help": "folder or Hub id of a model with its processor, or of adapters"}
+    )
     output_dir: str = field(metadata={"help": "folder to write, made if it does not exist"})
     code: bool = field(default=True, metadata={"help": "false: weights and settings alone"})
     push_to_hub: str | None = field(default=None, metadata={"help": "Hub id to upload to as well"})
@@ -38,41 +43,55 @@ class ExportArguments:
     json: bool = field(default=False, metadata={"help": "print what was written as JSON"})
 
 
+load_model = partial(load_pretrained, MDMForJointGeneration)
+
+
+def holds_adapters(checkpoint: str) -> bool:
+    """Tell adapters from a whole model."""
+    folder = Path(checkpoint)
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def load_merged(checkpoint: str) -> Any:
+    """Load the model that adapters are for, and merge them into it."""
+    import peft
+
+    config = peft.PeftConfig.from_pretrained(checkpoint)
+    options = {"use_mode_head": True} if "mode_head" in (config.modules_to_save or ()) else {}
+    base = load_model("base model of checkpoint", config.base_model_name_or_path, **options)
+    return peft.PeftModel.from_pretrained(base, checkpoint).merge_and_unload()
+
+
 def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
     """Write a folder that stands alone.
 
     Args:
-        checkpoint: folder or Hub id of a model with its processor; a `README.md` in a folder is
-            taken along as the model card.
+        checkpoint: folder or Hub id of a model with its processor, the folder of a run or one of
+            its checkpoints (the weights that training goes on from). Adapters are merged into their
+            model. A `README.md` in the folder of a model is taken along as the model card.
         output_dir: folder to write.
         code: False leaves the code out, and every mention of it.
 
     Returns:
         The folder.
+
+    Raises:
+        OSError: if the checkpoint is missing, or the folder cannot be written to.
     """
+    require_writable("output_dir", output_dir)
+    merges = holds_adapters(checkpoint)
+    model = load_merged(checkpoint) if merges else load_model("checkpoint", checkpoint)
+    processor = load_pretrained(MDMProcessor, "checkpoint", checkpoint)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     card = Path(checkpoint) / "README.md"
-    if card.is_file():
+    if card.is_file() and not merges:
         shutil.copyfile(card, folder / card.name)
-    MDMForJointGeneration.from_pretrained(checkpoint).save_pretrained(folder)
-    MDMProcessor.from_pretrained(checkpoint).save_pretrained(folder)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     if not code:
         remove_code(folder)
     return folder
-
-
-def remove_code(folder: Path) -> None:
-    """Delete the code in a saved folder and what names it."""
-    for path in folder.glob("*.py"):
-        path.unlink()
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
-        path = folder / name
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        for part in (settings, settings.get("image_processor", {})):
-            for code_field in CODE_FIELDS:
-                part.pop(code_field, None)
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def parse(

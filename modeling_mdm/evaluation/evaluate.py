@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 
+from mdm_cli.places import require_place, require_writable_file
 from modeling_mdm.evaluation.figures import (
     CaptioningFigures,
     JointFigures,
@@ -40,6 +41,7 @@ from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.data import load_training_data
+from modeling_mdm.training.loading import load_pretrained, require_device
 
 TASKS = ("text_to_image", "captioning", "joint")
 
@@ -139,6 +141,8 @@ def measure(
         options=chosen.generation_options,
         disable_tqdm=chosen.disable_tqdm,
     )
+    if "captioning" in chosen.tasks:  # a missing set is found before hours of the other tasks
+        pictures = load_training_data(chosen.dataset, split=chosen.split, data_dir=chosen.data_dir)
     figures: dict[str, Any] = {}
     if "joint" in chosen.tasks:
         figures["joint"] = joint_figures(
@@ -149,7 +153,6 @@ def measure(
             model, processor, judge, captions, chosen.num_samples, chosen.guidance_scale, sampling
         )
     if "captioning" in chosen.tasks:
-        pictures = load_training_data(chosen.dataset, split=chosen.split, data_dir=chosen.data_dir)
         figures["captioning"] = captioning_figures(
             model, processor, captions, pictures, chosen.limit, sampling
         )
@@ -209,11 +212,18 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
 
     Args:
         chosen: what is measured. command: what the file names as the command that wrote it.
+
+    Raises:
+        OSError: if a file or folder is missing, or the output could not be written.
     """
+    require_writable_file("output", chosen.output)
+    require_device("device", chosen.device)
+    require_place("checkpoint", chosen.checkpoint)
     captions = CaptionTable.from_json(chosen.captions)
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
-    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).to(chosen.device).eval()
+    processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
+    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint)
+    model = model.to(chosen.device).eval()
     with torch.autocast(chosen.device.split(":")[0], torch.bfloat16, enabled=chosen.bf16):
         figures = measure(model, processor, judge, captions, chosen)
     content = {

@@ -30,8 +30,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
+from mdm_cli.endings import perform
+from mdm_cli.places import require_folder, require_writable
+from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
 WEIGHTS_FILE = "model.safetensors"
@@ -163,10 +165,11 @@ class JudgeNetwork(nn.Module):
         """Read a judge that `save_pretrained` wrote, ready to classify.
 
         Raises:
-            FileNotFoundError: if one of its two files is missing.
+            FileNotFoundError: if the folder or one of its two files is missing.
             ValueError: if the weights do not belong to the description.
         """
         folder = Path(folder)
+        require_folder("judge", str(folder))
         for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -330,9 +333,15 @@ def _augmented(images: Tensor, mirror: bool, draw: torch.Generator) -> Tensor:
     return padded[..., down : down + height, right : right + width]
 
 
-def main(arguments: Sequence[str] | None = None) -> JudgeNetwork:
-    """Run the command line; return the judge that was trained and saved."""
-    (chosen,) = HfArgumentParser(JudgeArguments).parse_args_into_dataclasses(arguments)
+def parse(argv: Sequence[str]) -> tuple[JudgeArguments, str]:
+    """Read the command line; return the arguments, and the whole command."""
+    (chosen,) = read_command_line((JudgeArguments,), argv, __doc__)
+    return chosen, f"python -m modeling_mdm.evaluation.judge {shlex.join(argv)}"
+
+
+def run(chosen: JudgeArguments, command: str) -> JudgeNetwork:
+    """Train a judge, print its accuracy, save and return it."""
+    require_writable("output_dir", chosen.output_dir)
     train, test = (
         load_training_data(
             chosen.dataset, split=split, data_dir=chosen.data_dir, limit=chosen.limit
@@ -340,8 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> JudgeNetwork:
         for split in ("train", "test")
     )
     judge = train_judge(train, test, chosen)
-    given = sys.argv[1:] if arguments is None else arguments
-    judge.description["command"] = f"python -m modeling_mdm.evaluation.judge {shlex.join(given)}"
+    judge.description["command"] = command
     judge.save_pretrained(chosen.output_dir)
     result = judge.description["test"]
     for name, share in zip(
@@ -352,5 +360,10 @@ def main(arguments: Sequence[str] | None = None) -> JudgeNetwork:
     return judge
 
 
+def main(arguments: Sequence[str] | None = None) -> JudgeNetwork:
+    """Run the command line; return the judge that was trained and saved."""
+    return run(*parse(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(perform("judge", lambda: (parse, run), sys.argv[1:]))

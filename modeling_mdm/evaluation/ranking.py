@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
+from mdm_cli.endings import perform
+from mdm_cli.places import require_writable_file
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
+from modeling_mdm.training.loading import load_pretrained
 
 
 @dataclass
@@ -107,14 +110,18 @@ def ranking_figures(
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
+def parse(argv: Sequence[str]) -> tuple[RankingArguments]:
+    """Read the command line and the YAML file that it may begin with."""
+    return read_command_line((RankingArguments,), argv, __doc__)
+
+
+def run(chosen: RankingArguments) -> list[RankingFigures]:
     """Measure each number of evaluations, print and write the figures."""
-    given = sys.argv[1:] if arguments is None else list(arguments)
-    (chosen,) = HfArgumentParser(RankingArguments).parse_args_into_dataclasses(given)
+    require_writable_file("output", chosen.output)
     captions = CaptionTable.from_json(chosen.captions)
     dataset = load_training_data(chosen.dataset, split="test", data_dir=chosen.data_dir)
-    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).eval()
+    processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
+    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint).eval()
     figures = []
     for count in chosen.num_evaluations:
         figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
@@ -124,5 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
     return figures
 
 
+def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
+    """Do what the command line says."""
+    return run(*parse(sys.argv[1:] if arguments is None else arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(perform("ranking", lambda: (parse, run), sys.argv[1:]))

@@ -91,6 +91,17 @@ def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
+def how_to_go_on(output_dir: str | Path) -> str:
+    """Tell the user of a run that was interrupted what is left of it."""
+    checkpoint = last_whole_checkpoint(output_dir)
+    if checkpoint is None:
+        return f"{output_dir} holds no checkpoint yet: the same command starts anew."
+    return (
+        f"The last checkpoint is {checkpoint}: the same command with --resume_from_checkpoint last "
+        "goes on from there."
+    )
+
+
 def _flush_to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -45,7 +46,8 @@ def read_command_line(
         one object of each dataclass.
 
     Raises:
-        ValueError: an unknown key or argument, or a value that a dataclass refuses.
+        ValueError: an unknown key or argument, a value that a dataclass refuses, or a file that is
+            no YAML.
         FileNotFoundError: there is no such file.
         SystemExit: help was asked for, or an argument is missing or malformed.
     """
@@ -62,7 +64,7 @@ def read_command_line(
         path = Path(argv.pop(0))
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file: name an existing YAML file, or none.")
-        named = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        named = _read_values(path)
         known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
         if unknown := sorted(set(named) - known):
             raise ValueError(f"{path} has the unknown keys {unknown}; --help lists all arguments.")
@@ -71,3 +73,13 @@ def read_command_line(
     for action in parser._actions:
         action.required = action.required and action.dest not in values
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict | NoneType):
+        raise ValueError(f"{path} holds {values!r:.40}: write lines of `argument: value`.")
+    return values or {}

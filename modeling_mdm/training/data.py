@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from mdm_cli.places import require_place
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.idx import read_idx
 
@@ -257,6 +258,10 @@ def _load_fashion_mnist(folder: Path, split: str) -> Source:
 
 
 def _idx_path(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"data_dir={str(folder)!r} is missing: there is no such folder. {FASHION_MNIST_HELP}"
+        )
     for path in (folder / f"{name}.gz", folder / name):
         if path.is_file():
             return path
@@ -270,6 +275,7 @@ def _load_with_datasets(name_or_path: str, split: str, data_dir: str | None) -> 
         import datasets
     except ImportError as error:
         raise ImportError(f"{name_or_path!r} needs `pip install datasets`.") from error
+    require_place("dataset", name_or_path)
     folder = Path(name_or_path)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         saved = datasets.load_from_disk(name_or_path)
@@ -286,7 +292,8 @@ def _load_with_datasets(name_or_path: str, split: str, data_dir: str | None) -> 
             if name_or_path == FASHION_MNIST_ID
             else "Give 'digits', 'fashion_mnist', a folder, or the id of a set on the Hub."
         )
-        raise FileNotFoundError(f"name_or_path={name_or_path!r}: {error} {hint}") from error
+        what = "" if folder.exists() else " is no folder here, and as an id of the Hub"
+        raise FileNotFoundError(f"name_or_path={name_or_path!r}{what}: {error} {hint}") from error
     except ValueError as error:
         raise ValueError(f"name_or_path={name_or_path!r}, split={split!r}: {error}") from error
 

@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from mdm_cli.places import require_place
+
 logger = logging.get_logger(__name__)
 
 ROLES = ("image", "text", "prompt", "label", "messages")
@@ -59,6 +61,7 @@ class StreamSource:
         """Return a stream of raw items, `{role: value}`, with pictures not decoded."""
         import datasets
 
+        require_place("path", self.path)
         stream = datasets.load_dataset(
             self.path, self.name, data_files=self.data_files, split=self.split, streaming=True
         )

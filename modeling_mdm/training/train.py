@@ -28,12 +28,15 @@ from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from mdm_cli.interrupts import unwinding
+from mdm_cli.places import require_file, require_writable
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
-from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
+from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoint, list_checkpoints
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
+from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.streams import MixedStream, read_recipe
 from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
@@ -171,9 +174,9 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
                 f"config_overrides={overrides} cannot change the trained model in {args.config!r}: "
                 "drop them, or name a config without weights."
             )
-        model = MDMForJointGeneration.from_pretrained(args.config)
+        model = load_pretrained(MDMForJointGeneration, "config", args.config)
     else:
-        config = MDMConfig.from_pretrained(args.config)
+        config = load_pretrained(MDMConfig, "config", args.config)
         if unknown := sorted(name for name in overrides if not hasattr(config, name)):
             raise ValueError(f"config_overrides names {unknown}, which MDMConfig does not have.")
         model = MDMForJointGeneration(MDMConfig(**{**config.to_dict(), **overrides}))
@@ -218,6 +221,7 @@ def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int)
             f"with the streams of dataset={args.dataset!r}: leave it out. Split, columns and files "
             "of each stream stand in that recipe; streams are not evaluated on."
         )
+    require_file("dataset", args.dataset)
     size = processor.image_processor.size
     return MixedStream(
         read_recipe(args.dataset), (size.height, size.width), seed, batch_size, buckets=8
@@ -245,10 +249,14 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
 
     Raises:
         ValueError: if the arguments do not fit each other, or an earlier run's checkpoints.
+        OSError: if a file or folder is missing, or output_dir cannot be written to.
+        KeyboardInterrupt: after Ctrl-C, with the way to go on.
     """
+    require_writable("output_dir", args.output_dir)
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
-    processor = MDMProcessor.from_pretrained(model_args.processor or model_args.config)
+    named = "config" if model_args.processor is None else "processor"
+    processor = load_pretrained(MDMProcessor, named, getattr(model_args, named))
     if data_args.dataset.endswith((".yaml", ".yml")):
         batch_size = args.per_device_train_batch_size
         train_data = load_stream(data_args, processor, batch_size, args.data_seed)
@@ -270,9 +278,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
         data_collator=MDMDataCollator(processor, mixture, args.data_seed, data_args.truncation),
         processing_class=processor,
     )
-    trainer.train(checkpoint)
-    trainer.save_model()
-    trainer.save_state()
+    with unwinding(lambda: how_to_go_on(args.output_dir)):
+        trainer.train(checkpoint)
+        trainer.save_model()
+        trainer.save_state()
 
 
 def main(argv: Sequence[str] | None = None, description: str | None = __doc__) -> None:

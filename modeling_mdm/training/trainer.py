@@ -28,6 +28,7 @@ from transformers.utils import logging
 
 from modeling_mdm.loss import count_items_in_batches
 from modeling_mdm.training.arguments import MDMTrainingArguments
+from modeling_mdm.training.carried_code import replace_code_by_signpost
 from modeling_mdm.training.checkpoints import (
     STAGING_FOLDER,
     find_fault,
@@ -300,6 +301,9 @@ class MDMTrainer(Trainer):
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(staged / "trainer_state.json"))
+        if not self.args.push_to_hub:  # an upload takes its files from here
+            replace_code_by_signpost(staged, final)
+        (staged / "README.md").unlink(missing_ok=True)  # the card is that of the trained model
         publish_checkpoint(staged, final)
 
     def _start_average(self) -> None:

@@ -22,6 +22,7 @@ from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
 from .mode_head import choose_modes
 from .past_turns import PastTurns
+from .precision import warn_if_computes_emulated
 from .regions import GENERATION_MODES, Inputs, Region, leaves_something_to_write, open_region
 from .sampling import (
     NoiseStreams,
@@ -115,6 +116,7 @@ class MDMGenerationMixin:
         inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
         settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
         _check_past(cache, settings)
+        warn_if_computes_emulated(self.dtype, self.device)
         region = Region(generation_mode, max_new_tokens, image_size)
         past = cache
         if generation_mode == "auto":

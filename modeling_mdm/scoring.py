@@ -25,6 +25,7 @@ from .diffusion import MAX_LOG_SNR
 from .inputs import EncodedInputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
 from .past_turns import read_part
+from .precision import warn_if_computes_emulated
 from .prompt_cache import PromptCache
 from .regions import open_content
 from .sampling import written
@@ -109,6 +110,7 @@ class MDMScoringMixin:
                 `pixel_std` <= 0, or inputs that `forward` would reject.
         """
         _check(num_evaluations, levels, pixel_std)
+        warn_if_computes_emulated(self.dtype, self.device)
         inputs = open_content({"input_ids": input_ids, **inputs}, content, self.config)
         encoded = self.encode_inputs(**inputs)
         posteriors = self._posteriors(encoded)

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,28 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
+from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
+
+
+def in_chosen_type(command: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+    """Run a command in the type that `--bf16` chooses."""
+
+    @wraps(command)
+    def run(chosen: Namespace) -> None:
+        chosen.bf16 = use_bfloat16(chosen.bf16, chosen.device)
+        with autocast(chosen.bf16, chosen.device):
+            command(chosen)
+
+    return run
 
 
 def load(chosen: Namespace) -> tuple[Any, Any]:
     """Load model and processor."""
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint)
+    dtype = load_dtype(chosen.bf16)
+    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint, dtype=dtype)
     return model.to(chosen.device).eval(), processor
 
 
@@ -34,6 +49,7 @@ def open_picture(path: str) -> Image.Image:
         return picture
 
 
+@in_chosen_type
 def generate(chosen: Namespace) -> None:
     """Write samples, print their words and save their pictures."""
     if chosen.mask and not chosen.image:
@@ -80,6 +96,7 @@ def generate(chosen: Namespace) -> None:
             print("  ".join(part for part in (result["image"], result["text"]) if part is not None))
 
 
+@in_chosen_type
 def score(chosen: Namespace) -> None:
     """Print the texts, the best first, with the bound on their log-likelihood in nats."""
     request: dict[str, Any] = {"text": chosen.text}
@@ -106,6 +123,7 @@ def score(chosen: Namespace) -> None:
             print(f"{result['log_likelihood']:10.2f} nats  {result['text']}")
 
 
+@in_chosen_type
 def chat(chosen: Namespace) -> None:
     """Read messages from standard input, a line each, and answer each of them."""
     pictures = [] if chosen.image is None else [open_picture(chosen.image)]

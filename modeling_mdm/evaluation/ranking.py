@@ -23,8 +23,10 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.command_line import bf16_argument
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
 
@@ -42,10 +44,14 @@ class RankingArguments:
     num_evaluations: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "noise levels, a run for each"}
     )
+    bf16: str = bf16_argument()
     batch_size: int = field(default=10, metadata={"help": "pictures at a time"})
     seed: int = field(default=0, metadata={"help": "seed of phrasings and noise"})
     output: str = field(default="ranking.json", metadata={"help": "JSON file that is written"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bars"})
+
+    def __post_init__(self) -> None:
+        self.bf16 = use_bfloat16(self.bf16)
 
 
 @dataclass(frozen=True)
@@ -114,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> list[RankingFigures]:
     captions = CaptionTable.from_json(chosen.captions)
     dataset = load_training_data(chosen.dataset, split="test", data_dir=chosen.data_dir)
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).eval()
+    dtype = load_dtype(chosen.bf16)
+    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint, dtype=dtype).eval()
     figures = []
     for count in chosen.num_evaluations:
-        figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
+        with autocast(chosen.bf16, "cpu"):
+            figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
         print(figures[-1])
     content = json.dumps([asdict(one) for one in figures], indent=2)
     Path(chosen.output).write_text(content + "\n", encoding="utf-8")

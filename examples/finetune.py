@@ -30,6 +30,7 @@ from transformers import set_seed
 
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.precision import autocast
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
@@ -184,9 +185,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     def ask(when: str, model: Any) -> None:
         if questions and args.process_index == 0:
             model.to(args.device)
-            results[when] = answer_accuracy(
-                model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
-            )
+            with autocast(args.bf16, args.device):
+                results[when] = answer_accuracy(
+                    model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
+                )
             print(json.dumps({when: results[when]}), flush=True)
 
     ask("before", model)

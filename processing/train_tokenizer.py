@@ -275,7 +275,7 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
         The texts, and the number of classes if a caption table tells it.
     """
     if not arguments.text_files and arguments.captions is None and arguments.dataset is None:
-        raise ValueError("Nothing to train on: give --dataset, --text_files or --captions.")
+        raise ValueError("Nothing to train on: give --text_files, --captions or --dataset.")
     texts, num_classes = [], None
     for path in arguments.text_files:
         texts += Path(path).read_text(encoding="utf-8").splitlines()

@@ -19,6 +19,7 @@ from modeling_mdm.cli.main import main as mdm
 from modeling_mdm.evaluation.evaluate import EvaluationArguments, parse
 from modeling_mdm.evaluation.judge import JudgeArguments
 from modeling_mdm.evaluation.ranking import RankingArguments
+from modeling_mdm.norms import RMSNorm
 from modeling_mdm.precision import (
     bfloat16_cost,
     describe_processor,
@@ -276,10 +277,30 @@ def test_the_command_line_computes_in_what_was_chosen(
 def test_autocast_without_gradients_warns_of_nothing(model):
     """torch warns where a norm's input and weight differ in type; here warnings are errors."""
     inputs = make_processor()(text=["a zero"], generate="image", return_tensors="pt")
-    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
-        warnings.simplefilter("error")
-        out = model.generate(**inputs, num_inference_steps=2, show_progress=False)
+    torch.set_warn_always(True)  # not only the first time in this process
+    try:
+        with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+            warnings.simplefilter("error")
+            out = model.generate(**inputs, num_inference_steps=2, show_progress=False)
+    finally:
+        torch.set_warn_always(False)
     assert out.images.isfinite().all()
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("of_input", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("of_weight", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_keeps_the_type_of_its_input(of_input, of_weight, gradients):
+    x = torch.randn(3, 5, 48).to(of_input)
+    norm = RMSNorm(48, eps=1e-5, dtype=of_weight)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    wide, weight = x.double(), norm.weight.double()
+    truth = wide / (wide.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    with torch.set_grad_enabled(gradients):
+        found = norm(x)
+    assert found.dtype == of_input
+    error = (found.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt()
+    assert error < (1e-6 if of_input == torch.float32 else 5e-3)
 
 
 def test_every_speed_that_training_logs_names_the_processor(tmp_path):

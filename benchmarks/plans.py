@@ -73,7 +73,7 @@ PLANS = {
         chunks=(32, 64, 128),
         compiled_lengths=(),
         effort=Effort(1.0, 3, 10),
-        minutes=2.5,
+        minutes=2.8,
     ),
     "gpu": replace(
         FULL,

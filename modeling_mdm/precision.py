@@ -48,7 +48,7 @@ def has_bfloat16(device: str | torch.device = "cpu") -> bool:
     if kind != "cpu":
         return bool(is_torch_bf16_gpu_available())
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    if not torch.backends.mkldnn.is_available() or supported is None or not supported():
+    if supported is None or not supported() or not torch.backends.mkldnn.enabled:
         return False
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _HELD_BELOW:
         return False

@@ -53,10 +53,7 @@ def make_processor(monkeypatch, folder, size, *options):
     return MDMProcessor.from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    "size",
-    [32, pytest.param(64, marks=pytest.mark.slow), pytest.param(256, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("size", SIZES)
 def test_the_two_commands_log_evaluate_and_draw(size, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     make_processor(monkeypatch, tmp_path / "processor", size, "--dataset", str(pictures))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.precision import has_bfloat16, processor_name
+from modeling_mdm.bfloat16 import has_bfloat16, processor_name
 from modeling_mdm.products import project, takes_onednn
 
 from .timing import stopwatch

@@ -28,9 +28,9 @@ from typing import Any
 import peft
 from transformers import set_seed
 
+from modeling_mdm.bfloat16 import autocast
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.precision import autocast
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line

@@ -16,13 +16,13 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
+from .bfloat16 import warn_if_computes_emulated
 from .generation_outputs import MDMGenerateOutput
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
 from .mode_head import choose_modes
 from .past_turns import PastTurns
-from .precision import warn_if_computes_emulated
 from .regions import GENERATION_MODES, Inputs, Region, leaves_something_to_write, open_region
 from .sampling import (
     NoiseStreams,

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from .bfloat16 import warn_if_computes_emulated
 from .configuration_mdm import MDMConfig
 from .diffusion import MAX_LOG_SNR
 from .inputs import EncodedInputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
 from .past_turns import read_part
-from .precision import warn_if_computes_emulated
 from .prompt_cache import PromptCache
 from .regions import open_content
 from .sampling import written

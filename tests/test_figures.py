@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_digits import load_script
 from transformers import BatchFeature
 
+from modeling_mdm.bfloat16 import describe_processor
 from modeling_mdm.cli.main import main as mdm
 from modeling_mdm.evaluation import evaluate
 from modeling_mdm.evaluation.figures import (
@@ -25,7 +26,6 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge import JudgeConfig, JudgeNetwork
-from modeling_mdm.precision import describe_processor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.data import PictureDataset, Source
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
-from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
+from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
 

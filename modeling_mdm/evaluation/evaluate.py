@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import transformers
 
+from modeling_mdm.bfloat16 import autocast, describe_processor, load_dtype, use_bfloat16
 from modeling_mdm.evaluation.figures import (
     CaptioningFigures,
     JointFigures,
@@ -36,7 +37,6 @@ from modeling_mdm.evaluation.figures import (
 )
 from modeling_mdm.evaluation.judge import JudgeNetwork
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import bf16_argument, read_command_line

@@ -32,7 +32,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
-from modeling_mdm.precision import autocast, describe_processor, use_bfloat16
+from modeling_mdm.bfloat16 import autocast, describe_processor, use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 from modeling_mdm.training.data import PictureDataset, load_training_data
 

@@ -22,8 +22,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import bf16_argument

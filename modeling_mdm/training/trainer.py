@@ -26,8 +26,8 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
 from modeling_mdm.loss import count_items_in_batches
-from modeling_mdm.precision import describe_processor, warn_if_emulated
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.checkpoints import (
     STAGING_FOLDER,

@@ -15,19 +15,19 @@ import pytest
 import torch
 from tiny_digits import CAPTIONS, ROOT, make_config, make_processor
 
-from modeling_mdm import MDMForJointGeneration, precision
-from modeling_mdm.cli.main import main as mdm
-from modeling_mdm.evaluation.evaluate import EvaluationArguments, parse
-from modeling_mdm.evaluation.judge import JudgeArguments
-from modeling_mdm.evaluation.ranking import RankingArguments
-from modeling_mdm.norms import RMSNorm
-from modeling_mdm.precision import (
+from modeling_mdm import MDMForJointGeneration, bfloat16
+from modeling_mdm.bfloat16 import (
     bfloat16_cost,
     describe_processor,
     has_bfloat16,
     use_bfloat16,
     warn_if_emulated,
 )
+from modeling_mdm.cli.main import main as mdm
+from modeling_mdm.evaluation.evaluate import EvaluationArguments, parse
+from modeling_mdm.evaluation.judge import JudgeArguments
+from modeling_mdm.evaluation.ranking import RankingArguments
+from modeling_mdm.norms import RMSNorm
 from modeling_mdm.training import train
 from modeling_mdm.training.arguments import MDMTrainingArguments
 
@@ -42,7 +42,7 @@ NAMES = ["evaluation", "ranking", "training", "judge"]
 def messages(monkeypatch):
     """What was warned of."""
     found = []
-    monkeypatch.setattr(precision.logger, "warning_once", found.append)
+    monkeypatch.setattr(bfloat16.logger, "warning_once", found.append)
     return found
 
 
@@ -50,8 +50,8 @@ def messages(monkeypatch):
 def hardware(request, monkeypatch, messages):
     """A CPU of either kind, and no launcher that was told a type."""
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
-    monkeypatch.setattr(precision, "has_bfloat16", lambda device="cpu": request.param)
-    monkeypatch.setattr(precision, "default_device", lambda: "cpu")
+    monkeypatch.setattr(bfloat16, "has_bfloat16", lambda device="cpu": request.param)
+    monkeypatch.setattr(bfloat16, "default_device", lambda: "cpu")
     return request.param
 
 
@@ -79,7 +79,7 @@ def python(code, **environment):
 )
 def test_an_older_processor_computes_in_float32_and_says_what_bfloat16_costs(held):
     code = (
-        "from precision import *\n"  # that file alone: the package takes seconds to import
+        "from bfloat16 import *\n"  # that file alone: the package takes seconds to import
         "print(use_bfloat16('auto'), describe_processor())\n"
         "print(use_bfloat16(True), use_bfloat16('true'), bfloat16_cost())\n"
     )

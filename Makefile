@@ -100,7 +100,7 @@ bench-quick: $(DEV_STAMP) ## the same on fewer sizes, under 3 minutes
 .PHONY: bench-keep
 bench-keep: $(DEV_STAMP) ## quality of the shipped checkpoint at keep 100, 75, 50, 25 %: DATA_DIR=folder
 	for keep in 1.0 0.75 0.5 0.25; do \
-		$(RUN) examples/evaluate.py --data_dir $(DATA_DIR) --bf16 true \
+		$(RUN) examples/evaluate.py --data_dir $(DATA_DIR) \
 			--tasks text_to_image captioning --num_samples 500 --limit 1000 \
 			--generation_options "{\"keep\": $$keep}" \
 			--output benchmarks/results/fashion_keep_$$keep.json || exit 1; \
@@ -118,10 +118,10 @@ table-3: $(addprefix table-3-,$(TABLE_3)) ## Table 3 in small, an hour on two co
 
 $(addprefix table-3-,$(TABLE_3)): table-3-%: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc_per_node 2 examples/train.py \
-		examples/configs/fashion_mnist.yaml --data_dir $(DATA_DIR) --use_cpu true --bf16 true \
+		examples/configs/fashion_mnist.yaml --data_dir $(DATA_DIR) --use_cpu true \
 		--report_to none --eval_strategy no --max_steps 1500 --output_dir runs/table-3-$* \
 		--resume_from_checkpoint last $($*)
-	$(RUN) examples/evaluate.py --checkpoint runs/table-3-$* --data_dir $(DATA_DIR) --bf16 true \
+	$(RUN) examples/evaluate.py --checkpoint runs/table-3-$* --data_dir $(DATA_DIR) \
 		--num_samples 1000 --limit 2000 --guidance_scale 3.0 --generation_options \
 		'{"joint_overlap": 0.25, "joint_guidance_scale": {"image": 3.0}, "guidance_scale": {"image": 3.0, "text": 1.5}}' \
 		--output benchmarks/results/table_3_$*.json

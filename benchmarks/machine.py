@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 
+from modeling_mdm.bfloat16 import has_bfloat16, processor_name
 from modeling_mdm.products import project, takes_onednn
 
 from .timing import stopwatch
+
+# Side of matrices in bfloat16 on a CPU that emulates it: as fast there as any, at a few Gflop/s.
+EMULATED_SIDE = 256
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,12 @@ def measure_peaks(device: torch.device, small: bool = False) -> Peaks:
     side = 128 if small else 8192 if on_gpu else 2048
     matmul = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        is_slow = dtype == torch.bfloat16 and not has_bfloat16(device)
+        rows = min(side, EMULATED_SIDE) if is_slow else side
+        a, b = (torch.randn(rows, rows, device=device, dtype=dtype) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, sample)
-        matmul[dtype_name(dtype)] = 2 * side**3 / seconds
+        matmul[dtype_name(dtype)] = 2 * rows**3 / seconds
     matmul |= _onednn_peak(side, sample) if device.type == "cpu" else {}
     # Far larger than any cache.
     source = torch.randn((1 << 16) if small else (1 << 28) if on_gpu else (1 << 26), device=device)
@@ -100,8 +106,10 @@ def describe_machine(device: torch.device, peaks: Peaks) -> dict[str, Any]:
     """Say what a run ran on."""
     described = {
         "device": device.type,
-        "name": _cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "cpu": _cpu_name(),
+        "name": processor_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cpu": processor_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": "in hardware" if has_bfloat16(device) else "emulated",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -123,17 +131,6 @@ def _huge_pages() -> str | None:
             return file.read().partition("[")[2].partition("]")[0]
     except OSError:
         return None
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def device_slug(device: torch.device) -> str:

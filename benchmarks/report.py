@@ -111,6 +111,8 @@ def machine_lines(record: Record) -> str:
     return "\n".join(
         [
             f"* {machine['name']}, {machine['cores']} cores, {machine['threads']} threads used, "
+            f"{machine.get('cpu_capability') or 'vectors not known'}, "
+            f"bfloat16 {machine.get('bfloat16') or 'not known'}, "
             f"load before the run {machine['load_before']}, "
             f"transparent huge pages: {machine.get('huge_pages') or 'not known'}",
             f"* {versions}",

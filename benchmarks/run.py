@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from . import generation, layers
 from .machine import Peaks, describe_machine, device_slug, measure_peaks, versions
-from .plans import PLANS, Plan
+from .plans import PLANS, Plan, plan_for
 from .results import Record, Row
 from .whole_step import step_rows
 
@@ -78,8 +78,11 @@ class BenchmarkArguments:
     )
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     threads: int = field(default=1, metadata={"help": "threads of torch on a CPU"})
-    minutes: float = field(
-        default=600.0, metadata={"help": "no row is begun after so long; the record says which"}
+    minutes: float | None = field(
+        default=None,
+        metadata={
+            "help": "no row is begun after so long; the record says which (None: the plan's)"
+        },
     )
     output: str | None = field(
         default=None,
@@ -147,8 +150,10 @@ def run(arguments: BenchmarkArguments) -> tuple[Record, Path, bool]:
     Returns:
         the record, its file, and whether no row failed.
     """
-    deadline = time.monotonic() + 60 * arguments.minutes
-    plan, device = PLANS[arguments.plan], torch.device(arguments.device)
+    device = torch.device(arguments.device)
+    plan = plan_for(arguments.plan, device)
+    minutes = plan.minutes if arguments.minutes is None else arguments.minutes
+    deadline = time.monotonic() + 60 * minutes
     suffix = "" if plan.name in ("full", "gpu") else f"-{plan.name}"
     folder = DRY_RESULTS if plan.is_dry else RESULTS
     path = Path(arguments.output or folder / f"{device_slug(device)}{suffix}.json")

@@ -34,6 +34,7 @@ from transformers import set_seed
 
 from mdm_cli.interrupts import unwinding
 from mdm_cli.places import require_place, require_writable
+from modeling_mdm.bfloat16 import autocast
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
@@ -228,9 +229,10 @@ def run(
     def ask(when: str, model: Any) -> None:
         if questions and args.process_index == 0:
             model.to(args.device)
-            results[when] = answer_accuracy(
-                model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
-            )
+            with autocast(args.bf16, args.device):
+                results[when] = answer_accuracy(
+                    model, processor, questions, data_args.max_new_tokens, seed=args.sample_seed
+                )
             print(json.dumps({when: results[when]}), flush=True)
 
     ask("before", model)

@@ -69,6 +69,12 @@ def make_parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--checkpoint", required=True, help="folder or Hub id of a model")
         command.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+        command.add_argument(
+            "--bf16",
+            choices=("auto", "true", "false"),
+            default="auto",
+            help="compute in bfloat16; auto, the default: where the processor has it in hardware",
+        )
         command.add_argument("--seed", type=int, default=0, help="of noise (default: 0)")
         command.add_argument("--json", action="store_true", help="print results as JSON")
         command.add_argument("--quiet", action="store_true", help="no progress bars")

@@ -17,6 +17,7 @@ from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
+from .norms import RMSNorm
 from .products import project
 from .prompt_cache import LayerCache, last_inputs
 from .scan_pass import ScanPass, scans_at_once, stretch_length
@@ -393,11 +394,11 @@ class MDMBlock(GradientCheckpointingLayer):
             if config.scan_mode == "parallel"
             else (layer_index % num_scans,)
         )
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.selection = None
         if self.is_attention:
             self.mixer = MDMAttentionMixer(config.hidden_size, config.num_attention_heads)
-            self.feed_forward_norm = nn.RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+            self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
             self.feed_forward = MDMFeedForward(config.hidden_size, config.intermediate_size)
         else:
             mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer

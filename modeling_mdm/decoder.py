@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .block import MDMBlock, modulate, modulation_parts
 from .configuration_mdm import MDMConfig
+from .norms import RMSNorm
 from .prompt_cache import PromptCache
 from .sequence import JointSequence, ModalityContent, build_sequence
 
@@ -126,7 +127,7 @@ class MDMDecoder(nn.Module):
         self.layers = nn.ModuleList(
             MDMBlock(config, index) for index in range(config.num_hidden_layers)
         )
-        self.norm = nn.RMSNorm(width, eps=config.layer_norm_epsilon)
+        self.norm = RMSNorm(width, eps=config.layer_norm_epsilon)
         self.norm_modulation = ZeroLinear(width, 2 * width)
 
     def lay_out(

@@ -16,6 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
+from .bfloat16 import warn_if_computes_emulated
 from .generation_outputs import MDMGenerateOutput
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
@@ -109,6 +110,7 @@ class MDMGenerationMixin:
         inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
         settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
         _check_past(cache, settings)
+        warn_if_computes_emulated(self.dtype, self.device)
         region = Region(generation_mode, max_new_tokens, image_size)
         past = cache
         if generation_mode == "auto":

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
+from .bfloat16 import warn_if_computes_emulated
 from .configuration_mdm import MDMConfig
 from .diffusion import MAX_LOG_SNR
 from .inputs import EncodedInputs
@@ -109,6 +110,7 @@ class MDMScoringMixin:
                 `pixel_std` <= 0, or inputs that `forward` would reject.
         """
         _check(num_evaluations, levels, pixel_std)
+        warn_if_computes_emulated(self.dtype, self.device)
         inputs = open_content({"input_ids": input_ids, **inputs}, content, self.config)
         encoded = self.encode_inputs(**inputs)
         posteriors = self._posteriors(encoded)

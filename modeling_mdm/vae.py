@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mdm import MDMConfig
+from .norms import RMSNorm
 from .processes import num_processes, sum_over_processes
 
 Moments = tuple[Tensor, Tensor, Tensor]  # how many latents, their mean and variance (d,)
@@ -45,7 +46,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(size, eps=epsilon)
+        self.norm = RMSNorm(size, eps=epsilon)
         self.up_proj = nn.Linear(size, 2 * size)
         self.down_proj = nn.Linear(2 * size, size)
 

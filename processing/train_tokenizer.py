@@ -8,6 +8,12 @@ From a caption table, for 28x28 grey pictures in patches of 4:
         --output_dir outputs/processor --image_size 28 --patch_size 4 --num_channels 1 \
         --max_text_length 12
 
+From the captions of a data set: a folder of pictures with metadata.jsonl, Parquet files, an id on
+the Hub, all that `mdm train --dataset` takes:
+
+    python processing/train_tokenizer.py --dataset path/to/folder --vocab_size 8000 \
+        --output_dir outputs/processor --image_size 64 --patch_size 8 --num_channels 3
+
 From plain text, one text per line:
 
     python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 \
@@ -55,6 +61,15 @@ class ScriptArguments:
             "help": 'JSON table {"labels": [[names of class 0], ...], "templates": ["a {}", ...]}; '
             "every template is filled with every name."
         },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A folder of pictures with captions, or the id of a set on the Hub."},
+    )
+    split: str = field(default="train", metadata={"help": "The split of dataset to read."})
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns of dataset by role, as role=column: image, text, label."},
     )
     vocab_size: int = field(
         default=1024,
@@ -266,8 +281,8 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
     Returns:
         The texts, and the number of classes if a caption table tells it.
     """
-    if not arguments.text_files and arguments.captions is None:
-        raise ValueError("Nothing to train on: give --text_files, --captions or both.")
+    if not arguments.text_files and arguments.captions is None and arguments.dataset is None:
+        raise ValueError("Nothing to train on: give --text_files, --captions or --dataset.")
     texts, num_classes = [], None
     for path in arguments.text_files:
         require_file("text_files", path)
@@ -278,7 +293,47 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
             json.loads(Path(arguments.captions).read_text(encoding="utf-8"))
         )
         texts += captions
+    if arguments.dataset is not None:
+        found, classes = read_captions(arguments)
+        texts, num_classes = texts + found, num_classes or classes
     return texts, num_classes
+
+
+def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
+    """Gather the captions of a data set, and of a labelled one those made of its class names.
+
+    Returns:
+        The texts, and the number of classes if items have labels.
+
+    Raises:
+        ValueError: if it holds neither.
+    """
+    from modeling_mdm.training.data import load_training_data
+    from modeling_mdm.training.train import pairs
+
+    columns = pairs("columns", arguments.columns)
+    data = load_training_data(arguments.dataset, arguments.split, columns=columns)
+    texts = [text for text in data.source.texts or () if text]
+    if data.captions is not None:
+        texts += data.captions.all_captions()
+    if not texts:
+        raise ValueError(
+            f"dataset={arguments.dataset!r} holds no captions: give --text_files, or name their "
+            "column, as --columns text=column."
+        )
+    return texts, data.num_classes
+
+
+def say_what_is_too_long(texts: list[str], tokenizer: PreTrainedTokenizerFast, most: int) -> None:
+    """Tell of texts that have more pieces than the processor takes, the longest first."""
+    lengths = [len(pieces) + 1 for pieces in tokenizer(texts)["input_ids"]]  # with <end>
+    if too_many := sum(length > most for length in lengths):
+        longest = max(lengths)
+        print(
+            f"{too_many} of {len(texts)} texts have more than max_text_length={most} pieces, the "
+            f"longest {longest}: give --max_text_length {longest}, or --truncation in training.",
+            file=sys.stderr,
+        )
 
 
 def parse(argv: Sequence[str]) -> tuple[ScriptArguments]:
@@ -299,6 +354,7 @@ def run(arguments: ScriptArguments) -> None:
     require_writable("output_dir", arguments.output_dir)
     texts, num_classes = read_texts(arguments)
     tokenizer = train_tokenizer(texts, arguments.vocab_size)
+    say_what_is_too_long(texts, tokenizer, arguments.max_text_length)
     side = arguments.image_size
     processor = MDMProcessor(
         MDMImageProcessor(

@@ -7,6 +7,9 @@ import os
 # Before transformers or datasets is imported: no test may depend on a server's answer.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+# No test's numbers may depend on the processor: `bf16: auto` is float32 here, as it would be under
+# `accelerate launch --mixed_precision no`.
+os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
 
 import pytest
 import torch

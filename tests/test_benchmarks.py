@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu, layers, roofline, run, timing, whole_step
 from benchmarks.generation import KEEPS, cache_rows, past_rows, selection_rows
-from benchmarks.machine import GIVEN, Peaks, device_slug, measure_peaks
-from benchmarks.plans import PLANS
+from benchmarks.machine import GIVEN, Peaks, describe_machine, device_slug, measure_peaks
+from benchmarks.plans import PLANS, plan_for
 from benchmarks.report import FIGURES, crossing, main, markdown, write_report
 from benchmarks.report import ReportArguments as Reported
 from benchmarks.results import Contender, NotAvailable, Record, Row
@@ -316,6 +316,8 @@ def check_schema(document):
     assert document["schema"] == 1
     peaks = document["machine"]["peaks"]
     assert peaks["bandwidth"] > 0 and set(peaks["matmul"]) == PRODUCTS
+    assert document["machine"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert document["machine"]["bfloat16"] in ("in hardware", "emulated")
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]
     for row in document["rows"]:
         assert set(row) == {"topic", "name", "parameters", "contenders", "missing"}
@@ -419,6 +421,7 @@ def sample_record(device="cpu"):
 
     machine = {
         "device": device, "name": "a machine", "cores": 2, "threads": 1, "load_before": 0.1,
+        "cpu_capability": "AVX2", "bfloat16": "emulated",
         "peaks": {"matmul": {"float32": 100e9}, "bandwidth": 10e9, "exponentials": 1e9,
                   "source": "made up"},
     }  # fmt: skip
@@ -514,6 +517,7 @@ def test_report_states_counts_crossings_and_leaves_blanks(tmp_path):
     assert "67% of torch.mm's peak" in text
     assert "| scan | mamba_ssm |  |  |  |  | no CUDA device |" in text
     assert "pytest -m gpu`: 3 passed" in text
+    assert "* a machine, 2 cores, 1 threads used, AVX2, bfloat16 emulated, load" in text
     assert "1.25 x predicted, 2.50 x bound" in text
 
 
@@ -535,6 +539,44 @@ def test_peaks_are_measured():
     peaks = measure_peaks(CPU, small=True)
     assert min(*peaks.matmul.values(), peaks.bandwidth, peaks.exponentials) > 1e6
     assert device_slug(CPU) == "cpu"
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_large_products_in_bfloat16_are_timed_only_where_the_processor_has_it(has, monkeypatch):
+    sides, product = set(), torch.mm
+
+    def mm(a, b, out):
+        sides.add((a.dtype, len(a)))
+        return product(a[:8, :8], b[:8, :8])
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr("benchmarks.machine.has_bfloat16", lambda device="cpu": has)
+    monkeypatch.setattr("benchmarks.machine._onednn_peak", lambda *_: {})
+    monkeypatch.setattr("benchmarks.machine._best", lambda call, *_: call() is None or 1.0)
+    monkeypatch.setattr(torch, "randn", torch.zeros)
+    peaks = measure_peaks(CPU)
+    assert sides == {(torch.float32, 2048), (torch.bfloat16, 2048 if has else 256)}
+    assert peaks.matmul["bfloat16"] == 2 * (2048 if has else 256) ** 3
+    described = describe_machine(CPU, peaks)
+    assert described["bfloat16"] == ("in hardware" if has else "emulated")
+
+
+@pytest.mark.parametrize("vectors", ["AVX512", "AVX2", "DEFAULT"])
+def test_the_quick_plan_is_shorter_without_avx512(vectors, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    plan = plan_for("quick", CPU)
+    assert plan.name == ("quick" if vectors == "AVX512" else "short") and plan.minutes < 3
+    for name in ("kernel_lengths", "growth_lengths", "text_lengths", "resolutions"):
+        assert max(getattr(plan, name)) <= max(getattr(PLANS["quick"], name))
+    assert plan_for("full", CPU) is PLANS["full"]
+    assert plan_for("quick", torch.device("cuda")) is PLANS["quick"]
+
+
+def test_the_plan_says_when_no_row_begins_any_more(tmp_path, monkeypatch):
+    monkeypatch.setitem(PLANS, "dry", replace(PLANS["dry"], minutes=0.0))
+    output = str(tmp_path / "record.json")
+    record, _, _ = run.run(run.BenchmarkArguments(plan="dry", topics=["pair"], output=output))
+    assert [row.missing for row in record.rows] == [{"all": "the time was up"}]
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, folder):
     assert_same_course(saving, usual, tolerance=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_mixed_precision_stays_near(tmp_path, folder, alone):
     shutil.copytree(folder / "processor", tmp_path / "processor")
     half = train(tmp_path / "half", MIXED, per_device_train_batch_size=4, bf16=True)

@@ -17,6 +17,7 @@ from tiny_digits import load_script
 from transformers import BatchFeature
 
 from mdm_cli.main import main as mdm
+from modeling_mdm.bfloat16 import describe_processor
 from modeling_mdm.evaluation import evaluate
 from modeling_mdm.evaluation.figures import (
     Sampling,
@@ -76,7 +77,7 @@ class LevelModel(torch.nn.Module):
         self.errs, self.calls, self.count = errs, [], 0
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder, dtype=None):
         return cls()
 
     def generate(self, input_ids=None, pixel_values=None, num_return_sequences=1, **options):
@@ -274,6 +275,8 @@ def test_the_script_writes_figures_and_prints_a_table(script, folder, monkeypatc
     assert [f["guidance_scale"] for f in figures["text_to_image"]] == [1.0, 2.5]
     assert figures["joint"]["num_samples"] == 9
     assert content["versions"]["torch"] == torch.__version__
+    machine = {"processor": describe_processor(), "dtype": "float32"}
+    assert content["machine"] == {**machine, "threads": torch.get_num_threads()}
     assert "--generation_options" in content["command"]
     assert content["judge_test_accuracy"] == 0.5
     printed = capsys.readouterr().out

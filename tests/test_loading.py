@@ -120,7 +120,6 @@ def test_what_does_not_fit_goes_to_disk(share, saved, tmp_path):
 # --- types, keys and shapes
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMS norms
 def test_half_precision_keeps_what_it_would_ruin(saved):
     folder, expected = saved
     model = MDMForJointGeneration.from_pretrained(folder, dtype=torch.float16)

@@ -248,7 +248,6 @@ def test_gradient_checkpointing_gives_equal_gradients(mixer):
         assert (grad - got[name]).abs().max() <= 1e-10 * grad.abs().max().clamp(min=1), name
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMS norms
 @pytest.mark.parametrize("mixer", ["parallel", "separate", "attention"])
 def test_bf16_autocast_is_finite_and_near_float32(mixer):
     batch, sources = mixed_batch(torch.float32), every_random_source(8, torch.float32)

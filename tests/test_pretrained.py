@@ -121,7 +121,6 @@ def test_loading_in_bf16_keeps_what_rounding_would_ruin_in_float32(name, tmp_pat
             assert torch.equal(value, expected.bfloat16()), key
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # of RMS norms
 @pytest.mark.parametrize("name", ["parallel", "separate", "attention"])
 def test_a_model_in_bf16_trains_and_generates(name, tmp_path):
     make_model(torch.float32, **MIXERS[name]).save_pretrained(tmp_path)

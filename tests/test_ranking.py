@@ -57,7 +57,7 @@ class LevelModel(torch.nn.Module):
         self.calls = []
 
     @classmethod
-    def from_pretrained(cls, folder):
+    def from_pretrained(cls, folder, dtype=None):
         return cls()
 
     def score(self, content, num_evaluations, generator, **inputs):

@@ -221,7 +221,9 @@ CASES = {
     "convolution, separate": lambda: compare_convolution(40, shared=False, tail=False, batch=1),
     "convolution, shorter than its taps": lambda: compare_convolution(2, batch=1),
     "convolution, of a part": lambda: compare_convolution(45, steps=20, batch=1),
-    "convolution, many channels": lambda: compare_convolution(9, channels=131, taps=7, batch=1, scans=1),
+    "convolution, many channels": lambda: compare_convolution(
+        9, channels=131, taps=7, batch=1, scans=1
+    ),
     "convolution, many steps": lambda: compare_convolution(300, batch=1, scans=1, channels=3),
     "convolution, compiled": convolution_in_compiled_code,
 }

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,30 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
+from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
 
 
+def in_chosen_type(command: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+    """Run a command in the type that `--bf16` chooses."""
+
+    @wraps(command)
+    def run(chosen: Namespace) -> None:
+        require_device("--device", chosen.device)
+        chosen.bf16 = use_bfloat16(chosen.bf16, chosen.device)
+        with autocast(chosen.bf16, chosen.device):
+            command(chosen)
+
+    return run
+
+
 def load(chosen: Namespace) -> tuple[Any, Any]:
     """Load model and processor."""
-    require_device("--device", chosen.device)
     processor = load_pretrained(MDMProcessor, "--checkpoint", chosen.checkpoint)
-    model = load_pretrained(MDMForJointGeneration, "--checkpoint", chosen.checkpoint)
+    dtype = load_dtype(chosen.bf16)
+    model = load_pretrained(MDMForJointGeneration, "--checkpoint", chosen.checkpoint, dtype=dtype)
     return model.to(chosen.device).eval(), processor
 
 
@@ -36,6 +51,7 @@ def open_picture(path: str) -> Image.Image:
         return picture
 
 
+@in_chosen_type
 def generate(chosen: Namespace) -> None:
     """Write samples, print their words and save their pictures."""
     request: dict[str, Any] = {"generate": chosen.write}
@@ -78,6 +94,7 @@ def generate(chosen: Namespace) -> None:
             print("  ".join(part for part in (result["image"], result["text"]) if part is not None))
 
 
+@in_chosen_type
 def score(chosen: Namespace) -> None:
     """Print the texts, the best first, with the bound on their log-likelihood in nats."""
     request: dict[str, Any] = {"text": chosen.text}
@@ -104,6 +121,7 @@ def score(chosen: Namespace) -> None:
             print(f"{result['log_likelihood']:10.2f} nats  {result['text']}")
 
 
+@in_chosen_type
 def chat(chosen: Namespace) -> None:
     """Read messages from standard input, a line each, and answer each of them."""
     pictures = [] if chosen.image is None else [open_picture(chosen.image)]

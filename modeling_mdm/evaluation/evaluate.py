@@ -26,6 +26,7 @@ import torch
 import transformers
 
 from mdm_cli.places import require_place, require_writable_file
+from modeling_mdm.bfloat16 import autocast, describe_processor, load_dtype, use_bfloat16
 from modeling_mdm.evaluation.figures import (
     CaptioningFigures,
     JointFigures,
@@ -39,7 +40,7 @@ from modeling_mdm.evaluation.judge import JudgeNetwork
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
-from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.data import load_training_data
 from modeling_mdm.training.loading import load_pretrained, require_device
 
@@ -84,7 +85,7 @@ class EvaluationArguments:
     batch_size: int = field(default=100, metadata={"help": "samples at a time"})
     seed: int = field(default=0, metadata={"help": "seed of captions and noise"})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
-    bf16: bool = field(default=False, metadata={"help": "evaluate the networks in bfloat16"})
+    bf16: str = bf16_argument()
     output: str = field(default="figures.json", metadata={"help": "JSON file that is written"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bars"})
     json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
@@ -92,6 +93,7 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
             raise ValueError(f"tasks={unknown} are unknown: use some of {list(TASKS)}.")
+        self.bf16 = use_bfloat16(self.bf16, self.device)
         if Path(self.captions).is_dir():
             self.captions = str(Path(self.captions) / f"{self.dataset}.json")
         if isinstance(self.generation_options, str):  # YAML gives a dictionary
@@ -222,9 +224,10 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     captions = CaptionTable.from_json(chosen.captions)
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
     processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
-    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint)
+    dtype = load_dtype(chosen.bf16)
+    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint, dtype=dtype)
     model = model.to(chosen.device).eval()
-    with torch.autocast(chosen.device.split(":")[0], torch.bfloat16, enabled=chosen.bf16):
+    with autocast(chosen.bf16, chosen.device):
         figures = measure(model, processor, judge, captions, chosen)
     content = {
         "command": command,
@@ -232,6 +235,11 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+        },
+        "machine": {
+            "processor": describe_processor(chosen.device),
+            "dtype": "bfloat16" if chosen.bf16 else "float32",
+            "threads": torch.get_num_threads(),
         },
         "judge_test_accuracy": judge.description.get("test", {}).get("accuracy"),
         "num_parameters": sum(p.numel() for p in model.parameters()),

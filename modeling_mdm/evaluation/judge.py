@@ -7,7 +7,7 @@ a model can say. The shipped one was made by::
 
     python -m modeling_mdm.evaluation.judge --dataset fashion_mnist \\
         --data_dir /usr/share/datasets/fashion-mnist \\
-        --output_dir examples/checkpoints/fashion-judge --bf16
+        --output_dir examples/checkpoints/fashion-judge
 
 Axis legend: batch, channels, height, width, classes.
 """
@@ -33,7 +33,8 @@ from tqdm.auto import tqdm
 
 from mdm_cli.endings import perform
 from mdm_cli.places import require_folder, require_writable
-from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.bfloat16 import autocast, describe_processor, use_bfloat16
+from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
 WEIGHTS_FILE = "model.safetensors"
@@ -236,12 +237,13 @@ class JudgeArguments:
         default=4e-3, metadata={"help": "peak of the one-cycle learning rate (AdamW)"}
     )
     mirror: bool = field(default=True, metadata={"help": "flip half of the pictures left to right"})
-    bf16: bool = field(
-        default=False, metadata={"help": "train under bfloat16 autocast (fast where supported)"}
-    )
+    bf16: str = bf16_argument()
     limit: int | None = field(default=None, metadata={"help": "first items of each split only"})
     seed: int = field(default=0, metadata={"help": "seed of weights, order and augmentation"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bar"})
+
+    def __post_init__(self) -> None:
+        self.bf16 = use_bfloat16(self.bf16)
 
 
 def train_judge(
@@ -279,6 +281,7 @@ def train_judge(
         "num_test": len(test),
         "test": judge.accuracy(*_labelled_tensors(test, config)),
         "training_seconds": round(seconds, 1),
+        "machine": {"processor": describe_processor(), "threads": torch.get_num_threads()},
         "arguments": asdict(arguments),
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
     }
@@ -310,7 +313,7 @@ def _fit(judge: JudgeNetwork, images: Tensor, labels: Tensor, arguments: JudgeAr
         for chosen in order[: num_batches * batch_size].split(batch_size):
             batch = _augmented(to_unit_range(images[chosen]), arguments.mirror, draw)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+            with autocast(arguments.bf16, "cpu"):
                 logits = judge(batch)  # (batch, classes)
             loss = functional.cross_entropy(logits.float(), labels[chosen])
             optimizer.zero_grad()

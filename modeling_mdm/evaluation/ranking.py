@@ -23,10 +23,11 @@ from tqdm.auto import tqdm
 
 from mdm_cli.endings import perform
 from mdm_cli.places import require_writable_file
+from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
-from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
 from modeling_mdm.training.loading import load_pretrained
 
@@ -45,10 +46,14 @@ class RankingArguments:
     num_evaluations: list[int] = field(
         default_factory=lambda: [1, 2, 4, 8], metadata={"help": "noise levels, a run for each"}
     )
+    bf16: str = bf16_argument()
     batch_size: int = field(default=10, metadata={"help": "pictures at a time"})
     seed: int = field(default=0, metadata={"help": "seed of phrasings and noise"})
     output: str = field(default="ranking.json", metadata={"help": "JSON file that is written"})
     disable_tqdm: bool = field(default=False, metadata={"help": "no progress bars"})
+
+    def __post_init__(self) -> None:
+        self.bf16 = use_bfloat16(self.bf16)
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,13 @@ def run(chosen: RankingArguments) -> list[RankingFigures]:
     captions = CaptionTable.from_json(chosen.captions)
     dataset = load_training_data(chosen.dataset, split="test", data_dir=chosen.data_dir)
     processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
-    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint).eval()
+    dtype = load_dtype(chosen.bf16)
+    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint, dtype=dtype)
+    model = model.eval()
     figures = []
     for count in chosen.num_evaluations:
-        figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
+        with autocast(chosen.bf16, "cpu"):
+            figures.append(ranking_figures(model, processor, captions, dataset, count, chosen))
         print(figures[-1])
     content = json.dumps([asdict(one) for one in figures], indent=2)
     Path(chosen.output).write_text(content + "\n", encoding="utf-8")

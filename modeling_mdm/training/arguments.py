@@ -8,14 +8,20 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from modeling_mdm.bfloat16 import default_device, use_bfloat16
+from modeling_mdm.training.command_line import bf16_argument
+
 
 @dataclass
 class MDMTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the paper's defaults and five more arguments.
 
+    `bf16` may be `"auto"`, the default: bfloat16 where the processor has instructions for it. What
+    was chosen then stands in its place, True or False.
+
     Raises:
         ValueError: if ema_decay is outside [0, 1), or max_train_seconds, num_samples or
-            sample_steps is out of range.
+            sample_steps is out of range, or bf16 is none of auto, true and false.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of AdamW."})
@@ -36,6 +42,7 @@ class MDMTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "Stays empty: the model makes its own targets."}
     )
+    bf16: str = bf16_argument()
     ema_decay: float = field(
         default=0.9999,
         metadata={
@@ -64,6 +71,7 @@ class MDMTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self._choose_type()  # before transformers hands it to accelerate
         super().__post_init__()
         if self.data_seed is None:
             # Otherwise the order of the items hangs on whatever seeded torch last.
@@ -78,3 +86,10 @@ class MDMTrainingArguments(TrainingArguments):
             raise ValueError(f"num_samples={self.num_samples} must be >= 0; 0 draws no samples.")
         if self.sample_steps < 1:
             raise ValueError(f"sample_steps={self.sample_steps} must be >= 1.")
+
+    def _choose_type(self) -> None:
+        device = "cpu" if self.use_cpu else default_device()
+        is_auto = str(self.bf16).lower() == "auto"
+        self.bf16 = False if is_auto and self.fp16 else use_bfloat16(self.bf16, device)
+        if self.bf16 and device == "cpu":
+            self.use_cpu = True  # transformers asks for it even where there is nothing else

@@ -16,6 +16,21 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import ArgumentDefaultsHelpFormatter
 
 
+def bf16_argument() -> Any:
+    """Make the field of an argument `bf16`: auto, true or false, as `use_bfloat16` reads it."""
+    return dataclasses.field(
+        default="auto",
+        metadata={
+            "help": "Compute in bfloat16: where the processor has instructions for it (auto), or "
+            "always (true; on a CPU that emulates it tens of times slower) or never (false). "
+            "Under auto, what `accelerate launch` was told stands.",
+            "metavar": "{auto,true,false}",
+            "nargs": "?",  # `--bf16` alone is true
+            "const": "true",
+        },
+    )
+
+
 class HelpFormatter(ArgumentDefaultsHelpFormatter):
     """Shows defaults, and the commands of a description as they are written."""
 

@@ -184,6 +184,8 @@ def load_training_data(
     seed: int = 0,
     augment: bool = False,
     limit: int | None = None,
+    held_out: float = 0.0,
+    takes_held_out: bool = False,
 ) -> PictureDataset:
     """Load one split of a data set of pictures with texts, labels or both.
 
@@ -201,6 +203,8 @@ def load_training_data(
         seed: seed of captions and augmentation.
         augment: see `PictureDataset`.
         limit: use the first `limit` items only.
+        held_out: share of the split that is kept apart, the same items at every call.
+        takes_held_out: load these instead of all others.
 
     Raises:
         FileNotFoundError: if files are missing.
@@ -216,11 +220,44 @@ def load_training_data(
             FASHION_MNIST_ID if is_fashion else name_or_path, split, data_dir
         )
         source = _source_from_columns(dataset, dict(columns or {}))
+    if held_out:
+        source = _part(source, held_out, takes_held_out)
     if isinstance(captions, (str, Path)):
         captions = CaptionTable.from_json(captions)
     if captions is None and source.class_names is not None:
         captions = CaptionTable.from_names(source.class_names)
     return PictureDataset(source, captions, seed=seed, augment=augment, limit=limit)
+
+
+class _Chosen(Sequence[Any]):
+    """Some of the values of a sequence that reads them one by one."""
+
+    def __init__(self, values: Sequence[Any], indices: np.ndarray) -> None:
+        self.values, self.indices = values, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.values[int(self.indices[index])]
+
+
+def _part(source: Source, held_out: float, takes_held_out: bool) -> Source:
+    count = len(source.images)
+    apart = round(count * held_out)
+    if not 0 < apart < count:
+        raise ValueError(
+            f"held_out={held_out} of {count} items leaves nothing to train on or nothing to hold "
+            "out: give a share in (0, 1) that is at least one item of each."
+        )
+    # Drawn, because files often lie in the order of their classes; by no seed of a run.
+    order = np.random.default_rng(0).permutation(count)
+    indices = np.sort(order[:apart] if takes_held_out else order[apart:])
+    images, texts, labels = (
+        None if values is None else _Chosen(values, indices)
+        for values in (source.images, source.texts, source.labels)
+    )
+    return Source(images, texts, labels, source.class_names)
 
 
 def _check_split(split: str) -> None:

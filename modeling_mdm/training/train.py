@@ -43,7 +43,7 @@ from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
 # Of `DataArguments`, what a recipe of streams has no use for.
 _NOT_FOR_STREAMS = (
-    *("data_dir", "train_split", "eval_split", "captions", "columns"),
+    *("data_dir", "train_split", "eval_split", "eval_share", "captions", "columns"),
     *("augment", "limit", "eval_limit"),
 )
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
@@ -64,7 +64,10 @@ class ModelArguments:
     )
     config_overrides: list[str] | None = field(
         default=None,
-        metadata={"help": "Fields of a new model's config, as name=value; values are YAML."},
+        metadata={
+            "help": "Fields of a new model's config, as name=value; values are YAML. `auto` takes "
+            "what the processor says: vocab_size=auto."
+        },
     )
 
 
@@ -86,6 +89,13 @@ class DataArguments:
     eval_split: str | None = field(
         default=None,
         metadata={"help": "The split to evaluate on, with --eval_strategy steps; None for none."},
+    )
+    eval_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Without an eval_split: hold out this share of the training split, the same "
+            "items in every run, and evaluate on it; 0 holds out none."
+        },
     )
     captions: str | None = field(
         default=None,
@@ -177,6 +187,7 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
         model = load_pretrained(MDMForJointGeneration, "config", args.config)
     else:
         config = load_pretrained(MDMConfig, "config", args.config)
+        overrides |= _of_processor(overrides, processor)
         if unknown := sorted(name for name in overrides if not hasattr(config, name)):
             raise ValueError(f"config_overrides names {unknown}, which MDMConfig does not have.")
         model = MDMForJointGeneration(MDMConfig(**{**config.to_dict(), **overrides}))
@@ -188,10 +199,39 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
     return model
 
 
+def _of_processor(overrides: dict[str, Any], processor: Any) -> dict[str, Any]:
+    """Find the fields that are to be as the processor has them."""
+    size = processor.image_processor.size
+    known = {
+        "vocab_size": len(processor.tokenizer),
+        "max_text_length": processor.max_text_length,
+        "num_classes": processor.num_classes or 0,
+        "num_channels": processor.image_processor.num_channels,
+        "image_size": size.height,
+        "patch_size": processor.patch_size,
+    }
+    return {name: value for name, value in known.items() if overrides.get(name) == "auto"}
+
+
+def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:
+    """Load what is evaluated on: a split, what is held out of the training split, or nothing."""
+    if args.eval_split is not None:
+        return load_split(args, args.eval_split, args.eval_limit, False, seed)
+    if args.eval_share:
+        return load_split(args, args.train_split, args.eval_limit, False, seed, True)
+    return None
+
+
 def load_split(
-    args: DataArguments, split: str, limit: int | None, augment: bool, seed: int
+    args: DataArguments,
+    split: str,
+    limit: int | None,
+    augment: bool,
+    seed: int,
+    takes_held_out: bool = False,
 ) -> PictureDataset:
-    """Load one split of the data set that the arguments describe."""
+    """Load one split of the data set that the arguments describe, or the held-out share of one."""
+    held_out = args.eval_share if args.eval_split is None else 0.0
     return load_training_data(
         args.dataset,
         split=split,
@@ -201,6 +241,8 @@ def load_split(
         seed=seed,
         augment=augment,
         limit=limit,
+        held_out=held_out,
+        takes_held_out=takes_held_out,
     )
 
 
@@ -264,11 +306,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
         train_data = load_split(
             data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
         )
-    eval_data = None
-    if data_args.eval_split is not None:
-        eval_data = load_split(
-            data_args, data_args.eval_split, data_args.eval_limit, False, args.data_seed
-        )
+    eval_data = load_evaluation_data(data_args, args.data_seed)
     mixture = TaskMixture(pairs("tasks", data_args.tasks))
     trainer = MDMTrainer(
         model=make_model(model_args, processor),

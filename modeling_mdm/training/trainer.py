@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
 from modeling_mdm.loss import count_items_in_batches
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.carried_code import replace_code_by_signpost
@@ -79,6 +80,7 @@ class MDMTrainer(Trainer):
                 f"ema_decay={args.ema_decay} cannot average the flat parameters of FSDP1: set "
                 "fsdp_version: 2, as in configuration/accelerate/fsdp2.yaml, or ema_decay=0."
             )
+        warn_if_emulated(getattr(model, "dtype", torch.float32), args.device)
         self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
         self.average: ExponentialMovingAverage | None = None
         self._average_is_in = False
@@ -87,6 +89,8 @@ class MDMTrainer(Trainer):
         self._last_log = (0, time.monotonic())
         self._resumed_from: str | None = None
         self._staging: Path | None = None
+        type_name = "bfloat16" if args.bf16 else "float32"
+        self._machine = f"{describe_processor(args.device)}; in {type_name}"
         self.add_callback(_TrainingEvents(self))
 
     def train(
@@ -167,6 +171,8 @@ class MDMTrainer(Trainer):
             if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
                 logs["skipped_samples"] = sum(skipped.values())
         super().log(logs, *args, **kwargs)
+        if any(name.endswith("samples_per_second") for name in logs):
+            self.state.log_history[-1]["machine"] = self._machine
 
     def _speed(self) -> float:
         """Samples a second, of all processes, since the last call; evaluation does not count."""

@@ -17,6 +17,7 @@ from .attention import MDMAttentionMixer, MDMFeedForward
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
+from .precision import KeepsPrecision, at_least_float32
 from .products import project
 from .prompt_cache import LayerCache, last_inputs
 from .scan_pass import ScanPass, scans_at_once, stretch_length
@@ -49,11 +50,13 @@ class GatedRMSNorm(nn.Module):
         return gated.to(y.dtype)
 
 
-class SelectiveScan(nn.Module):
+class SelectiveScan(KeepsPrecision, nn.Module):
     """k scans of one sequence: reorder, convolve, select, run the recurrence (Eq. 10-13).
 
     Convolution, A, D and the bias of Delta are each scan's own.
     """
+
+    precise = ("A_log", "delta_bias")
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
         super().__init__()
@@ -65,9 +68,10 @@ class SelectiveScan(nn.Module):
         k, channels = len(scans), config.inner_size + 2 * config.state_size
         self.conv_weight = nn.Parameter(torch.empty(k, channels, config.conv_kernel))
         self.conv_bias = nn.Parameter(torch.empty(k, channels))
-        self.A_log = nn.Parameter(torch.empty(k, self.heads))
+        dtype = at_least_float32(torch.get_default_dtype())
+        self.A_log = nn.Parameter(torch.empty(k, self.heads, dtype=dtype))
         self.D = nn.Parameter(torch.empty(k, self.heads))
-        self.delta_bias = nn.Parameter(torch.empty(k, self.heads))
+        self.delta_bias = nn.Parameter(torch.empty(k, self.heads, dtype=dtype))
 
     def passes(
         self,

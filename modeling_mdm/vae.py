@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .configuration_mdm import MDMConfig
+from .precision import KeepsPrecision, at_least_float32
 from .processes import num_processes, sum_over_processes
 
 Moments = tuple[Tensor, Tensor, Tensor]  # how many latents, their mean and variance (d,)
@@ -54,7 +55,7 @@ class ResidualMLP(nn.Module):
         return x + self.down_proj(F.silu(self.up_proj(self.norm(x))))
 
 
-class LatentStatistics(nn.Module):
+class LatentStatistics(KeepsPrecision, nn.Module):
     """Running mean and variance of one modality's latents, by dimension, to standardise them.
 
     A schedule then means the same throughout training. The first updates are plain averages, later
@@ -62,12 +63,14 @@ class LatentStatistics(nn.Module):
     """
 
     frozen = False
+    precise = ("mean", "variance")
 
     def __init__(self, latent_dim: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("variance", torch.ones(latent_dim))
+        dtype = at_least_float32(torch.get_default_dtype())
+        self.register_buffer("mean", torch.zeros(latent_dim, dtype=dtype))
+        self.register_buffer("variance", torch.ones(latent_dim, dtype=dtype))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._waiting: Moments | None = None  # of a step's earlier parts
 
@@ -180,13 +183,14 @@ class MDMVAE(nn.Module):
             content: word ids (..., n) for `"text"`, patches (..., n, values) for `"image"`.
 
         Returns:
-            posterior_mean and posterior_logvar, (..., n, d), not standardised.
+            posterior_mean and posterior_logvar, (..., n, d), not standardised, in float32 at least.
         """
         embedded = (
             self.embed_tokens(content) if modality == "text" else self.patch_embedding(content)
         )
-        mean, logvar = self.posterior(self.encoder(embedded)).float().chunk(2, dim=-1)
-        return mean.to(embedded.dtype), logvar.clamp(-20, 10).to(embedded.dtype)
+        posterior = self.posterior(self.encoder(embedded))
+        mean, logvar = posterior.to(at_least_float32(posterior.dtype)).chunk(2, dim=-1)
+        return mean, logvar.clamp(-20, 10)
 
     def decode(self, latents: Tensor, modality: str) -> Tensor:
         """Decode standardised latents (..., n, d) to word logits or patches (..., n, values)."""

@@ -458,8 +458,15 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
     def _update_statistics(
         self, encoded: EncodedInputs, num_items_in_batch: dict[str, Tensor] | None
     ) -> None:
-        """Let the running latent statistics see this batch."""
+        """Let the running latent statistics see this batch, where latents learn.
+
+        Under an adapter of peft they stand still: it is saved without them.
+        """
+        if getattr(self, "peft_config", None):
+            return
         for g, statistics in self.vae.statistics.items():
+            if not self.vae.learns(g):
+                continue
             total = None if num_items_in_batch is None else num_items_in_batch[f"real_{g}"]
             if part := encoded.modalities.get(g):
                 statistics.update(part.posterior_mean.detach(), part.content.valid, total)

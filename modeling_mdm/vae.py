@@ -59,10 +59,9 @@ class LatentStatistics(KeepsPrecision, nn.Module):
     """Running mean and variance of one modality's latents, by dimension, to standardise them.
 
     A schedule then means the same throughout training. The first updates are plain averages, later
-    ones exponential; where `frozen` is set, there are none.
+    ones exponential.
     """
 
-    frozen = False
     precise = ("mean", "variance")
 
     def __init__(self, latent_dim: int, momentum: float) -> None:
@@ -86,8 +85,6 @@ class LatentStatistics(KeepsPrecision, nn.Module):
             total: how many latents the whole step has, if these may be part of them: the update
                 waits for the last.
         """
-        if self.frozen:
-            return
         if latents is None:
             count, mean = torch.zeros_like(self.updates), torch.zeros_like(self.mean)
             variance = torch.zeros_like(self.mean)
@@ -175,6 +172,12 @@ class MDMVAE(nn.Module):
                 for g in ("image", "text")
             }
         )
+
+    def learns(self, modality: str) -> bool:
+        """Whether anything is trained that gives a modality its latents."""
+        embedding = self.embed_tokens if modality == "text" else self.patch_embedding
+        parts = (embedding, self.encoder, self.posterior)
+        return any(weight.requires_grad for part in parts for weight in part.parameters())
 
     def encode(self, content: Tensor, modality: str) -> tuple[Tensor, Tensor]:
         """Give the posterior of every position.

@@ -51,6 +51,9 @@ from .sharing import MODEL_TAGS, name_code, write_model_card
 from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
 
+PEFT_PREFIX = "base_model.model."  # of a model's names under an adapter
+DECODING_HEAD = "text_head.word_head."  # where an adapter's file keeps `vae.word_head`
+
 
 @dataclass
 class MDMOutput(ModelOutput):
@@ -153,6 +156,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
 
     output_modalities = ("image", "text")
     accepts_loss_kwargs = True
+    is_resized = False  # whether the number of words is another than that of the checkpoint
     generation_config_class = MDMGenerationConfig
 
     def __init__(self, config: MDMConfig) -> None:
@@ -211,7 +215,30 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         self.vae.word_head = self._get_resized_lm_head(
             self.vae.word_head, len(embedding.weight), mean_resizing=mean_resizing
         )
+        self.is_resized = True
         return embedding
+
+    def _decoding_head(self) -> tuple[str, nn.Module]:
+        """Name `vae.word_head` and give it, without an adapter on it."""
+        head = self.vae.word_head
+        base = getattr(head, "base_layer", head)
+        return "vae.word_head." if base is head else "vae.word_head.base_layer.", base
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Of a resized model peft saves what `get_output_embeddings` gives, by the start of its
+        # name: so the other head of the words goes along under that name.
+        if self.is_resized and prefix.endswith(PEFT_PREFIX):
+            _, head = self._decoding_head()
+            for name, value in head.named_parameters(recurse=False):
+                destination[prefix + DECODING_HEAD + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        name, head = self._decoding_head()
+        for key in [key for key, _ in head.named_parameters(recurse=False)]:
+            if (value := state_dict.pop(prefix + DECODING_HEAD + key, None)) is not None:
+                state_dict[prefix + name + key] = value
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode_inputs(
         self,

@@ -7,10 +7,13 @@ import copy
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_vq import EMU3, JANUS
 from test_vq import make_batch as make_vq_batch
 from test_vq import make_model as make_vq_model
-from tiny_model import every_random_source, make_model, mixed_batch
+from tiny_model import VOCABULARY, every_random_source, make_model, mixed_batch
+
+from modeling_mdm import MDMForJointGeneration
 
 # peft asks the model by transformers' old name.
 pytestmark = pytest.mark.filterwarnings(
@@ -136,3 +139,81 @@ def test_training_changes_nothing_but_what_learns(vq_config):
     after = state(model)
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert after.keys() == before.keys() and changed and changed <= learning.keys()
+
+
+# A vocabulary of another size
+
+
+def resized(folder, words):
+    """A model from disk with more words, drawn anew each time."""
+    model = MDMForJointGeneration.from_pretrained(folder)
+    model.resize_token_embeddings(words)
+    return model.eval()
+
+
+def decoded(model):
+    """Logits of the words that the VAE decodes, of latents and from the network."""
+    latents = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        core = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+        return core.vae.decode(latents, "text"), core.vae.word_latents()
+
+
+PLAIN = {"target_modules": ["in_proj", "out_proj"]}
+RESIZED = {
+    "plain": PLAIN,
+    "on-the-heads": {"target_modules": ["text_head", "word_head", "in_proj"]},
+    "all-linear": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [*((options, VOCABULARY + 8) for options in RESIZED.values()), (PLAIN, VOCABULARY - 4)],
+    ids=[*RESIZED, "fewer-words"],
+)
+def test_an_adapter_of_a_resized_model_brings_all_three_tables(options, words, tmp_path):
+    make_model(torch.float32).save_pretrained(tmp_path / "base")
+    torch.manual_seed(1)
+    tuned = peft.get_peft_model(resized(tmp_path / "base", words), peft.LoraConfig(r=2, **options))
+    batch = mixed_batch(torch.float32)
+    batch["input_ids"] %= VOCABULARY - 4
+    tuned.train()
+    rows = ("embed_tokens", "text_head", "word_head")
+    for name, parameter in tuned.named_parameters():
+        if any(row in name for row in rows) and "lora" not in name:
+            parameter.requires_grad_(True)  # the new rows learn, too
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
+    tuned(**batch).loss.backward()
+    optimizer.step()
+    tuned.save_pretrained(tmp_path / "adapter")
+    torch.manual_seed(2)
+    base = resized(tmp_path / "base", words)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    for found, expected in zip(decoded(loaded), decoded(tuned), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    sources = every_random_source(8, torch.float32)
+    with torch.no_grad():
+        outputs = [model.eval()(**batch, **sources) for model in (tuned, loaded)]
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits, rtol=1e-5, atol=1e-6)
+    for name in ("loss", "loss_rec_text"):
+        assert outputs[0][name].item() == pytest.approx(outputs[1][name].item(), rel=1e-6)
+    # Once more, from what was loaded; and merged, as a model of its own.
+    loaded.save_pretrained(tmp_path / "again")
+    first = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert first.keys() == again.keys()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
+    keys = load_file(tmp_path / "merged" / "model.safetensors").keys()
+    assert keys == load_file(tmp_path / "base" / "model.safetensors").keys()
+
+
+def test_an_adapter_of_the_old_size_holds_no_tables(tmp_path):
+    make_model(torch.float32).save_pretrained(tmp_path / "base")
+    model = MDMForJointGeneration.from_pretrained(tmp_path / "base")
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["in_proj"]))
+    tuned.save_pretrained(tmp_path / "adapter")
+    keys = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all("lora_" in key for key in keys)

@@ -57,6 +57,7 @@ class SelectiveScan(KeepsPrecision, nn.Module):
     """
 
     precise = ("A_log", "delta_bias")
+    no_weight_decay = ("A_log", "D", "delta_bias")  # as in mamba
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
         super().__init__()

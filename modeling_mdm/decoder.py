@@ -76,6 +76,7 @@ class TimeEmbedding(nn.Module):
     """Embeds an item's three times: of what is given (0), of noisy words and of noisy patches."""
 
     features = 256
+    no_weight_decay = ("kind",)
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -111,6 +112,9 @@ def recorded_states(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list
 
 class MDMDecoder(nn.Module):
     """Reads given and noisy positions of both modalities, gives features of all of them."""
+
+    # Single vectors, which would decay in steps that do not even read them.
+    no_weight_decay = ("class_embedding", "null_tokens", "start_tokens")
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()

@@ -148,6 +148,8 @@ def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> Moments:
 class MDMVAE(nn.Module):
     """Encodes words and patches into latents of one width and decodes them, with shared trunks."""
 
+    no_weight_decay = ("embed_tokens",)  # a rare word's would go to 0 between its appearances
+
     def __init__(self, config: MDMConfig, patch_values: int | None = None) -> None:
         super().__init__()
         self.config = config

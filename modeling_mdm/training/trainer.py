@@ -127,6 +127,20 @@ class MDMTrainer(Trainer):
         self._start_average()
         return TrainOutput(self.state.global_step, float("nan"), {})
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name what weight decay acts on: matrices and convolutions.
+
+        Not norms and biases, by transformers' rule, and not what a module lists in
+        `no_weight_decay`: Mamba's A and D, tokens and embeddings.
+        """
+        exempt = [
+            f"{name}.{own}." if name else f"{own}."
+            for name, module in model.named_modules()
+            for own in getattr(module, "no_weight_decay", ())
+        ]
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not f"{name}.".startswith(tuple(exempt))]
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Any]:

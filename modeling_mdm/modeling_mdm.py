@@ -141,6 +141,8 @@ class MDMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.variance)
             init.zeros_(module.updates)
+        elif isinstance(module, VQFrontEnd):
+            init.zeros_(module.loaded)
 
 
 class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMixin):
@@ -253,6 +255,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         class_labels: Tensor | None = None,
     ) -> EncodedInputs:
         """Check the model's inputs and encode their content position by position."""
+        if self.vq is not None:
+            self.vq.require_loaded()
         modalities: dict[str, EncodedModality] = {}
         grid = (0, 0, 0)
         if input_ids is not None:

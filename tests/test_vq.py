@@ -271,10 +271,10 @@ def test_weights_of_another_shape_are_named(untrained, tmp_path):
 
 
 def test_places_without_such_weights_are_refused(untrained, tmp_path):
-    with pytest.raises(ValueError, match="has neither model.safetensors nor"):
+    with pytest.raises(ValueError, match=r"has neither model\.safetensors nor"):
         untrained.vq.load_pretrained(str(tmp_path))
     save_file({"lm_head.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="lacks .* weights of the VQ-VAE"):
+    with pytest.raises(ValueError, match=r"lacks .* weights of the VQ-VAE"):
         untrained.vq.load_pretrained(str(tmp_path))
     with pytest.raises(OSError, match="no-such-folder"):
         untrained.vq.load_pretrained(str(tmp_path / "no-such-folder"))
@@ -358,7 +358,7 @@ def test_the_training_script_loads_what_vq_model_names(tmp_path):
 def test_the_training_script_refuses_before_it_trains(tmp_path):
     with pytest.raises(ValueError, match="--vq_model NAME"):
         make_trained(tmp_path, JANUS)
-    with pytest.raises(ValueError, match="reads pixels. Leave it out"):
+    with pytest.raises(ValueError, match=r"reads pixels\. Leave it out"):
         make_trained(tmp_path, None, vq_model="deepseek-community/Janus-Pro-1B")
 
 

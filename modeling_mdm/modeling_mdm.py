@@ -48,6 +48,7 @@ from .scoring import MDMScoringMixin
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
 from .sharing import MODEL_TAGS, name_code, write_model_card
+from .tallies import Tallies
 from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
 
@@ -69,6 +70,8 @@ class MDMOutput(ModelOutput):
         logits: pair logits of every word (b, t, vocab).
         clean_estimates: by modality, standardised latents (b, n, latent_dim).
         score_entropy: predicted score entropy of every position (b, n), by modality.
+        tallies: sum and count of every item for each of `tallies.MEANS`, (b, means, 2); of their
+            sum over all items of several batches, `loss.combine_tallies` makes the losses.
         hidden_states: on request, what enters every block and what leaves the last one: features
             (b, l, hidden) of the joint sequence in storage order.
     """
@@ -85,6 +88,7 @@ class MDMOutput(ModelOutput):
     logits: Tensor | None = None
     clean_estimates: dict[str, Tensor] | None = None
     score_entropy: dict[str, Tensor] | None = None
+    tallies: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -513,7 +517,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         predicted: dict[str, Tensor],
         counts: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Eq. 18 and its parts, by their names in [`MDMOutput`]."""
+        """Eq. 18, its parts and what they are means of, by their names in [`MDMOutput`]."""
         content = step.arguments["content"]
         predictions = {
             g: Prediction(
@@ -528,16 +532,18 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             )
             for g in content
         }
-        losses = diffusion_losses(self.config, content, predictions, predicted, counts)
+        tallies = Tallies(encoded.class_labels)
+        losses = diffusion_losses(self.config, content, predictions, predicted, counts, tallies)
         # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
         z_0 = {g: latents.to(self.dtype) for g, latents in step.z_0.items()}
+        noise = random.decoder_noise
         losses |= reconstruction_losses(
-            self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise, counts
+            self.vae, encoded, z_0, noise, self.config.latent_noise, counts, tallies
         )
         # CODEPATH: as where the head is made.
         if self.config.use_mode_head:
-            losses["loss_mode"] = mode_loss(self, encoded, counts["asking"])
-        return {**losses, "loss": total_loss(self.config, losses)}
+            losses["loss_mode"] = mode_loss(self, encoded, counts["asking"], tallies)
+        return {**losses, "loss": total_loss(self.config, losses), "tallies": tallies.values}
 
 
 @dataclass

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from .diffusion import NoiseSchedule, reverse_step
-from .precision import at_least_float32
 
 
 class Evaluation(NamedTuple):
@@ -148,7 +147,7 @@ def sampling_times(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1: 30 is a good start.")
-    dtype = at_least_float32(dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
     return torch.linspace(1, 0, num_steps + 1, device=device, dtype=dtype)
 
 

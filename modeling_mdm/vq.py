@@ -12,10 +12,12 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+# Comes with transformers. A plain import would make it a requirement of every saved model.
+safe_open = importlib.import_module("safetensors").safe_open
 
 # model_type of `vq_config`: where transformers keeps the class.
 VQ_MODELS = {

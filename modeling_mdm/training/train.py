@@ -214,8 +214,8 @@ def load_vq(model: MDMForJointGeneration, args: ModelArguments) -> None:
     elif not model.vq.is_loaded:
         raise ValueError(
             f"config={args.config!r} names a VQ-VAE ({model.vq.model_type}), which never learns: "
-            "say by --vq_model NAME where its trained weights are: a folder or Hub id of one, or of "
-            "a whole model that has it, such as deepseek-community/Janus-Pro-1B."
+            "say by --vq_model NAME where its trained weights are: a folder or Hub id of one, or "
+            "of a whole model that has it, such as deepseek-community/Janus-Pro-1B."
         )
 
 

@@ -154,7 +154,7 @@ class SelectiveScan(KeepsPrecision, nn.Module):
             (b, k, h, n, p), where it is needed.
         """
         part = these.part
-        raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
+        raw_delta = these.read(raw_delta).to(at_least_float32(self.delta_bias.dtype))
         delta = F.softplus(raw_delta + self.delta_bias[part, None]).clamp(*self.delta_limit)
         weight = self._weight(sequence, these.gate, part)
         if weight is not None:
@@ -224,7 +224,7 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         if sequence.all_active:
             return gate
         active = torch.stack([sequence.scan_active[k] for k in self.scans[part]])
-        active = active.to(self.delta_bias.dtype)
+        active = active.to(at_least_float32(self.delta_bias.dtype))
         return active if gate is None else active * gate
 
     def _recurrence(

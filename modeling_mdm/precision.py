@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -40,3 +40,13 @@ class KeepsPrecision:
             return tensor.to(moved.device, at_least_float32(tensor.dtype))
 
         return super()._apply(careful, *args, **kwargs)  # type: ignore[misc]
+
+
+def cast_parameters_alike(model: nn.Module) -> None:
+    """Let a cast reach every parameter of a model; buffers keep their precision.
+
+    For DeepSpeed, which flattens the parameters of a group and needs them of one type.
+    """
+    for module in model.modules():
+        if precise := getattr(module, "precise", ()):
+            module.precise = tuple(name for name in precise if name not in module._parameters)

@@ -12,7 +12,7 @@ from torch import nn
 
 from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.decoder import PlaceEmbedding, TimeEmbedding
-from modeling_mdm.precision import KeepsPrecision
+from modeling_mdm.precision import KeepsPrecision, cast_parameters_alike
 from modeling_mdm.score_entropy import vocabulary_log_ratio
 from modeling_mdm.solvers import SOLVERS, sampling_times
 from modeling_mdm.vae import LatentStatistics
@@ -127,6 +127,28 @@ def test_gradients_follow_the_type_of_what_they_belong_to():
     assert layer.exact.dtype == layer.exact.grad.dtype == torch.float32
     assert layer.rough.dtype == layer.rough.grad.dtype == torch.bfloat16
     assert layer.to("meta").exact.dtype == torch.float32
+
+
+def test_for_deepspeed_a_cast_reaches_every_parameter_but_no_statistics():
+    model = make_model(torch.float32)
+    cast_parameters_alike(model)
+    model.bfloat16()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == (torch.long if name.endswith("updates") else torch.float32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"scan_projections": "separate", "text_scans": [1]}])
+def test_the_recurrence_is_computed_in_float32_where_its_parameters_are_short(changes):
+    """As by FSDP's mixed precision: numbers that bfloat16 holds, in either type."""
+    model, found = make_model(torch.float32, **changes), []
+    for dtype in (torch.bfloat16, torch.float32):
+        for name, parameter in model.named_parameters():
+            if name.endswith(("A_log", "delta_bias")):
+                parameter.data = parameter.data.bfloat16().to(dtype)
+        torch.manual_seed(0)
+        found.append(model(**mixed_batch(torch.float32)).logits)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

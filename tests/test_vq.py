@@ -153,6 +153,25 @@ def test_it_generates_and_keeps_known_pixels(model):
     assert out.sequences.shape == (1, 5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_codes_are_chosen_in_float32_in_a_model_of_a_short_type(model, dtype, monkeypatch):
+    model.eval().to(dtype)
+    chosen = {}
+    monkeypatch.setattr(model.vq, "decode", lambda codes, grid: chosen.setdefault("codes", codes))
+    patches = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    monkeypatch.setattr(model.vae, "decode", lambda latents, modality: patches)
+    encoded = model.encode_inputs(**make_batch())
+    model.write_images(torch.zeros(3, 16, 6), encoded, {"pixel_values": make_batch()})
+    distances = (patches.double()[:, :, None] - model.vq.codebook.double()).square().sum(-1)
+    assert torch.equal(chosen["codes"], distances.argmin(-1))
+
+
+def test_a_cast_model_writes_pictures(model):
+    model.eval().bfloat16()
+    out = model.generate(generation_mode="image", num_inference_steps=2, show_progress=False)
+    assert out.images.isfinite().all()
+
+
 def test_weights_come_from_a_checkpoint_of_the_same_class(model, tmp_path):
     torch.manual_seed(5)
     other = type(model.vq.model)(model.vq.model.config)

@@ -27,6 +27,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_mdm.loss import combine_tallies, count_items_in_batches
+from modeling_mdm.precision import cast_parameters_alike
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.checkpoints import (
     STAGING_FOLDER,
@@ -79,6 +80,8 @@ class MDMTrainer(Trainer):
                 f"ema_decay={args.ema_decay} cannot average the flat parameters of FSDP1: set "
                 "fsdp_version: 2, as in configuration/accelerate/fsdp2.yaml, or ema_decay=0."
             )
+        if self.is_deepspeed_enabled:
+            cast_parameters_alike(self.model)
         self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
         self.average: ExponentialMovingAverage | None = None
         self._average_is_in = False

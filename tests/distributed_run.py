@@ -6,7 +6,6 @@ All that is random in a training step is drawn for each item from its own seed, 
 different numbers of processes can be compared number by number.
 """
 
-import copy
 import json
 import sys
 from pathlib import Path
@@ -63,11 +62,12 @@ class CountingModel(MDMForJointGeneration):
         return super().forward(*args, return_loss=return_loss, **kwargs)
 
 
-def evaluate(model, args, collator):
-    """Losses on nine items, with the noise that the trainer draws."""
-    data = load_training_data("digits", captions=CAPTIONS, limit=9)
-    trainer = MDMTrainer(copy.deepcopy(model), args, eval_dataset=data, data_collator=collator)
-    return {name: value for name, value in trainer.evaluate().items() if "loss" in name}
+def evaluate(trainer, collator):
+    """Losses of the new model on nine items, with the noise that the trainer draws."""
+    usual, trainer.data_collator = trainer.data_collator, collator
+    metrics = trainer.evaluate()
+    trainer.data_collator = usual
+    return {name: value for name, value in metrics.items() if "loss" in name}
 
 
 def train(folder, tasks, limit=48, resume=None, **arguments):
@@ -89,15 +89,16 @@ def train(folder, tasks, limit=48, resume=None, **arguments):
     args = MDMTrainingArguments(**{**values, **arguments})
     torch.manual_seed(0)
     model = CountingModel(make_config(len(processor.tokenizer)))
-    evaluated = evaluate(model, args, MDMDataCollator(processor, TaskMixture(tasks)))
-    CountingModel.lacking = 0
     trainer = MDMTrainer(
         model,
         args,
         train_dataset=load_training_data("digits", captions=CAPTIONS, limit=limit),
+        eval_dataset=load_training_data("digits", captions=CAPTIONS, limit=9),
         data_collator=NoisyCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )
+    evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
+    CountingModel.lacking = 0
     trainer.train(resume)
     trainer.save_model()
     history = [h for h in trainer.state.log_history if "loss" in h]

@@ -117,6 +117,11 @@ class MDMTrainer(Trainer):
                 f"{fault}. Use an older one."
             )
         self._resumed_from = resume_from_checkpoint or None
+        splits = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.model_wrapped is self.model and not splits:
+            # An evaluation before this has marked the model as ready, as it is: accelerate would
+            # then leave it so, and each process would train by itself.
+            vars(self.model).pop("_is_accelerate_prepared", None)
         if self._resumed_from is not None and self._is_finished(self._resumed_from):
             return self._restore_finished_run(self._resumed_from)
         return super().train(self._resumed_from, *args, **kwargs)

@@ -18,6 +18,7 @@ from .configuration_mdm import MDMConfig
 from .diffusion import NoiseSchedule
 from .inputs import EncodedInputs, lay_out_content
 from .mode_head import asking
+from .precision import at_least_float32
 from .processes import num_processes, sum_counts
 from .score_entropy import (
     denoising_weight,
@@ -149,7 +150,8 @@ def _trajectory(prediction: Prediction) -> Tensor:
     """The paper's literal candidate set, at former times evenly spaced below t."""
     noise, schedule = prediction.candidate_noise, prediction.schedule
     count = noise.shape[2]
-    shares = torch.arange(1, count + 1, device=noise.device, dtype=noise.dtype) / (count + 1)
+    dtype = at_least_float32(torch.promote_types(noise.dtype, prediction.times.dtype))
+    shares = torch.arange(1, count + 1, device=noise.device, dtype=dtype) / (count + 1)
     alpha_bar_s = schedule.alpha_bar(prediction.times[:, None] * shares)[
         :, None, :, None
     ]  # (b, 1, K, 1)

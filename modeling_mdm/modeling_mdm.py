@@ -39,6 +39,7 @@ from .loss import (
     total_loss,
 )
 from .mode_head import ModeHead, mode_loss
+from .precision import at_least_float32
 from .processes import num_processes
 from .products import project
 from .prompt_cache import PromptCache
@@ -317,6 +318,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
                 [`MDMDecoder`].
             candidates: from `candidate_latents`.
         """
+        times = {g: time.to(at_least_float32(time.dtype)) for g, time in times.items()}
         features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep, cache)
         clean, logits = {}, {}
         for g, head in (("text", self.text_head), ("image", self.image_head)):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from tiny_model import make_model, mixed_batch, tiny_config
+from tiny_model import every_random_source, make_model, mixed_batch, tiny_config
 from torch import nn
 
 from modeling_mdm import MDMForJointGeneration
@@ -236,6 +236,17 @@ def test_times_that_are_passed_in_a_short_type_are_computed_with_in_float32(dtyp
         out = model(**batch, times={"text": passed, "image": passed})
         found[passed.dtype] = out.loss_se
     assert torch.equal(found[dtype], found[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_former_times_are_computed_in_float32_where_the_noise_is_short(dtype):
+    model = make_model(torch.float32, se_candidates="trajectory", num_trajectory_candidates=3)
+    sources, found = every_random_source(8, torch.float32), []
+    for passed in (dtype, torch.float32):
+        noise = {g: value.to(dtype).to(passed) for g, value in sources["candidate_noise"].items()}
+        out = model(**mixed_batch(torch.float32), **{**sources, "candidate_noise": noise})
+        found.append(out.loss_se.item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .configuration_mdm import MDMConfig
@@ -52,6 +52,8 @@ from .sharing import MODEL_TAGS, name_code, write_model_card
 from .tallies import Tallies
 from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
+
+logger = logging.get_logger(__name__)
 
 PEFT_PREFIX = "base_model.model."  # of a model's names under an adapter
 DECODING_HEAD = "text_head.word_head."  # where an adapter's file keeps `vae.word_head`
@@ -237,6 +239,12 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         # name: so the other head of the words goes along under that name.
         if self.is_resized and prefix.endswith(PEFT_PREFIX):
             _, head = self._decoding_head()
+            if hasattr(head.weight, "full_tensor"):  # FSDP2 gathers what stands under its own name
+                logger.warning_once(
+                    "vae.word_head of the resized vocabulary is split over processes and cannot go "
+                    "into the adapter: pass modules_to_save=['word_head'] to its configuration."
+                )
+                return
             for name, value in head.named_parameters(recurse=False):
                 destination[prefix + DECODING_HEAD + name] = value if keep_vars else value.detach()
 

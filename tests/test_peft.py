@@ -164,6 +164,7 @@ RESIZED = {
     "plain": PLAIN,
     "on-the-heads": {"target_modules": ["text_head", "word_head", "in_proj"]},
     "all-linear": {"target_modules": "all-linear"},
+    "whole-head": {"target_modules": ["in_proj"], "modules_to_save": ["word_head"]},
 }
 
 

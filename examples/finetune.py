@@ -51,7 +51,6 @@ from modeling_mdm.training.conversations import (
     ConversationCollator,
     adapter_targets,
     draw_embeddings,
-    freeze_statistics,
     unseen_words,
 )
 from modeling_mdm.training.data import FASHION_MNIST_ID, load_training_data
@@ -165,7 +164,6 @@ def load_model(args: AdapterArguments) -> MDMForJointGeneration:
 
 def make_adapters(model: MDMForJointGeneration, args: AdapterArguments) -> peft.PeftModel:
     """Put new adapters on a model; words that it never saw get embeddings that learn."""
-    freeze_statistics(model)
     words = unseen_words(model)
     if words:
         draw_embeddings(model, words)

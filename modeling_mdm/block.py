@@ -18,6 +18,7 @@ from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
 from .norms import RMSNorm
+from .precision import KeepsPrecision, at_least_float32
 from .products import project
 from .prompt_cache import LayerCache, last_inputs
 from .scan_pass import ScanPass, scans_at_once, stretch_length
@@ -50,11 +51,14 @@ class GatedRMSNorm(nn.Module):
         return gated.to(y.dtype)
 
 
-class SelectiveScan(nn.Module):
+class SelectiveScan(KeepsPrecision, nn.Module):
     """k scans of one sequence: reorder, convolve, select, run the recurrence (Eq. 10-13).
 
     Convolution, A, D and the bias of Delta are each scan's own.
     """
+
+    precise = ("A_log", "delta_bias")
+    no_weight_decay = ("A_log", "D", "delta_bias")  # as in mamba
 
     def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
         super().__init__()
@@ -66,9 +70,10 @@ class SelectiveScan(nn.Module):
         k, channels = len(scans), config.inner_size + 2 * config.state_size
         self.conv_weight = nn.Parameter(torch.empty(k, channels, config.conv_kernel))
         self.conv_bias = nn.Parameter(torch.empty(k, channels))
-        self.A_log = nn.Parameter(torch.empty(k, self.heads))
+        dtype = at_least_float32(torch.get_default_dtype())
+        self.A_log = nn.Parameter(torch.empty(k, self.heads, dtype=dtype))
         self.D = nn.Parameter(torch.empty(k, self.heads))
-        self.delta_bias = nn.Parameter(torch.empty(k, self.heads))
+        self.delta_bias = nn.Parameter(torch.empty(k, self.heads, dtype=dtype))
 
     def passes(
         self,
@@ -150,7 +155,7 @@ class SelectiveScan(nn.Module):
             (b, k, h, n, p), where it is needed.
         """
         part = these.part
-        raw_delta = these.read(raw_delta).to(self.delta_bias.dtype)
+        raw_delta = these.read(raw_delta).to(at_least_float32(self.delta_bias.dtype))
         delta = F.softplus(raw_delta + self.delta_bias[part, None]).clamp(*self.delta_limit)
         weight = self._weight(sequence, these.gate, part)
         if weight is not None:
@@ -220,7 +225,7 @@ class SelectiveScan(nn.Module):
         if sequence.all_active:
             return gate
         active = torch.stack([sequence.scan_active[k] for k in self.scans[part]])
-        active = active.to(self.delta_bias.dtype)
+        active = active.to(at_least_float32(self.delta_bias.dtype))
         return active if gate is None else active * gate
 
     def _recurrence(

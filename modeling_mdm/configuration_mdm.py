@@ -44,7 +44,8 @@ class MDMConfig(PreTrainedConfig):
         patch_size, num_channels (`int`): side of a patch in pixels; 1 for grey, 3 for colour.
         num_classes (`int`): number of class labels, 0 for none.
         vq_config (`dict`, *optional*): configuration of a transformers VQ-VAE whose codes replace
-            pixels.
+            pixels. It does not learn: `model.vq.load_pretrained(NAME)` gives a new model its
+            weights, by themselves or out of a whole Janus or Emu3 repository.
 
     Unified VAE (Sec. 4.1):
         latent_dim, vae_hidden_size, vae_num_layers (`int`): widths and depth of the per-position

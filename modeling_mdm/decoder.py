@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .block import MDMBlock, modulate, modulation_parts
 from .configuration_mdm import MDMConfig
 from .norms import RMSNorm
+from .precision import at_least_float32
 from .prompt_cache import PromptCache
 from .sequence import JointSequence, ModalityContent, build_sequence
 
@@ -23,10 +24,11 @@ MODALITIES = ("text", "image")
 
 
 def sinusoids(values: Tensor, size: int, longest: float) -> Tensor:
-    """Sines and cosines of a coordinate (...): (..., size).
+    """Sines and cosines of a coordinate (...): (..., size), in float32 at least.
 
     Wavelengths are geometric, from 2 pi to 2 pi `longest`.
     """
+    values = values.to(at_least_float32(values.dtype))
     half = size // 2
     exponents = torch.arange(half, device=values.device, dtype=values.dtype) / max(half - 1, 1)
     angles = values[..., None] * torch.exp(-math.log(longest) * exponents)
@@ -66,14 +68,16 @@ class PlaceEmbedding(nn.Module):
         """place (b, n) or (b, n, axes) and turn (b, n), long -> (b, n, hidden)."""
         place = place if place.dim() == 3 else place[..., None]
         coordinates = torch.cat([place, turn[..., None]], dim=-1)
-        waves = sinusoids(coordinates.to(self.proj.bias.dtype), self.features, 10000.0)
-        return self.proj(waves.flatten(-2))
+        dtype = self.proj.bias.dtype
+        waves = sinusoids(coordinates.to(at_least_float32(dtype)), self.features, 10000.0)
+        return self.proj(waves.flatten(-2).to(dtype))
 
 
 class TimeEmbedding(nn.Module):
     """Embeds an item's three times: of what is given (0), of noisy words and of noisy patches."""
 
     features = 256
+    no_weight_decay = ("kind",)
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -83,8 +87,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, times: Tensor) -> Tensor:
         """times (b, 3) in [0, 1] -> (b, 3, hidden)."""
-        waves = sinusoids(times.to(self.kind.dtype) * 1000, self.features, 10000.0)
-        return self.out_proj(F.silu(self.in_proj(waves))) + self.kind
+        dtype = self.kind.dtype
+        waves = sinusoids(times.to(at_least_float32(dtype)) * 1000, self.features, 10000.0)
+        return self.out_proj(F.silu(self.in_proj(waves.to(dtype)))) + self.kind
 
 
 @contextmanager
@@ -108,6 +113,9 @@ def recorded_states(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list
 
 class MDMDecoder(nn.Module):
     """Reads given and noisy positions of both modalities, gives features of all of them."""
+
+    # Single vectors, which would decay in steps that do not even read them.
+    no_weight_decay = ("class_embedding", "null_tokens", "start_tokens")
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from .guidance import GuidedDenoiser
 from .inputs import EncodedInputs, encode_text
 from .mode_head import choose_modes
 from .past_turns import PastTurns
+from .precision import at_least_float32
 from .regions import GENERATION_MODES, Inputs, Region, leaves_something_to_write, open_region
 from .sampling import (
     NoiseStreams,
@@ -252,7 +253,8 @@ class MDMGenerationMixin:
         if self.vq is None:
             images = unpatchify(patches, self.config.patch_size, (rows, columns))
         else:
-            codes = torch.cdist(patches, self.vq.codebook.to(patches.dtype)).argmin(-1)
+            dtype = at_least_float32(patches.dtype)
+            codes = torch.cdist(patches.to(dtype), self.vq.codebook.to(dtype)).argmin(-1)
             images = self.vq.decode(codes, (rows, columns))
         # In float32, so that known pixels are those that were given.
         images = images.to(torch.promote_types(images.dtype, torch.float32)).clamp(-1, 1)

@@ -18,6 +18,7 @@ from .configuration_mdm import MDMConfig
 from .diffusion import NoiseSchedule
 from .inputs import EncodedInputs, lay_out_content
 from .mode_head import asking
+from .precision import at_least_float32
 from .processes import num_processes, sum_counts
 from .score_entropy import (
     denoising_weight,
@@ -26,6 +27,7 @@ from .score_entropy import (
     vocabulary_score_entropy,
 )
 from .sequence import ModalityContent
+from .tallies import MEANS, Tallies
 from .vae import MDMVAE, kl_divergence
 
 
@@ -51,6 +53,31 @@ class Prediction:
 def masked_mean(values: Tensor, mask: Tensor, count: Tensor) -> Tensor:
     """Sum of values (b, n) where mask (b, n) is true, by a count of such positions."""
     return torch.where(mask, values, 0).sum() / count
+
+
+def combine_tallies(config: MDMConfig, tallies: Tensor) -> dict[str, Tensor]:
+    """Losses by name, as of one batch that holds all items, from their summed tallies.
+
+    Args:
+        tallies: (means, 2), of [`MDMOutput.tallies`] summed over items.
+    """
+    total, count = tallies.unbind(-1)
+    means = dict(zip(MEANS, torch.where(count > 0, total / count.clamp(min=1), 0), strict=True))
+    losses = {name: means[name] for name in MEANS if "_kl_" not in name and "_pred" not in name}
+    for name in ("loss_kl", "loss_se_prediction"):
+        losses[name] = means[f"{name}_text"] + means[f"{name}_image"]
+    losses["loss_se"] = _weighted(config, losses)
+    if not config.use_mode_head:
+        del losses["loss_mode"]
+    return {**losses, "loss": total_loss(config, losses)}
+
+
+def _weighted(config: MDMConfig, losses: dict[str, Tensor]) -> Tensor:
+    """L_se of both modalities."""
+    return (
+        config.se_weight_image * losses["loss_se_image"]
+        + config.se_weight_text * losses["loss_se_text"]
+    )
 
 
 def count_items(config: MDMConfig, content: dict[str, ModalityContent]) -> dict[str, Tensor]:
@@ -123,7 +150,8 @@ def _trajectory(prediction: Prediction) -> Tensor:
     """The paper's literal candidate set, at former times evenly spaced below t."""
     noise, schedule = prediction.candidate_noise, prediction.schedule
     count = noise.shape[2]
-    shares = torch.arange(1, count + 1, device=noise.device, dtype=noise.dtype) / (count + 1)
+    dtype = at_least_float32(torch.promote_types(noise.dtype, prediction.times.dtype))
+    shares = torch.arange(1, count + 1, device=noise.device, dtype=dtype) / (count + 1)
     alpha_bar_s = schedule.alpha_bar(prediction.times[:, None] * shares)[
         :, None, :, None
     ]  # (b, 1, K, 1)
@@ -151,30 +179,31 @@ def diffusion_losses(
     predictions: dict[str, Prediction],
     predicted_score_entropy: dict[str, Tensor],
     counts: dict[str, Tensor],
+    tallies: Tallies | None = None,
 ) -> dict[str, Tensor]:
     """L_se (Eq. 14) of both modalities, weighted, and the fit of the predicted score entropy.
 
     Args:
         content, predictions: by modality.
         predicted_score_entropy: log(1 + se) of every position (b, n), by modality.
-        counts: from `loss_counts`.
+        counts: from `loss_counts`. tallies: what to keep the sums in.
 
     Returns:
         `loss_se`, `loss_se_image`, `loss_se_text`, `loss_se_prediction`, 0-dim.
     """
-    zero = next(iter(predicted_score_entropy.values())).sum() * 0
+    first = next(iter(predicted_score_entropy.values()))
+    zero, tallies = first.sum() * 0, tallies or Tallies(first)
     losses = {"loss_se_image": zero, "loss_se_text": zero, "loss_se_prediction": zero}
     for g, prediction in predictions.items():
         entropy = position_score_entropy(config, prediction).float()
         noisy, count = content[g].noisy, counts[f"noisy_{g}"]
+        tallies.add(f"loss_se_{g}", entropy, noisy)
         losses[f"loss_se_{g}"] = masked_mean(entropy, noisy, count)
         error = (predicted_score_entropy[g] - torch.log1p(entropy.detach())).square()
+        tallies.add(f"loss_se_prediction_{g}", error, noisy)
         fit = masked_mean(error, noisy, count)
         losses["loss_se_prediction"] = losses["loss_se_prediction"] + fit
-    losses["loss_se"] = (
-        config.se_weight_image * losses["loss_se_image"]
-        + config.se_weight_text * losses["loss_se_text"]
-    )
+    losses["loss_se"] = _weighted(config, losses)
     return losses
 
 
@@ -185,6 +214,7 @@ def reconstruction_losses(
     noise: dict[str, Tensor],
     latent_noise: float,
     counts: dict[str, Tensor],
+    tallies: Tallies | None = None,
 ) -> dict[str, Tensor]:
     """Reconstruction (Eq. 15, 16) from noised latents and the posterior's KL (Eq. 17).
 
@@ -194,12 +224,12 @@ def reconstruction_losses(
         z_0: standardised posterior samples (b, n, d) by modality.
         noise: standard normal, the same shapes.
         latent_noise: standard deviation of the noise that the decoder sees.
-        counts: from `loss_counts`.
+        counts: from `loss_counts`. tallies: what to keep the sums in.
 
     Returns:
         `loss_rec_image`, `loss_rec_text`, `loss_kl`, 0-dim.
     """
-    zero = vae.posterior.weight.sum() * 0
+    zero, tallies = vae.posterior.weight.sum() * 0, tallies or Tallies(encoded.class_labels)
     losses = {"loss_rec_image": zero, "loss_rec_text": zero, "loss_kl": zero}
     for g, part in encoded.modalities.items():
         decoded = vae.decode(z_0[g] + latent_noise * noise[g].to(z_0[g].dtype), g)
@@ -208,7 +238,10 @@ def reconstruction_losses(
         else:
             error = (decoded - part.target).float().square().sum(-1)
         valid, count = part.content.valid, counts[f"real_{g}"]
+        tallies.add(f"loss_rec_{g}", error, valid)
         losses[f"loss_rec_{g}"] = masked_mean(error, valid, count)
         divergence = kl_divergence(part.posterior_mean.float(), part.posterior_logvar.float())
-        losses["loss_kl"] = losses["loss_kl"] + masked_mean(divergence, valid, count)
+        tallies.add(f"loss_kl_{g}", divergence, valid)
+        mean = masked_mean(divergence, valid, count)
+        losses["loss_kl"] = losses["loss_kl"] + mean
     return losses

@@ -19,6 +19,7 @@ from .inputs import EncodedInputs
 from .past_turns import PastTurns, last_given, read_given
 from .regions import GENERATION_MODES, Inputs
 from .sequence import ModalityContent, take_part
+from .tallies import Tallies
 
 if TYPE_CHECKING:
     from .modeling_mdm import MDMForJointGeneration
@@ -69,11 +70,16 @@ def asking(content: dict[str, ModalityContent]) -> Tensor:
     return written & given & ~in_part
 
 
-def mode_loss(model: "MDMForJointGeneration", encoded: EncodedInputs, count: Tensor) -> Tensor:
+def mode_loss(
+    model: "MDMForJointGeneration",
+    encoded: EncodedInputs,
+    count: Tensor,
+    tallies: Tallies | None = None,
+) -> Tensor:
     """Cross-entropy of what the masks leave to be written, given the last turn before it; 0-dim.
 
     The given part is evaluated once more, without what is to be written: its start tokens would
-    tell. A sum over the asking items, by a count of such.
+    tell. A sum over the asking items, by a count of such, which goes into `tallies`.
     """
     content, labels = encoded.content, encoded.class_labels
     absent = torch.zeros_like(encoded.has_class)
@@ -91,6 +97,8 @@ def mode_loss(model: "MDMForJointGeneration", encoded: EncodedInputs, count: Ten
     logits = model.mode_head(features, part.content, turn)
     taught = asking(content)
     error = F.cross_entropy(logits, mode, reduction="none")
+    if tallies is not None:
+        tallies.add("loss_mode", error, taught)
     return torch.where(taught, error, 0).sum() / count
 
 

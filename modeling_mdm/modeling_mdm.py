@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .configuration_mdm import MDMConfig
@@ -39,6 +39,7 @@ from .loss import (
     total_loss,
 )
 from .mode_head import ModeHead, mode_loss
+from .precision import at_least_float32
 from .processes import num_processes
 from .products import project
 from .prompt_cache import PromptCache
@@ -48,8 +49,14 @@ from .scoring import MDMScoringMixin
 from .selection import ScoreEntropyHead
 from .sequence import JointSequence, ModalityContent, drop_prompt
 from .sharing import MODEL_TAGS, name_code, write_model_card
+from .tallies import Tallies
 from .vae import MDMVAE, LatentStatistics
 from .vq import VQFrontEnd
+
+logger = logging.get_logger(__name__)
+
+PEFT_PREFIX = "base_model.model."  # of a model's names under an adapter
+DECODING_HEAD = "text_head.word_head."  # where an adapter's file keeps `vae.word_head`
 
 
 @dataclass
@@ -66,6 +73,8 @@ class MDMOutput(ModelOutput):
         logits: pair logits of every word (b, t, vocab).
         clean_estimates: by modality, standardised latents (b, n, latent_dim).
         score_entropy: predicted score entropy of every position (b, n), by modality.
+        tallies: sum and count of every item for each of `tallies.MEANS`, (b, means, 2); of their
+            sum over all items of several batches, `loss.combine_tallies` makes the losses.
         hidden_states: on request, what enters every block and what leaves the last one: features
             (b, l, hidden) of the joint sequence in storage order.
     """
@@ -82,6 +91,7 @@ class MDMOutput(ModelOutput):
     logits: Tensor | None = None
     clean_estimates: dict[str, Tensor] | None = None
     score_entropy: dict[str, Tensor] | None = None
+    tallies: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -138,6 +148,8 @@ class MDMPreTrainedModel(PreTrainedModel):
             init.zeros_(module.mean)
             init.ones_(module.variance)
             init.zeros_(module.updates)
+        elif isinstance(module, VQFrontEnd):
+            init.zeros_(module.loaded)
 
 
 class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMixin):
@@ -153,6 +165,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
 
     output_modalities = ("image", "text")
     accepts_loss_kwargs = True
+    is_resized = False  # whether the number of words is another than that of the checkpoint
     generation_config_class = MDMGenerationConfig
 
     def __init__(self, config: MDMConfig) -> None:
@@ -211,7 +224,36 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         self.vae.word_head = self._get_resized_lm_head(
             self.vae.word_head, len(embedding.weight), mean_resizing=mean_resizing
         )
+        self.is_resized = True
         return embedding
+
+    def _decoding_head(self) -> tuple[str, nn.Module]:
+        """Name `vae.word_head` and give it, without an adapter on it."""
+        head = self.vae.word_head
+        base = getattr(head, "base_layer", head)
+        return "vae.word_head." if base is head else "vae.word_head.base_layer.", base
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Of a resized model peft saves what `get_output_embeddings` gives, by the start of its
+        # name: so the other head of the words goes along under that name.
+        if self.is_resized and prefix.endswith(PEFT_PREFIX):
+            _, head = self._decoding_head()
+            if hasattr(head.weight, "full_tensor"):  # FSDP2 gathers what stands under its own name
+                logger.warning_once(
+                    "vae.word_head of the resized vocabulary is split over processes and cannot go "
+                    "into the adapter: pass modules_to_save=['word_head'] to its configuration."
+                )
+                return
+            for name, value in head.named_parameters(recurse=False):
+                destination[prefix + DECODING_HEAD + name] = value if keep_vars else value.detach()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        name, head = self._decoding_head()
+        for key in [key for key, _ in head.named_parameters(recurse=False)]:
+            if (value := state_dict.pop(prefix + DECODING_HEAD + key, None)) is not None:
+                state_dict[prefix + name + key] = value
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def encode_inputs(
         self,
@@ -226,6 +268,8 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         class_labels: Tensor | None = None,
     ) -> EncodedInputs:
         """Check the model's inputs and encode their content position by position."""
+        if self.vq is not None:
+            self.vq.require_loaded()
         modalities: dict[str, EncodedModality] = {}
         grid = (0, 0, 0)
         if input_ids is not None:
@@ -282,6 +326,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
                 [`MDMDecoder`].
             candidates: from `candidate_latents`.
         """
+        times = {g: time.to(at_least_float32(time.dtype)) for g, time in times.items()}
         features = self.decoder(sequence, content, z_t, times, class_labels, estimates, keep, cache)
         clean, logits = {}, {}
         for g, head in (("text", self.text_head), ("image", self.image_head)):
@@ -458,8 +503,15 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
     def _update_statistics(
         self, encoded: EncodedInputs, num_items_in_batch: dict[str, Tensor] | None
     ) -> None:
-        """Let the running latent statistics see this batch."""
+        """Let the running latent statistics see this batch, where latents learn.
+
+        Under an adapter of peft they stand still: it is saved without them.
+        """
+        if getattr(self, "peft_config", None):
+            return
         for g, statistics in self.vae.statistics.items():
+            if not self.vae.learns(g):
+                continue
             total = None if num_items_in_batch is None else num_items_in_batch[f"real_{g}"]
             if part := encoded.modalities.get(g):
                 statistics.update(part.posterior_mean.detach(), part.content.valid, total)
@@ -475,7 +527,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         predicted: dict[str, Tensor],
         counts: dict[str, Tensor],
     ) -> dict[str, Tensor]:
-        """Eq. 18 and its parts, by their names in [`MDMOutput`]."""
+        """Eq. 18, its parts and what they are means of, by their names in [`MDMOutput`]."""
         content = step.arguments["content"]
         predictions = {
             g: Prediction(
@@ -490,16 +542,18 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             )
             for g in content
         }
-        losses = diffusion_losses(self.config, content, predictions, predicted, counts)
+        tallies = Tallies(encoded.class_labels)
+        losses = diffusion_losses(self.config, content, predictions, predicted, counts, tallies)
         # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
         z_0 = {g: latents.to(self.dtype) for g, latents in step.z_0.items()}
+        noise = random.decoder_noise
         losses |= reconstruction_losses(
-            self.vae, encoded, z_0, random.decoder_noise, self.config.latent_noise, counts
+            self.vae, encoded, z_0, noise, self.config.latent_noise, counts, tallies
         )
         # CODEPATH: as where the head is made.
         if self.config.use_mode_head:
-            losses["loss_mode"] = mode_loss(self, encoded, counts["asking"])
-        return {**losses, "loss": total_loss(self.config, losses)}
+            losses["loss_mode"] = mode_loss(self, encoded, counts["asking"], tallies)
+        return {**losses, "loss": total_loss(self.config, losses), "tallies": tallies.values}
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .configuration_mdm import MDMConfig
 from .inputs import EncodedInputs
+from .precision import at_least_float32
 from .processes import first_process_says
 
 Draws = dict[str, Tensor]
@@ -44,6 +45,7 @@ class Randomness:
             drop_prompt = uniform(encoded) < rate
         if encoded.content.keys() - times.keys():
             times = {**draw_times(encoded, config, training), **times}
+        times = {g: time.to(at_least_float32(time.dtype)) for g, time in times.items()}
         candidates = dict(self.candidate_noise or {})
         if config.se_candidates == "trajectory":
             for g, part in encoded.content.items():

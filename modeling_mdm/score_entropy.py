@@ -78,8 +78,9 @@ def vocabulary_log_ratio(z_t: Tensor, y: Tensor, alpha_bar_t: Tensor) -> Tensor:
         alpha_bar_t: (B, L, 1) or (B, 1, 1).
 
     Returns:
-        (B, L, V).
+        (B, L, V), in float32 at least.
     """
+    z_t, y, alpha_bar_t = (_at_least_float32(x) for x in (z_t, y, alpha_bar_t))
     match = alpha_bar_t.sqrt() * (z_t @ y.T)  # (B, L, V)
     size = alpha_bar_t * (y.square().sum(-1) / 2)  # (B, L, V)
     return (match - size) / noise_variance(alpha_bar_t)

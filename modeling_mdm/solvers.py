@@ -138,13 +138,16 @@ def sampling_times(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Times of `num_steps` equal steps from 1 to 0, (num_steps + 1,).
+    """Times of `num_steps` equal steps from 1 to 0, (num_steps + 1,), in float32 at least.
+
+    A shorter `dtype`, of the latents, could not tell the times of many steps apart.
 
     Raises:
         ValueError: `num_steps` is less than 1.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1: 30 is a good start.")
+    dtype = torch.promote_types(dtype, torch.float32)
     return torch.linspace(1, 0, num_steps + 1, device=device, dtype=dtype)
 
 

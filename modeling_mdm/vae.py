@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .configuration_mdm import MDMConfig
 from .norms import RMSNorm
+from .precision import KeepsPrecision, at_least_float32
 from .processes import num_processes, sum_over_processes
 
 Moments = tuple[Tensor, Tensor, Tensor]  # how many latents, their mean and variance (d,)
@@ -55,20 +56,21 @@ class ResidualMLP(nn.Module):
         return x + self.down_proj(F.silu(self.up_proj(self.norm(x))))
 
 
-class LatentStatistics(nn.Module):
+class LatentStatistics(KeepsPrecision, nn.Module):
     """Running mean and variance of one modality's latents, by dimension, to standardise them.
 
     A schedule then means the same throughout training. The first updates are plain averages, later
-    ones exponential; where `frozen` is set, there are none.
+    ones exponential.
     """
 
-    frozen = False
+    precise = ("mean", "variance")
 
     def __init__(self, latent_dim: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(latent_dim))
-        self.register_buffer("variance", torch.ones(latent_dim))
+        dtype = at_least_float32(torch.get_default_dtype())
+        self.register_buffer("mean", torch.zeros(latent_dim, dtype=dtype))
+        self.register_buffer("variance", torch.ones(latent_dim, dtype=dtype))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._waiting: Moments | None = None  # of a step's earlier parts
 
@@ -84,8 +86,6 @@ class LatentStatistics(nn.Module):
             total: how many latents the whole step has, if these may be part of them: the update
                 waits for the last.
         """
-        if self.frozen:
-            return
         if latents is None:
             count, mean = torch.zeros_like(self.updates), torch.zeros_like(self.mean)
             variance = torch.zeros_like(self.mean)
@@ -149,6 +149,8 @@ def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> Moments:
 class MDMVAE(nn.Module):
     """Encodes words and patches into latents of one width and decodes them, with shared trunks."""
 
+    no_weight_decay = ("embed_tokens",)  # a rare word's would go to 0 between its appearances
+
     def __init__(self, config: MDMConfig, patch_values: int | None = None) -> None:
         super().__init__()
         self.config = config
@@ -174,6 +176,12 @@ class MDMVAE(nn.Module):
             }
         )
 
+    def learns(self, modality: str) -> bool:
+        """Whether anything is trained that gives a modality its latents."""
+        embedding = self.embed_tokens if modality == "text" else self.patch_embedding
+        parts = (embedding, self.encoder, self.posterior)
+        return any(weight.requires_grad for part in parts for weight in part.parameters())
+
     def encode(self, content: Tensor, modality: str) -> tuple[Tensor, Tensor]:
         """Give the posterior of every position.
 
@@ -181,13 +189,14 @@ class MDMVAE(nn.Module):
             content: word ids (..., n) for `"text"`, patches (..., n, values) for `"image"`.
 
         Returns:
-            posterior_mean and posterior_logvar, (..., n, d), not standardised.
+            posterior_mean and posterior_logvar, (..., n, d), not standardised, in float32 at least.
         """
         embedded = (
             self.embed_tokens(content) if modality == "text" else self.patch_embedding(content)
         )
-        mean, logvar = self.posterior(self.encoder(embedded)).float().chunk(2, dim=-1)
-        return mean.to(embedded.dtype), logvar.clamp(-20, 10).to(embedded.dtype)
+        posterior = self.posterior(self.encoder(embedded))
+        mean, logvar = posterior.to(at_least_float32(posterior.dtype)).chunk(2, dim=-1)
+        return mean, logvar.clamp(-20, 10)
 
     def decode(self, latents: Tensor, modality: str) -> Tensor:
         """Decode standardised latents (..., n, d) to word logits or patches (..., n, values)."""

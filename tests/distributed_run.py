@@ -47,7 +47,7 @@ class NoisyCollator(MDMDataCollator):
             ("attention_mask", ("input_ids", "attention_mask", "text_given")),
             ("pixel_attention_mask", ("pixel_values", "pixel_attention_mask", "image_given")),
         ):
-            if not batch[mask].any():
+            if mask in batch and not batch[mask].any():
                 batch = {name: value for name, value in batch.items() if name not in inputs}
         return batch
 
@@ -57,9 +57,17 @@ class CountingModel(MDMForJointGeneration):
 
     lacking = 0
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args, return_loss=True, **kwargs):
         type(self).lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
-        return super().forward(*args, **kwargs)
+        return super().forward(*args, return_loss=return_loss, **kwargs)
+
+
+def evaluate(trainer, collator):
+    """Losses of the new model on nine items, with the noise that the trainer draws."""
+    usual, trainer.data_collator = trainer.data_collator, collator
+    metrics = trainer.evaluate()
+    trainer.data_collator = usual
+    return {name: value for name, value in metrics.items() if "loss" in name}
 
 
 def train(folder, tasks, limit=48, resume=None, **arguments):
@@ -73,21 +81,24 @@ def train(folder, tasks, limit=48, resume=None, **arguments):
         "ema_decay": 0.9,
         "logging_steps": 1,
         "save_steps": 2,
+        "num_samples": 0,
         "disable_tqdm": True,
         "report_to": "none",
         "seed": 3,
     }
     args = MDMTrainingArguments(**{**values, **arguments})
     torch.manual_seed(0)
-    CountingModel.lacking = 0
     model = CountingModel(make_config(len(processor.tokenizer)))
     trainer = MDMTrainer(
         model,
         args,
         train_dataset=load_training_data("digits", captions=CAPTIONS, limit=limit),
+        eval_dataset=load_training_data("digits", captions=CAPTIONS, limit=9),
         data_collator=NoisyCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )
+    evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
+    CountingModel.lacking = 0
     trainer.train(resume)
     trainer.save_model()
     history = [h for h in trainer.state.log_history if "loss" in h]
@@ -99,6 +110,7 @@ def train(folder, tasks, limit=48, resume=None, **arguments):
             h["step"]: {k: v for k, v in h.items() if "loss" in k or k == "grad_norm"}
             for h in history
         },
+        "evaluated": evaluated,
         "random": trainer.accelerator.gather(torch.rand(1)).tolist(),
     }
 

@@ -81,6 +81,7 @@ def together(folder, alone):
     run = {"tasks": MIXED, "per_device_train_batch_size": 2}
     go_on = {**run, "resume": str(folder / "one-to-two" / "checkpoint-2")}
     parts = {**run, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    run["per_device_eval_batch_size"] = 4
     runs = {"together": run, "by-parts": parts, "one-to-two": go_on}
     return launch("torchrun", folder, runs)
 
@@ -123,6 +124,14 @@ def test_accumulation_in_two_processes_equals_one_with_the_whole_batch(folder, a
     assert parts["processes"] == 2 and min(parts["lacking"]) > alone["lacking"][0]
     assert_same_course(parts, alone)
     assert_same_files(folder / "by-parts", folder / "alone")
+
+
+def test_evaluation_is_the_same_in_any_number_of_processes(alone, together):
+    """Nine items by 8; by 2 x 8 and by 2 x 4, where the last batches are filled up."""
+    expected = alone["evaluated"]
+    assert len(expected) == 6 and all(value > 0 for value in expected.values())
+    for name, report in together.items():
+        assert report["evaluated"] == pytest.approx(expected, rel=1e-5), name
 
 
 def test_processes_draw_different_noise(together):

@@ -31,7 +31,6 @@ from modeling_mdm.training.conversations import (
     ConversationCollator,
     adapter_targets,
     draw_embeddings,
-    freeze_statistics,
     place_images,
     unseen_words,
 )
@@ -341,7 +340,6 @@ def tiny(processor, **changes):
 
 def adapted(model, seed=0):
     """Adapters that change something: as made, their second factor is zero."""
-    freeze_statistics(model)
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=adapter_targets(model))
     tuned = peft.get_peft_model(model, config)
     fill(tuned, seed)

@@ -259,9 +259,3 @@ def draw_embeddings(model: Any, words: Sequence[int]) -> None:
     mixture = torch.randn(len(words), len(known), device=weight.device) / len(known) ** 0.5
     drawn = known.mean(0) + mixture @ (known - known.mean(0))
     weight[list(words)] = drawn.to(weight.dtype)
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """Keep the statistics of the latents as they are: an adapter would be saved without them."""
-    for statistics in model.vae.statistics.values():
-        statistics.frozen = True

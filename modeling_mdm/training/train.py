@@ -46,6 +46,7 @@ _NOT_FOR_STREAMS = (
     *("data_dir", "train_split", "eval_split", "eval_share", "captions", "columns"),
     *("augment", "limit", "eval_limit"),
 )
+UNTRAINED = "untrained"
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
 
 
@@ -67,6 +68,13 @@ class ModelArguments:
         metadata={
             "help": "Fields of a new model's config, as name=value; values are YAML. `auto` takes "
             "what the processor says: vocab_size=auto."
+        },
+    )
+    vq_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where a config with vq_config gets its trained VQ-VAE: a folder or Hub id of "
+            f"one, or of a whole model that has it; '{UNTRAINED}' takes random codes, for tests."
         },
     )
 
@@ -196,7 +204,33 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
             f"vocab_size={model.config.vocab_size} differs from the processor's {size} words: use "
             f"the processor of this config, or config_overrides vocab_size={size}."
         )
+    load_vq(model, args)
     return model
+
+
+def load_vq(model: MDMForJointGeneration, args: ModelArguments) -> None:
+    """Give a model with a VQ-VAE the trained weights that `vq_model` names.
+
+    Raises:
+        ValueError: if it needs them and none are named, or has no use for them.
+    """
+    if model.vq is None or (args.vq_model and model.vq.is_loaded):
+        if args.vq_model:
+            reason = "reads pixels" if model.vq is None else "has a trained VQ-VAE already"
+            raise ValueError(
+                f"vq_model={args.vq_model!r} has no use: the model of config={args.config!r} "
+                f"{reason}. Leave it out."
+            )
+    elif args.vq_model == UNTRAINED:
+        model.vq.allow_untrained()
+    elif args.vq_model:
+        model.vq.load_pretrained(args.vq_model)
+    elif not model.vq.is_loaded:
+        raise ValueError(
+            f"config={args.config!r} names a VQ-VAE ({model.vq.model_type}), which never learns: "
+            "say by --vq_model NAME where its trained weights are: a folder or Hub id of one, or "
+            "of a whole model that has it, such as deepseek-community/Janus-Pro-1B."
+        )
 
 
 def _of_processor(overrides: dict[str, Any], processor: Any) -> dict[str, Any]:

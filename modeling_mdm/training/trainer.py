@@ -27,7 +27,8 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
-from modeling_mdm.loss import count_items_in_batches
+from modeling_mdm.loss import combine_tallies, count_items_in_batches
+from modeling_mdm.precision import cast_parameters_alike
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.carried_code import replace_code_by_signpost
 from modeling_mdm.training.checkpoints import (
@@ -38,6 +39,7 @@ from modeling_mdm.training.checkpoints import (
     publish_files,
 )
 from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
+from modeling_mdm.training.item_noise import ITEM_SEEDS, WithItemSeeds, draw_for_items
 from modeling_mdm.training.tasks import SeededItems
 
 logger = logging.get_logger(__name__)
@@ -81,11 +83,14 @@ class MDMTrainer(Trainer):
                 "fsdp_version: 2, as in configuration/accelerate/fsdp2.yaml, or ema_decay=0."
             )
         warn_if_emulated(getattr(model, "dtype", torch.float32), args.device)
+        if self.is_deepspeed_enabled:
+            cast_parameters_alike(self.model)
         self.sample_sheet = joint_sample_sheet if sample_sheet is None else sample_sheet
         self.average: ExponentialMovingAverage | None = None
         self._average_is_in = False
         self.current_gradient_accumulation_steps = 1  # batches in this step, as Trainer keeps it
         self._train_parts, self._eval_parts = RunningMeans(), RunningMeans()
+        self._train_tallies, self._eval_tallies = RunningSum(), RunningSum()
         self._last_log = (0, time.monotonic())
         self._resumed_from: str | None = None
         self._staging: Path | None = None
@@ -117,6 +122,11 @@ class MDMTrainer(Trainer):
                 f"{fault}. Use an older one."
             )
         self._resumed_from = resume_from_checkpoint or None
+        splits = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.model_wrapped is self.model and not splits:
+            # An evaluation before this has marked the model as ready, as it is: accelerate would
+            # then leave it so, and each process would train by itself.
+            vars(self.model).pop("_is_accelerate_prepared", None)
         if self._resumed_from is not None and self._is_finished(self._resumed_from):
             return self._restore_finished_run(self._resumed_from)
         return super().train(self._resumed_from, *args, **kwargs)
@@ -131,6 +141,20 @@ class MDMTrainer(Trainer):
         self.state = _load_state(checkpoint)
         self._start_average()
         return TrainOutput(self.state.global_step, float("nan"), {})
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Name what weight decay acts on: matrices and convolutions.
+
+        Not norms and biases, by transformers' rule, and not what a module lists in
+        `no_weight_decay`: Mamba's A and D, tokens and embeddings.
+        """
+        exempt = [
+            f"{name}.{own}." if name else f"{own}."
+            for name, module in model.named_modules()
+            for own in getattr(module, "no_weight_decay", ())
+        ]
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not f"{name}.".startswith(tuple(exempt))]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -159,14 +183,33 @@ class MDMTrainer(Trainer):
             # Not as super's argument: it would multiply by the number of processes.
             inputs, weight = {**inputs, "num_items_in_batch": num_items_in_batch}, 1.0
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        parts = self._train_parts if model.training else self._eval_parts
-        parts.add({name: outputs.get(name) for name in LOSS_PARTS}, weight, share)
+        tallies = outputs.get("tallies")
+        if tallies is None:
+            parts = self._train_parts if model.training else self._eval_parts
+            parts.add({name: outputs.get(name) for name in LOSS_PARTS}, weight, share)
+        elif model.training:
+            self._train_tallies.add(tallies)
+        else:
+            # Of all processes, without the items that fill up the last batch.
+            self._eval_tallies.add(self.accelerator.gather_for_metrics(tallies))
         return (loss, outputs) if return_outputs else loss
 
+    def _combine(self, tallies: torch.Tensor | None) -> dict[str, float]:
+        """Losses from the sums of tallies; nothing where there are none."""
+        if tallies is None:
+            return {}
+        combined = combine_tallies(self.model.config, tallies)
+        return {name: float(value) for name, value in combined.items()}
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log values; with a loss, also the mean of its parts and the speed since the last time."""
+        """Log values; with a loss, also its parts and the speed since the last time.
+
+        Each part is one mean over all positions (or items) that were trained on meanwhile.
+        """
         if "loss" in logs:
             logs.update(self._train_parts.pop(self.accelerator.gather))
+            losses = self._combine(self._train_tallies.pop(self.accelerator.gather))
+            logs.update({name: losses[name] for name in LOSS_PARTS if name in losses})
             logs["samples_per_second"] = self._speed()
             if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
                 logs["skipped_samples"] = sum(skipped.values())
@@ -187,8 +230,15 @@ class MDMTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Evaluate the averaged weights with fixed noise, and write a picture of samples."""
+        """Evaluate the averaged weights with fixed noise, and write a picture of samples.
+
+        What is random is drawn for each item from its place and `sample_seed`, and losses are means
+        over the positions of the whole set: they depend neither on the size of batches nor on the
+        number of processes.
+        """
         start = time.monotonic()
+        if not isinstance(eval_dataset, str):
+            eval_dataset = _with_seeds(eval_dataset, self.args.data_seed)
         with self._averaged_weights(), fixed_random_state(self.args.sample_seed):
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
             # Of several data sets, each comes through here once more under a longer prefix.
@@ -199,10 +249,30 @@ class MDMTrainer(Trainer):
         self._last_log = (step, since + time.monotonic() - start)
         return metrics
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """Load an evaluation set in batches that name the seeds of their items."""
+        collator, self.data_collator = self.data_collator, WithItemSeeds(self.data_collator)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Evaluate a batch with the noise of its items."""
+        inputs = dict(inputs)
+        seeds, config = inputs.pop(ITEM_SEEDS, None), getattr(self.model, "config", None)
+        if seeds is not None and getattr(config, "model_type", None) == "mdm":
+            inputs |= draw_for_items(config, inputs, seeds, self.args.sample_seed)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """Run over a data set and add the parts of the loss to the metrics."""
+        """Run over a data set; its loss and the parts of it are means over the whole set."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         parts = self._eval_parts.pop(self.accelerator.gather)
+        losses = self._combine(self._eval_tallies.pop())
+        parts |= {name: losses[name] for name in ("loss", *LOSS_PARTS) if name in losses}
         output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in parts.items()})
         return output
 
@@ -419,6 +489,27 @@ class RunningMeans:
         means = gather(means.reshape(1, -1)).mean(dim=0)
         self._sums, self._counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
+
+
+class RunningSum:
+    """Sums tallies (b, means, 2) over items and calls, on their device."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+
+    def add(self, tallies: torch.Tensor) -> None:
+        """Take in those of a batch."""
+        # Apple's GPUs have no float64.
+        dtype = torch.float32 if tallies.device.type == "mps" else torch.float64
+        total = tallies.detach().to(dtype).sum(0)
+        self._sum = total if self._sum is None else self._sum + total
+
+    def pop(
+        self, gather: Callable[[torch.Tensor], torch.Tensor] = lambda mine: mine
+    ) -> torch.Tensor | None:
+        """Return the sum (means, 2), of all processes by `gather`, and start anew."""
+        total, self._sum = self._sum, None
+        return None if total is None else gather(total[None]).sum(0)
 
 
 @contextmanager

@@ -42,7 +42,8 @@ OVERRIDES = {
     "MDMTrainer": {
         *("train", "get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
-        *("_load_rng_state", "_load_best_model"),
+        *("_load_rng_state", "_load_best_model", "get_decay_parameter_names"),
+        *("get_eval_dataloader", "prediction_step"),
     },
     "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
 }

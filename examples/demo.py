@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.image_processing_pil_mdm import open_picture
 
 EXAMPLES = Path(__file__).resolve().parent
 PROMPTS = (
@@ -97,7 +98,7 @@ class Demo:
 
     def captioning(self, paths: list[Path]) -> list[Pair]:
         """Write a caption for every picture."""
-        images = [Image.open(path) for path in paths]
+        images = [open_picture(path) for path in paths]
         inputs = self.processor(images=images, generate="text", return_tensors="pt")
         samples = self.generate(inputs)
         return [Pair(sample.text, image) for sample, image in zip(samples, images, strict=True)]

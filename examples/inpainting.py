@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from transformers import HfArgumentParser
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.image_processing_pil_mdm import open_picture
 
 EXAMPLES = Path(__file__).resolve().parent
 
@@ -47,7 +47,7 @@ def main(arguments: InpaintingArguments) -> None:
     processor = MDMProcessor.from_pretrained(arguments.checkpoint)
     model = MDMForJointGeneration.from_pretrained(arguments.checkpoint).eval()
     images = [
-        Image.open(path).convert("L") for path in sorted(Path(arguments.pictures).glob("*.png"))
+        open_picture(path).convert("L") for path in sorted(Path(arguments.pictures).glob("*.png"))
     ]
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

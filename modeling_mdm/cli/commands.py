@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
+from modeling_mdm.image_processing_pil_mdm import open_picture
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
 
@@ -25,13 +26,6 @@ def load(chosen: Namespace) -> tuple[Any, Any]:
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)
     model = MDMForJointGeneration.from_pretrained(chosen.checkpoint)
     return model.to(chosen.device).eval(), processor
-
-
-def open_picture(path: str) -> Image.Image:
-    """Read a picture now, so that a broken file fails here."""
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
 
 
 def generate(chosen: Namespace) -> None:

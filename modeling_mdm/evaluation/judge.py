@@ -32,6 +32,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
+from modeling_mdm.image_processing_pil_mdm import upright
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
 WEIGHTS_FILE = "model.safetensors"
@@ -195,7 +196,7 @@ def pictures_to_tensor(pictures: Sequence[Image.Image], config: JudgeConfig) -> 
     """Convert pictures to uint8 (batch, channels, height, width) as a judge reads them."""
     mode, (height, width) = ("L" if config.num_channels == 1 else "RGB"), config.image_size
     batch = torch.empty((len(pictures), config.num_channels, height, width), dtype=torch.uint8)
-    for row, picture in zip(batch, pictures, strict=True):
+    for row, picture in zip(batch, map(upright, pictures), strict=True):
         if picture.mode != mode:
             picture = picture.convert(mode)
         if picture.size != (width, height):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from modeling_mdm.image_processing_pil_mdm import read_picture, upright
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.idx import read_idx
 
@@ -139,6 +140,8 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         image = self.source.images[index]
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
+        elif image is not None:
+            image = upright(image)
         if self.augment:
             image = flip_and_shift(image, self._rng(index, AUGMENT_STREAM))
         labels, texts = self.source.labels, self.source.texts
@@ -164,8 +167,7 @@ def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """
     flip = bool(rng.integers(2))
     down, right = (int(x) for x in rng.integers(0, 3, size=2))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
+    image = Image.fromarray(read_picture(image))
     if flip:
         image = ImageOps.mirror(image)
     pixels = np.asarray(image)  # (height, width[, 3])

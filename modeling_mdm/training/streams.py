@@ -7,7 +7,6 @@ Axis legend: height, width.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.utils import logging
+
+from modeling_mdm.image_processing_pil_mdm import open_picture, upright
 
 logger = logging.get_logger(__name__)
 
@@ -226,8 +227,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     def _decode(self, image: Any) -> Image.Image:
         content = image.get("bytes")
-        picture = Image.open(image["path"] if content is None else io.BytesIO(content))
-        picture.load()
+        picture = open_picture(image["path"] if content is None else content)
         return picture if self.size is None else crop_to_ratio(picture, self.size)
 
     def _in_buckets(self, block: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
@@ -242,6 +242,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
 def crop_to_ratio(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Cut the middle out of a picture, as large as possible in the ratio of (height, width)."""
+    image = upright(image)
     height, width = size
     scale = min(image.height / height, image.width / width)
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))

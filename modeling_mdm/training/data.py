@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from modeling_mdm.image_processing_pil_mdm import read_picture, upright
+from modeling_mdm.image_processing_pil_mdm import read_picture, set_channels, upright
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.idx import read_idx
 
@@ -160,6 +160,16 @@ def _label_or_none(value: Any) -> int | None:
     return None if value is None or value < 0 else int(value)
 
 
+def plain_picture(image: Image.Image) -> Image.Image:
+    """Turn any picture upright and make it grey or RGB, on white where it is transparent."""
+    pixels = read_picture(image)  # (height, width[, channels])
+    if pixels.ndim == 3:
+        channels = np.moveaxis(pixels, -1, 0)
+        colours = set_channels(channels, 1 if len(channels) == 2 else 3)
+        pixels = colours[0] if len(colours) == 1 else np.moveaxis(colours, 0, -1)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
 def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Mirror a picture left to right half of the time and shift it by -1, 0 or 1 pixel each way.
 
@@ -167,7 +177,7 @@ def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """
     flip = bool(rng.integers(2))
     down, right = (int(x) for x in rng.integers(0, 3, size=2))
-    image = Image.fromarray(read_picture(image))
+    image = plain_picture(image)
     if flip:
         image = ImageOps.mirror(image)
     pixels = np.asarray(image)  # (height, width[, 3])

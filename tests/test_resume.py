@@ -1,0 +1,138 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was cut off goes on with the batch that is due, at any step of any pass over the data."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from tiny_digits import make_config, make_processor
+
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.training.streams import MixedStream, StreamSource
+from modeling_mdm.training.tasks import MDMDataCollator, TaskMixture
+from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def text(number):
+    return f"{WORDS[number // 10]} {WORDS[number % 10]}"
+
+
+TEXTS = [text(number) for number in range(20)]
+OTHERS = [text(number) for number in range(20, 27)]
+
+
+class Plain(torch.utils.data.IterableDataset):
+    """A stream that knows nothing of states or epochs."""
+
+    def __iter__(self):
+        yield from ({"text": text, "image": None} for text in TEXTS)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    """`datasets` waits ten seconds after every pass over Parquet, for Arrow's threads at exit."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for name, texts in (("many", TEXTS), ("few", OTHERS)):
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        )
+    return folder
+
+
+def source(folder, name, weight=1.0):
+    files = {"train": str(folder / f"{name}.jsonl")}
+    return StreamSource("json", weight, {"text": "text"}, data_files=files)
+
+
+DATA = {
+    "stream": lambda folder: MixedStream([source(folder, "many")]),
+    "bucketed": lambda folder: MixedStream([source(folder, "many")], batch_size=4, buckets=2),
+    "mixture": lambda folder: MixedStream(
+        [source(folder, "many"), source(folder, "few", 2.0)], batch_size=4, buckets=2
+    ),
+    "plain": lambda folder: Plain(),
+    "datasets": lambda folder: datasets.Dataset.from_dict({"text": TEXTS})
+    .to_iterable_dataset()
+    .shuffle(seed=0, buffer_size=5),
+    "set": lambda folder: datasets.Dataset.from_dict({"text": TEXTS[:18]}),
+}
+
+
+class Recorder(MDMTrainer):
+    def training_step(self, model, inputs, *args, **kwargs):
+        words = self.processing_class.tokenizer.batch_decode(
+            inputs["input_ids"], skip_special_tokens=True
+        )
+        self.seen.setdefault(self.state.global_step, []).extend(words)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+def train(output_dir, processor, data, steps, resume=None, **arguments):
+    torch.manual_seed(0)
+    trainer = Recorder(
+        MDMForJointGeneration(make_config(len(processor.tokenizer))),
+        MDMTrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=steps,
+            save_steps=1,
+            logging_steps=1,
+            learning_rate=1e-2,
+            ema_decay=0,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            **{"per_device_train_batch_size": 4, **arguments},
+        ),
+        train_dataset=data,
+        data_collator=MDMDataCollator(processor, TaskMixture({"text": 1.0, "infill": 1.0}), 0),
+        processing_class=processor,
+    )
+    trainer.seen = {}
+    trainer.train(resume)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    return trainer, {log["step"]: (log["loss"], log["epoch"]) for log in logs}
+
+
+def check(tmp_path, processor, make, steps, places, **arguments):
+    """Compare runs that go on at `places` with one that was never cut off; return its batches."""
+    whole, course = train(tmp_path / "whole", processor, make(), steps, **arguments)
+    for place in places:
+        checkpoint = str(tmp_path / "whole" / f"checkpoint-{place}")
+        part, found = train(tmp_path / "cut", processor, make(), steps, checkpoint, **arguments)
+        assert part.seen == {n: whole.seen[n] for n in range(place, steps)}, place
+        assert found == course
+        for one, other in zip(whole.model.parameters(), part.model.parameters(), strict=True):
+            assert torch.equal(one, other), place
+    return whole.seen
+
+
+def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
+    seen = check(tmp_path, processor, lambda: DATA["stream"](folder), 9, [7])
+    assert [seen[n] for n in range(5)] == [TEXTS[4 * n : 4 * n + 4] for n in range(5)]
+    assert seen[7] == TEXTS[8:12]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("kind", DATA)
+def test_a_run_goes_on_with_equal_batches_and_weights(
+    kind, accumulation, processor, folder, tmp_path
+):
+    arguments = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 3}
+    if kind == "bucketed":
+        arguments["per_device_train_batch_size"] = 4
+    make = DATA[kind]
+    check(tmp_path, processor, lambda: make(folder), 12, (1, 4, 6, 7, 9, 11), **arguments)

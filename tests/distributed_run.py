@@ -62,7 +62,17 @@ class CountingModel(MDMForJointGeneration):
         return super().forward(*args, **kwargs)
 
 
-def train(folder, tasks, limit=48, resume=None, **arguments):
+class Stream(torch.utils.data.IterableDataset):
+    """Items of a set, in order."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        yield from (self.items[index] for index in range(len(self.items)))
+
+
+def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
     """Train and return what there is to compare."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
@@ -81,10 +91,11 @@ def train(folder, tasks, limit=48, resume=None, **arguments):
     torch.manual_seed(0)
     CountingModel.lacking = 0
     model = CountingModel(make_config(len(processor.tokenizer)))
+    data = load_training_data("digits", captions=CAPTIONS, limit=limit)
     trainer = MDMTrainer(
         model,
         args,
-        train_dataset=load_training_data("digits", captions=CAPTIONS, limit=limit),
+        train_dataset=Stream(data) if streamed else data,
         data_collator=NoisyCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )

@@ -9,6 +9,8 @@ import pytest
 import torch
 from tiny_digits import make_config, make_processor
 
+from transformers import TrainerCallback
+
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.training.streams import MixedStream, StreamSource
 from modeling_mdm.training.tasks import MDMDataCollator, TaskMixture
@@ -72,6 +74,14 @@ DATA = {
 }
 
 
+class SaveAt(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_save = state.global_step in self.steps
+
+
 class Recorder(MDMTrainer):
     def training_step(self, model, inputs, *args, **kwargs):
         words = self.processing_class.tokenizer.batch_decode(
@@ -81,14 +91,14 @@ class Recorder(MDMTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-def train(output_dir, processor, data, steps, resume=None, **arguments):
+def train(output_dir, processor, data, steps, resume=None, save_at=(), **arguments):
     torch.manual_seed(0)
     trainer = Recorder(
         MDMForJointGeneration(make_config(len(processor.tokenizer))),
         MDMTrainingArguments(
             output_dir=str(output_dir),
             max_steps=steps,
-            save_steps=1,
+            save_strategy="no",
             logging_steps=1,
             learning_rate=1e-2,
             ema_decay=0,
@@ -102,6 +112,7 @@ def train(output_dir, processor, data, steps, resume=None, **arguments):
         processing_class=processor,
     )
     trainer.seen = {}
+    trainer.add_callback(SaveAt(save_at))
     trainer.train(resume)
     logs = [log for log in trainer.state.log_history if "loss" in log]
     return trainer, {log["step"]: (log["loss"], log["epoch"]) for log in logs}
@@ -109,7 +120,9 @@ def train(output_dir, processor, data, steps, resume=None, **arguments):
 
 def check(tmp_path, processor, make, steps, places, **arguments):
     """Compare runs that go on at `places` with one that was never cut off; return its batches."""
-    whole, course = train(tmp_path / "whole", processor, make(), steps, **arguments)
+    whole, course = train(
+        tmp_path / "whole", processor, make(), steps, save_at=places, **arguments
+    )
     for place in places:
         checkpoint = str(tmp_path / "whole" / f"checkpoint-{place}")
         part, found = train(tmp_path / "cut", processor, make(), steps, checkpoint, **arguments)
@@ -126,13 +139,67 @@ def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
     assert seen[7] == TEXTS[8:12]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("kind", DATA)
-def test_a_run_goes_on_with_equal_batches_and_weights(
-    kind, accumulation, processor, folder, tmp_path
-):
-    arguments = {"gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 3}
-    if kind == "bucketed":
-        arguments["per_device_train_batch_size"] = 4
-    make = DATA[kind]
-    check(tmp_path, processor, lambda: make(folder), 12, (1, 4, 6, 7, 9, 11), **arguments)
+def test_a_run_goes_on_with_equal_batches_and_weights(kind, processor, folder, tmp_path):
+    check(tmp_path, processor, lambda: DATA[kind](folder), 10, (2, 8))
+
+
+@pytest.mark.parametrize("kind", ["mixture", "plain", "set"])
+def test_a_run_that_accumulates_gradients_goes_on(kind, processor, folder, tmp_path):
+    arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
+    check(tmp_path, processor, lambda: DATA[kind](folder), 8, (3, 5), **arguments)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("kind", "workers"), [("mixture", 1), ("plain", 1), ("set", 2)])
+def test_a_run_with_workers_goes_on(kind, workers, processor, folder, tmp_path):
+    arguments = {"dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
+    check(tmp_path, processor, lambda: DATA[kind](folder), 6, (4,), **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("kind", DATA)
+def test_a_run_goes_on_from_every_step(kind, processor, folder, tmp_path):
+    check(tmp_path, processor, lambda: DATA[kind](folder), 14, range(1, 14))
+
+
+def test_a_long_stream_is_not_read_again_from_its_beginning(folder, tmp_path, processor):
+    opened = []
+
+    class Counting(MixedStream):
+        def _read(self, row, place):
+            opened.append(place)
+            return super()._read(row, place)
+
+    def make():
+        return Counting([source(folder, "many")])
+
+    train(tmp_path, processor, make(), 10, save_at=(9,))  # 36 items: 16 of the second pass
+    opened.clear()
+    train(tmp_path, processor, make(), 10, str(tmp_path / "checkpoint-9"))
+    assert opened[0] >= 11 and len(opened) <= 16
+
+
+def test_a_run_goes_on_with_batches_of_another_size(folder, tmp_path, processor):
+    train(tmp_path, processor, DATA["stream"](folder), 5, save_at=(4,))
+    changed = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    checkpoint = str(tmp_path / "checkpoint-4")
+    trainer, _ = train(tmp_path, processor, DATA["stream"](folder), 5, checkpoint, **changed)
+    assert trainer.seen == {4: [*TEXTS[16:], *TEXTS[:2]]}
+
+
+def test_the_second_run_of_a_trainer_begins_at_the_first_item(folder, tmp_path, processor):
+    trainer, _ = train(tmp_path, processor, DATA["stream"](folder), 3)
+    first = dict(trainer.seen)
+    trainer.seen.clear()
+    trainer.train()
+    assert trainer.seen == first
+
+
+def test_streams_without_items_and_after_each_epoch_are_refused(folder, tmp_path, processor):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no item that can be read"):
+        train(tmp_path, processor, MixedStream([source(tmp_path, "empty")]), 3)
+    with pytest.raises(ValueError, match="logging_strategy='epoch'"):
+        train(tmp_path, processor, DATA["stream"](folder), 3, logging_strategy="epoch")

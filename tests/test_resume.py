@@ -67,9 +67,11 @@ DATA = {
         [source(folder, "many"), source(folder, "few", 2.0)], batch_size=4, buckets=2
     ),
     "plain": lambda folder: Plain(),
-    "datasets": lambda folder: datasets.Dataset.from_dict({"text": TEXTS})
-    .to_iterable_dataset()
-    .shuffle(seed=0, buffer_size=5),
+    "datasets": lambda folder: (
+        datasets.Dataset.from_dict({"text": TEXTS})
+        .to_iterable_dataset()
+        .shuffle(seed=0, buffer_size=5)
+    ),
     "set": lambda folder: datasets.Dataset.from_dict({"text": TEXTS[:18]}),
 }
 
@@ -120,9 +122,7 @@ def train(output_dir, processor, data, steps, resume=None, save_at=(), **argumen
 
 def check(tmp_path, processor, make, steps, places, **arguments):
     """Compare runs that go on at `places` with one that was never cut off; return its batches."""
-    whole, course = train(
-        tmp_path / "whole", processor, make(), steps, save_at=places, **arguments
-    )
+    whole, course = train(tmp_path / "whole", processor, make(), steps, save_at=places, **arguments)
     for place in places:
         checkpoint = str(tmp_path / "whole" / f"checkpoint-{place}")
         part, found = train(tmp_path / "cut", processor, make(), steps, checkpoint, **arguments)

@@ -57,6 +57,11 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
         """What the stream says that it has skipped."""
         return getattr(self.stream, "skipped", None)
 
+    @property
+    def lacking(self) -> Any:
+        """What the stream says of samples that lack a part."""
+        return getattr(self.stream, "lacking", None)
+
     def begin_at(self, mark: Mark, items: int) -> None:
         """Let the next iteration begin at item number `items`, which lies at a mark or after it."""
         self._start, self._due = mark, items

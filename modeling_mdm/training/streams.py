@@ -62,7 +62,9 @@ class StreamSource:
 
     path: str
     weight: float = 1.0
-    columns: Mapping[str, str | list[str]] = field(default_factory=lambda: {"image": "image", "text": "text"})
+    columns: Mapping[str, str | list[str]] = field(
+        default_factory=lambda: {"image": "image", "text": "text"}
+    )
     split: str = "train"
     name: str | None = None
     data_files: Any = None
@@ -318,6 +320,12 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             except StopIteration:
                 self._check_skipped(self._num_read)
                 return block, place, True
+            except Exception as error:
+                paths = ", ".join(repr(source.path) for source in self.sources)
+                raise ValueError(
+                    f"{paths} cannot be read on after sample {place} ({error}): mend or remove the "
+                    "file that is damaged."
+                ) from error
             self._num_read += 1
             if (item := self._read(row, place)) is not None:
                 block.append(item)

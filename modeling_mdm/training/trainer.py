@@ -210,7 +210,10 @@ class MDMTrainer(Trainer):
             logs.update(self._train_parts.pop(self.accelerator.gather))
             logs["samples_per_second"] = self._speed()
             if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
-                logs["skipped_samples"] = sum(skipped.values())
+                counts = skipped.values() if isinstance(skipped, dict) else [skipped]
+                logs["skipped_samples"] = sum(counts)
+            if lacking := getattr(self.train_dataset, "lacking", None):
+                logs["samples_without_a_part"] = sum(lacking.values())
         super().log(logs, *args, **kwargs)
 
     def _speed(self) -> float:
@@ -243,6 +246,8 @@ class MDMTrainer(Trainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         parts = self._eval_parts.pop(self.accelerator.gather)
         output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in parts.items()})
+        if skipped := getattr(self.eval_dataset, "skipped", None):
+            output.metrics[f"{metric_key_prefix}_skipped_samples"] = skipped
         return output
 
     def _write_samples(self) -> None:

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run that was cut off goes on with the batch that is due, at any step of any pass over the data."""
+"""A run that was cut off goes on with the batch that is due, at any step of any pass."""
 
 import json
 
@@ -8,7 +8,6 @@ import datasets
 import pytest
 import torch
 from tiny_digits import make_config, make_processor
-
 from transformers import TrainerCallback
 
 from modeling_mdm.modeling_mdm import MDMForJointGeneration

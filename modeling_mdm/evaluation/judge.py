@@ -210,8 +210,9 @@ def _labelled_tensors(data: PictureDataset, config: JudgeConfig) -> tuple[Tensor
     labels = data.labels
     if labels is None or any(label is None for label in labels):
         raise ValueError("data has items without a label: a judge learns from labelled pictures.")
-    pictures = [data[i]["image"] for i in range(len(data))]
-    return pictures_to_tensor(pictures, config), torch.tensor(labels)
+    items = [data[i] for i in range(len(data))]  # in place of a damaged one stands another
+    pictures = [item["image"] for item in items]
+    return pictures_to_tensor(pictures, config), torch.tensor([item["label"] for item in items])
 
 
 @dataclass

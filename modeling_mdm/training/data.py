@@ -281,7 +281,8 @@ def load_training_data(
 
     Raises:
         FileNotFoundError: if files are missing.
-        ValueError: if a whole file is damaged, a column is absent or ambiguous, or an argument is wrong.
+        ValueError: if a whole file is damaged, a column is absent or ambiguous, or an argument is
+            wrong.
     """
     if name_or_path == "digits":
         source = _load_digits(split)
@@ -418,8 +419,8 @@ def _warn_of_what_is_lacking(source: Source) -> None:
         if lacking and len(lacking) < len(source.images):
             name = source.names[lacking[0]] if source.names is not None else ""
             logger.warning(
-                f"{len(lacking)} of {len(source.images)} items have no {role} and are used without, "
-                f"the first is item {lacking[0]}, {name}. A role may name several columns, as in "
+                f"{len(lacking)} of {len(source.images)} items have no {role} and are used "
+                f"without, the first is item {lacking[0]}, {name}. A role may name several columns, as in "
                 "columns={'image': 'jpg;png'}."
             )
 

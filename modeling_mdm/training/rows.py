@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A split of tar shards, JSON lines or a folder of pictures in memory; decoded when it is asked for."""
+"""Tar shards, JSON lines and folders of pictures as a set: decoded when an item is asked for."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PathsOf(Sequence[str]):
 
 
 class Rows:
-    """Rows of files, with features as `datasets` would find them by the first value of each column."""
+    """Rows of files, with features that the first value of each column tells."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows

@@ -175,6 +175,7 @@ def picture_rows(path: str, in_place: bool = False) -> Iterator[Row]:
                 fault = f"its file_name {name!r:.200} does not lie in the folder"
             else:
                 values["image"]["path"] = os.path.join(os.path.dirname(path), name)
+                row = row._replace(name=f"{row.name}, {values['image']['path']}")
         elif fault is None:
             fault = "it has no file_name"
         yield Row(values, row.name, fault)

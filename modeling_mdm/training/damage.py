@@ -5,6 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 MAX_SKIPPED = 0.01
 MAX_SKIPPED_HELP = (
@@ -44,3 +50,64 @@ def check_skipped(skipped: int, total: int, max_skipped: float, names: Sequence[
         f"{skipped} of {total} items cannot be read, more than max_skipped={max_skipped:g} allows: "
         f"mend or remove them, or raise --max_skipped.{listed}{more}"
     )
+
+
+class StandIns(torch.utils.data.Dataset[Any]):
+    """A set in which the next item that can be read stands in for one that cannot.
+
+    So batches keep their shape, and which item is given depends on nothing but the index.
+
+    Args:
+        length: the number of items.
+        max_skipped: share of them that may be damaged.
+
+    Raises:
+        ValueError: if max_skipped is no share.
+    """
+
+    def __init__(self, length: int, max_skipped: float) -> None:
+        check_max_skipped(max_skipped)
+        self._length, self.max_skipped = length, max_skipped
+        # In shared memory: workers find what the main process counts.
+        self._is_damaged = torch.zeros(length, dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def skipped(self) -> int:
+        """How many items were found damaged."""
+        return int(self._is_damaged.sum())
+
+    def name(self, index: int) -> str:
+        """Say what an item is called."""
+        raise NotImplementedError
+
+    def _read(self, index: int) -> Any:
+        """Read an item, or raise whatever its decoder raises."""
+        raise NotImplementedError
+
+    def _read_near(self, index: int) -> tuple[int, Any]:
+        """Read the first item from `index` on that can be read, and say which it is.
+
+        Raises:
+            TooManySkippedError: if more items are damaged than may be.
+        """
+        index = int(index)
+        if not -self._length <= index < self._length:
+            raise IndexError(f"index {index} is out of range for {self._length} items.")
+        index %= self._length
+        for number in (*range(index, self._length), *range(index)):
+            try:
+                return number, self._read(number)
+            except Exception as error:  # whatever a decoder raises
+                self._skip(number, error)
+        raise TooManySkippedError(f"none of the {self._length} items can be read.")
+
+    def _skip(self, index: int, error: Exception) -> None:
+        if not self._is_damaged[index]:
+            self._is_damaged[index] = True
+            logger.warning(f"{self.name(index)}, is skipped: {error}.")
+        damaged = self._is_damaged.nonzero().flatten().tolist()
+        names = [self.name(number) for number in damaged]  # found by other processes, too
+        check_skipped(len(names), self._length, self.max_skipped, names)

@@ -18,12 +18,7 @@ from transformers.utils import logging
 
 from modeling_mdm.image_processing_pil_mdm import read_picture, set_channels
 from modeling_mdm.training.captions import CaptionTable
-from modeling_mdm.training.damage import (
-    MAX_SKIPPED,
-    TooManySkippedError,
-    check_max_skipped,
-    check_skipped,
-)
+from modeling_mdm.training.damage import MAX_SKIPPED, StandIns
 from modeling_mdm.training.idx import read_idx
 from modeling_mdm.training.rows import FirstOf, PathsOf, Rows, read_rows
 from modeling_mdm.training.shards import PICTURE_MEMBERS, alternatives, read_image, read_text
@@ -73,7 +68,7 @@ class Source(NamedTuple):
     names: Sequence[str] | None = None
 
 
-class PictureDataset(torch.utils.data.Dataset[Item]):
+class PictureDataset(StandIns):
     """Pictures whose captions are drawn afresh in every epoch.
 
     What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
@@ -104,7 +99,6 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         limit: int | None = None,
         max_skipped: float = MAX_SKIPPED,
     ) -> None:
-        check_max_skipped(max_skipped)
         if seed < 0:
             raise ValueError(f"seed={seed} must be >= 0.")
         if limit is not None and limit < 1:
@@ -113,11 +107,9 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         self.captions = captions
         self.seed = seed
         self.augment = augment
-        self._length = min(len(source.images), limit or len(source.images))
+        super().__init__(min(len(source.images), limit or len(source.images)), max_skipped)
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self.max_skipped = max_skipped
-        self._is_damaged = torch.zeros(self._length, dtype=torch.bool).share_memory_()
         if captions is not None and source.labels is not None:
             highest = max((int(x) for x in source.labels if x is not None), default=-1)
             if highest >= captions.num_classes:
@@ -136,11 +128,6 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         self._epoch.fill_(epoch)
 
     @property
-    def skipped(self) -> int:
-        """How many items were found damaged."""
-        return int(self._is_damaged.sum())
-
-    @property
     def num_classes(self) -> int | None:
         """The number of classes, or None where items have no labels."""
         if self.source.labels is None:
@@ -156,22 +143,15 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
             return None
         return [_label_or_none(self.source.labels[i]) for i in range(self._length)]
 
-    def __len__(self) -> int:
-        return self._length
-
     def __getitem__(self, index: int) -> Item:
-        index = int(index)
-        if not -self._length <= index < self._length:
-            raise IndexError(f"index {index} is out of range for {self._length} items.")
-        index %= self._length
-        for number in (*range(index, self._length), *range(index)):
-            try:
-                image, text = self._read(number)
-            except Exception as error:  # whatever a decoder raises
-                self._skip(number, error)
-            else:
-                return self._item(number, image, text)
-        raise TooManySkippedError(f"none of the {self._length} items can be read.")
+        number, (image, text) = self._read_near(index)
+        if self.augment and image is not None:
+            image = flip_and_shift(image, self._rng(number, AUGMENT_STREAM))
+        labels = self.source.labels
+        label = None if labels is None else _label_or_none(labels[number])
+        if text is None and label is not None and self.captions is not None:
+            text = self.captions.draw(label, self._rng(number, CAPTION_STREAM))
+        return {"image": image, "text": text, "label": label}
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Give the name and the text of each item that has one of its own and can be read."""
@@ -181,9 +161,10 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
             except Exception:  # read again, and reported, when it is drawn
                 continue
             if text is not None:
-                yield self._name(index), text
+                yield self.name(index), text
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """Say where an item comes from."""
         names = self.source.names
         return f"item {index}" + (f", {names[index]}" if names is not None else "")
 
@@ -196,23 +177,6 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         if image is None and text is None and self.source.labels is None:
             raise ValueError("it holds neither a picture nor a text")
         return image, text
-
-    def _skip(self, index: int, error: Exception) -> None:
-        if not self._is_damaged[index]:
-            self._is_damaged[index] = True
-            logger.warning(f"{self._name(index)}, is skipped: {error}.")
-        damaged = self._is_damaged.nonzero().flatten().tolist()
-        names = [self._name(number) for number in damaged]  # found by other processes, too
-        check_skipped(len(names), self._length, self.max_skipped, names)
-
-    def _item(self, index: int, image: Image.Image | None, text: str | None) -> Item:
-        if self.augment and image is not None:
-            image = flip_and_shift(image, self._rng(index, AUGMENT_STREAM))
-        labels = self.source.labels
-        label = None if labels is None else _label_or_none(labels[index])
-        if text is None and label is not None and self.captions is not None:
-            text = self.captions.draw(label, self._rng(index, CAPTION_STREAM))
-        return {"image": image, "text": text, "label": label}
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.epoch, index, stream))
@@ -420,8 +384,8 @@ def _warn_of_what_is_lacking(source: Source) -> None:
             name = source.names[lacking[0]] if source.names is not None else ""
             logger.warning(
                 f"{len(lacking)} of {len(source.images)} items have no {role} and are used "
-                f"without, the first is item {lacking[0]}, {name}. A role may name several columns, as in "
-                "columns={'image': 'jpg;png'}."
+                f"without. The first is item {lacking[0]}, {name}. A role may name several "
+                "columns, as in columns={'image': 'jpg;png'}."
             )
 
 

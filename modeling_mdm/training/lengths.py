@@ -10,6 +10,7 @@ from typing import Any
 
 from modeling_mdm.options import TextOptions
 from modeling_mdm.training.data import PictureDataset
+from modeling_mdm.training.talks import Conversations
 
 AT_ONCE = 1024
 
@@ -47,6 +48,16 @@ def check_texts(processor: Any, data: PictureDataset) -> None:
         "texts",
         "max_text_length={}: shorten them, or cut them with --truncation true",
     )
+
+
+def check_answers(processor: Any, talks: Conversations, max_new_tokens: int) -> None:
+    """Check every answer of a set of conversations.
+
+    Raises:
+        ValueError: with the number of answers that are too long, and the longest.
+    """
+    fix = "max_new_tokens={}: shorten them, or raise --max_new_tokens"
+    refuse_long(processor, talks.answers(), max_new_tokens, "answers", fix)
 
 
 def refuse_long(

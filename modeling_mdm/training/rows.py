@@ -137,13 +137,15 @@ def _feature(name: str, value: Any) -> Any:
     return datasets.Value("int64") if isinstance(value, int) else datasets.Value("binary")
 
 
-def read_rows(name_or_path: str, data_dir: str | None, split: str) -> Rows | None:
+def read_rows(
+    name_or_path: str, data_dir: str | None, split: str, data_files: Any = None
+) -> Rows | None:
     """Read a split; None where `datasets` has to.
 
     Raises:
         ValueError: if there is no such split.
     """
-    builder = datasets.load_dataset_builder(name_or_path, data_dir=data_dir)
+    builder = datasets.load_dataset_builder(name_or_path, data_dir=data_dir, data_files=data_files)
     files: Mapping[str, Any] = builder.config.data_files or {}
     if not files or readers(builder, next(iter(files))) is None:
         return None

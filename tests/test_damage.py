@@ -432,3 +432,25 @@ def test_long_captions_of_a_table_are_found(tmp_path):
     data = PictureDataset(Source(np.zeros((2, 8, 8), np.uint8), labels=[0, 1]), table)
     with pytest.raises(ValueError, match=r"4 of 8 texts are too long.*the caption table"):
         check_texts(make_processor(), data)
+
+
+def test_sources_of_one_kind_have_roles_of_their_own(tmp_path, caplog):
+    write_tar(tmp_path / "a.tar", tar_samples())
+    write_tar(tmp_path / "b.tar", [(f"b{n}", {"txt": b"two"}) for n in range(ITEMS)])
+    roles = ({"image": "png", "text": "txt"}, {"text": "txt"})
+    sources = [
+        StreamSource("webdataset", 1.0, columns, data_files={"train": str(tmp_path / f"{n}.tar")})
+        for n, columns in zip("ab", roles, strict=True)
+    ]
+    stream = MixedStream(sources)
+    items = list(stream)
+    assert any(item["image"] is None for item in items) and not stream.lacking
+    assert all((item["image"] is None) == (item["text"] == "two") for item in items)
+    assert not caplog.records
+
+
+def test_a_list_that_is_no_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "a"},')
+    where = {"data_files": {"train": str(tmp_path / "a.json")}}
+    with pytest.raises(ValueError, match=r"a\.json is no JSON list"):
+        list(MixedStream([StreamSource("json", 1.0, {"text": "text"}, **where)]))

@@ -138,7 +138,11 @@ def json_rows(path: str, in_place: bool = False) -> Iterator[Row]:
     with _opened(path) as file:
         start = file.readline()
         if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            for number, value in enumerate(json.loads(start + file.read()), 1):
+            try:
+                whole = json.loads(start + file.read())
+            except ValueError as error:
+                raise ValueError(f"{path} is no JSON list: {error}") from error
+            for number, value in enumerate(whole, 1):
                 yield _json_row(value, f"{path}, item {number}", folder)
             return
         number, line = 1, start

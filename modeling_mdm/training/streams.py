@@ -76,14 +76,14 @@ class StreamSource:
             unknown = sorted(set(self.columns) - set(ROLES))
             raise ValueError(f"columns of {self.path!r} has the roles {unknown}: use {[*ROLES]}.")
 
-    def open(self) -> Any:
+    def open(self, number: int = 0) -> Any:
         """Return a stream of raw items, `{role: value}` in one pickled column `row`.
 
         Nothing is decoded, and `datasets` is not shown what they hold: it would take the types of
         the first items for those of all.
 
-        `name` and `fault` say what an item is called and why it cannot be read, `holds` which
-        columns have a value.
+        `source` is the number of this source, `name` and `fault` say what an item is called and
+        why it cannot be read, `holds` which columns have a value.
 
         Raises:
             ValueError: if there is no such split, or none of the columns of a role.
@@ -113,7 +113,7 @@ class StreamSource:
                 raise ValueError(
                     f"columns of {self.path!r} names {names} as its {role}: there are {shown}."
                 )
-        where, is_read = self.path, found is not None
+        is_read = found is not None
 
         def rename(row: dict[str, Any]) -> dict[str, bytes]:
             if is_read:
@@ -122,7 +122,7 @@ class StreamSource:
                 values, name, fault = row, _path_of(pick(row, by_role.get("image", []))), None
             raw = {
                 **{role: pick(values, by_role.get(role, [])) for role in ROLES},
-                "source": where,
+                "source": number,
                 "folder": values.get("__folder__", ""),
                 "holds": [name for name, value in values.items() if value is not None],
                 "name": name,
@@ -267,7 +267,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     def _open(self) -> Any:
         import datasets
 
-        streams = [source.open() for source in self.sources]
+        streams = [source.open(number) for number, source in enumerate(self.sources)]
         if len(streams) == 1:
             return streams[0]
         weights = np.array([source.weight for source in self.sources])
@@ -334,13 +334,14 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     def _read(self, row: dict[str, Any], place: int) -> dict[str, Any] | None:
         """Decode one row; None, with a warning, where it is damaged."""
-        number = [source.path for source in self.sources].index(row["source"])
+        called = f"sample {place}, of {self.sources[row['source']].path!r}"
+        called += f", {row['name']}," if row["name"] else ","
         try:
             item = self._decode(row)
         except Exception as error:  # whatever a decoder raises, a run of weeks goes on
-            self._skip(number, row, place, error)
+            self._skip(row, called, error)
             return None
-        self._count_lacking(number, row, place)
+        self._count_lacking(row, called)
         entropy = np.random.SeedSequence((self.seed, int(self._epoch), place))
         return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
 
@@ -363,29 +364,27 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             item["image"] = crop_to_ratio(item["image"], self.size)
         return item
 
-    def _skip(self, number: int, row: dict[str, Any], place: int, error: Exception) -> None:
-        name = f"sample {place}, of {row['source']!r}" + (f", {row['name']}" if row["name"] else "")
-        self._skipped[number] += 1
-        self._names.append(f"{name}: {error}")
-        logger.warning(f"{name}, is skipped: {error}.")
+    def _skip(self, row: dict[str, Any], called: str, error: Exception) -> None:
+        self._skipped[row["source"]] += 1
+        self._names.append(f"{called[:-1]}: {error}")
+        logger.warning(f"{called} is skipped: {error}.")
         self._check_skipped(max(self._num_read, JUDGED_FROM))
 
     def _check_skipped(self, total: int) -> None:
         check_skipped(int(self._skipped.sum()), total, self.max_skipped, self._names)
 
-    def _count_lacking(self, number: int, row: dict[str, Any], place: int) -> None:
+    def _count_lacking(self, row: dict[str, Any], called: str) -> None:
         """Count the roles that a sample has nothing for, and warn of the first sample of each."""
-        for role in self.sources[number].columns:
+        for role, columns in self.sources[row["source"]].columns.items():
             if row[role] is not None:
                 continue
-            self._lacking[number, ROLES.index(role)] += 1
-            if self._lacking[number, ROLES.index(role)] == 1:
-                names = alternatives(self.sources[number].columns[role])
+            self._lacking[row["source"], ROLES.index(role)] += 1
+            if self._lacking[row["source"], ROLES.index(role)] == 1:
+                names = alternatives(columns)
                 logger.warning(
-                    f"sample {place}, of {row['source']!r}, {row['name'] or ''}, has no {role} "
-                    f"({' or '.join(names)}) and is trained on without; it holds {row['holds']}. "
-                    f"Several columns are named as {role}: {';'.join([*names, '...'])!r}; "
-                    "further samples like this are counted alone."
+                    f"{called} has no {role} ({' or '.join(names)}) and is used without; it holds "
+                    f"{row['holds']}. A role may name several columns, as in {role}: 'jpg;png'. "
+                    "Further samples like this are counted alone."
                 )
 
     def _in_buckets(self, block: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:

@@ -93,6 +93,7 @@ class MDMTrainer(Trainer):
         self._last_log = (0, time.monotonic())
         self._resumed_from: str | None = None
         self._staging: Path | None = None
+        self._place = (START, 0)  # in a stream, at the first step: a mark, and the items before it
         self._items_taken = 0  # of a stream, by all processes, in the steps so far
         self._random_state_is_due = False
         self.add_callback(_TrainingEvents(self))
@@ -130,15 +131,13 @@ class MDMTrainer(Trainer):
     def _stream_in_place(self) -> Iterator[None]:
         """Have a stream begin where the run goes on; then transformers need not skip anything."""
         stream, own = self.train_dataset, self.args.ignore_data_skip
-        mark, self._items_taken = START, 0
-        if isinstance(stream, EndlessStream):
-            if self._resumed_from is not None and not own:
-                path = Path(self._resumed_from) / STREAM_FILE
-                if path.is_file() and self.args.dataloader_num_workers <= 1:
-                    saved = torch.load(path)
-                    mark, self._items_taken = saved["mark"], saved["items"]
-                    self.args.ignore_data_skip = self._random_state_is_due = True
-            stream.begin_at(mark, self._items_taken)
+        self._place = (START, 0)
+        if isinstance(stream, EndlessStream) and self._resumed_from is not None and not own:
+            path = Path(self._resumed_from) / STREAM_FILE
+            if path.is_file() and self.args.dataloader_num_workers <= 1:
+                saved = torch.load(path)
+                self._place = (saved["mark"], saved["items"])
+                self.args.ignore_data_skip = self._random_state_is_due = True
         try:
             yield
         finally:
@@ -146,8 +145,11 @@ class MDMTrainer(Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         """Return the loader of transformers; a worker that reads a stream tells where it is."""
-        if isinstance(self.train_dataset, EndlessStream) and self.args.dataloader_num_workers == 1:
-            self.train_dataset.share_marks(self.args.dataloader_multiprocessing_context)
+        if isinstance(self.train_dataset, EndlessStream):
+            self.train_dataset.begin_at(*self._place)
+            self._items_taken = self._place[1]
+            if self.args.dataloader_num_workers == 1:
+                self.train_dataset.share_marks(self.args.dataloader_multiprocessing_context)
         return super().get_train_dataloader()
 
     def _save_place(self, folder: Path) -> None:

@@ -43,12 +43,15 @@ def upright(picture: Image.Image) -> Image.Image:
                 "with image.seek(index) and pass image.copy()."
             )
         picture.load()
-        return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
             f"images has an unreadable or truncated {picture.format} image ({error}); "
             "pass an intact file."
         ) from error
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # EXIF data that cannot be read say nothing of how to turn intact pixels
+        return picture
 
 
 def open_picture(source: str | Path | bytes) -> Image.Image:

@@ -130,6 +130,24 @@ def parquet(folder, damage):
     return "parquet", columns, folder / "train.parquet", f"{BAD:03}.png"
 
 
+def csv_folder(folder, damage):
+    lines = [b"file_name,text,size"]
+    for n in range(ITEMS):
+        (folder / f"{n:03}.png").write_bytes(png(10 + n))
+        lines.append(f'{n:03}.png,"text {n}, and more",{n}'.encode())
+    lines[BAD + 1] = damage["line"]
+    (folder / "metadata.csv").write_bytes(b"\n".join(lines) + b"\n")
+    return "imagefolder", {"image": "image", "text": "text"}, None, f"line {BAD + 2}"
+
+
+def csv_table(folder, damage):
+    csv_folder(folder, damage)
+    text = (folder / "metadata.csv").read_bytes().replace(b"file_name", b"image")
+    (folder / "metadata.csv").unlink()
+    (folder / "train.csv").write_bytes(text)
+    return "csv", {"image": "image", "text": "text"}, folder / "train.csv", f"line {BAD + 2}"
+
+
 LATIN = "caf\u00e9".encode("latin-1")
 CASES = {
     **{f"tar-{name}": (tar, {"png": content}) for name, content in PICTURES.items()},
@@ -154,6 +172,10 @@ CASES = {
     "json-list": (json_lines, {"line": b'{"image": "007.png", "text": ["a", "b"]}'}),
     "json-no-object": (json_lines, {"line": b"7"}),
     "json-missing-picture": (json_lines, {"line": b'{"image": "none.png", "text": "a"}'}),
+    "csv-folder-not-utf8": (csv_folder, {"line": b"007.png," + LATIN + b",7"}),
+    "csv-folder-long": (csv_folder, {"line": b"007.png,a,7,b"}),
+    "csv-not-utf8": (csv_table, {"line": b"007.png," + LATIN + b",7"}),
+    "csv-missing": (csv_table, {"line": b"none.png,a,7"}),
     **{f"parquet-{name}": (parquet, {"png": content}) for name, content in PICTURES.items()},
     "parquet-not-utf8": (parquet, {"txt": LATIN}),
 }
@@ -192,6 +214,15 @@ def test_a_damaged_item_of_a_set(case, tmp_path, caplog):
     assert sorted({*shown}) == [n for n in range(ITEMS) if n != BAD]
     assert [data[n]["image"].getpixel((0, 0)) - 10 for n in range(ITEMS)] == shown
     assert len(warned(caplog, name)) == 1 and "is skipped" in warned(caplog, name)[0]
+
+
+def test_numbers_are_texts_where_they_are_strings(tmp_path):
+    (tmp_path / "0.png").write_bytes(png(3))
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "7", "size": 8}\n')
+    assert load_training_data(str(tmp_path))[0]["text"] == "7"
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "metadata.csv").write_text("file_name,size,title\n0.png,8,seven\n")
+    assert load_training_data(str(tmp_path))[0]["text"] == "seven"
 
 
 def test_the_last_item_is_replaced_by_the_first():

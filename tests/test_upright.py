@@ -244,3 +244,11 @@ def test_a_picture_of_a_url_is_turned(monkeypatch):
     pixels = processor(images=["https://x/a.png"], return_tensors="pt").pixel_values
     expected = torch.from_numpy(TURNS[6](stored).copy()).float() / 127.5 - 1
     torch.testing.assert_close(pixels[0, 0], expected, atol=0.005, rtol=0)
+
+
+def test_broken_exif_data_do_not_hide_a_picture():
+    pixels = np.random.default_rng(3).integers(0, 256, (4, 6), dtype=np.uint8)
+    for data in (b"Exif\0\0" + b"garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x"):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG", exif=data)
+        np.testing.assert_array_equal(np.asarray(open_picture(file.getvalue())), pixels)

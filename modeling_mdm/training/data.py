@@ -229,7 +229,7 @@ def load_training_data(
     Args:
         name_or_path: `"digits"` (scikit-learn, 8 x 8), `"fashion_mnist"`, a folder that `datasets`
             can read (pictures with metadata.jsonl or in one folder a class, Parquet, JSON lines,
-            tar shards, `save_to_disk`), or the id of a data set on the Hub.
+            CSV, tar shards, `save_to_disk`), or the id of a data set on the Hub.
         split: `"train"`, `"test"` or, for `datasets`, any split or slice.
         data_dir: for `"fashion_mnist"`, the folder with its four IDX files; None takes the Hub's.
             For other names, `datasets`' argument of that name.

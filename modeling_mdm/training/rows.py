@@ -12,6 +12,7 @@ import numpy as np
 
 from modeling_mdm.training.shards import (
     PICTURE_MEMBERS,
+    Cell,
     Member,
     Row,
     pick,
@@ -133,8 +134,16 @@ def _feature(name: str, value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"path", "bytes"}:
         return datasets.Image()
     if isinstance(value, str):
-        return datasets.Value("string")
+        is_number = isinstance(value, Cell) and _is_number(value)
+        return datasets.Value("float64" if is_number else "string")
     return datasets.Value("int64") if isinstance(value, int) else datasets.Value("binary")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return bool(np.isfinite(float(text)))
+    except ValueError:
+        return False
 
 
 def read_rows(

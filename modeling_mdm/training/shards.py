@@ -8,15 +8,19 @@ nothing: what is damaged is a row with a `fault`, which says where it lies and c
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import IO, Any, NamedTuple, cast
 
+from datasets.packaged_modules.csv.csv import Csv
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.json.json import Json
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
@@ -36,6 +40,10 @@ class Row(NamedTuple):
     values: dict[str, Any]
     name: str
     fault: str | None = None
+
+
+class Cell(str):
+    """A value of a table of text, in which nothing tells a number from a word."""
 
 
 class Member(NamedTuple):
@@ -74,8 +82,11 @@ def readers(builder: Any, split: str) -> tuple[Callable[..., Iterator[Row]], lis
         return tar_rows, files
     if isinstance(builder, Json) and builder.config.field is None:
         return json_rows, files
+    if isinstance(builder, Csv):
+        return partial(csv_rows, separator=builder.config.sep or ","), files
     if isinstance(builder, ImageFolder):
-        lists = [path for path in files if os.path.basename(path) == "metadata.jsonl"]
+        known = ("metadata.jsonl", "metadata.csv")
+        lists = [path for path in files if os.path.basename(path) in known]
         if lists:
             return picture_rows, lists
     return None
@@ -166,9 +177,25 @@ def _json_row(value: Any, name: str, folder: str) -> Row:
     return Row({**value, "__folder__": folder}, name)
 
 
+def csv_rows(path: str, in_place: bool = False, separator: str = ",") -> Iterator[Row]:
+    """Read a table whose first line names the columns; what is no UTF-8 stays in escapes.
+
+    A value that is no number is a text, an empty one is none.
+    """
+    folder = os.path.dirname(path)
+    with _opened(path) as file:
+        lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+        reader = csv.DictReader(lines, delimiter=separator)
+        for values in reader:
+            name = f"{path}, line {reader.line_num}"
+            found = {key: Cell(value) if value else None for key, value in values.items() if key}
+            fault = "it has more values than there are columns" if None in values else None
+            yield Row({**found, "__folder__": folder}, name, fault)
+
+
 def picture_rows(path: str, in_place: bool = False) -> Iterator[Row]:
-    """Read a metadata.jsonl, whose `file_name` is a picture beside it or below."""
-    for row in json_rows(path):
+    """Read a metadata file, whose `file_name` is a picture beside it or below."""
+    for row in (json_rows if path.endswith(".jsonl") else csv_rows)(path):
         values, fault = dict(row.values), row.fault
         if fault is None and "file_name" in values:
             name = values.pop("file_name")
@@ -256,11 +283,11 @@ def read_label(value: Any) -> int | None:
     """
     if isinstance(value, Member):
         value = value.read().decode("ascii")
-    if value is None or isinstance(value, bool) or int(value) != float(value):
-        if value is None:
-            return None
+    if value is None:
+        return None
+    if isinstance(value, bool) or int(value) != float(value):
         raise ValueError(f"its label is {value!r}, no whole number")
-    return int(value)
+    return int(value) if int(value) >= 0 else None  # `datasets` marks a missing one with -1
 
 
 def read_messages(value: Any) -> list[dict[str, Any]] | None:

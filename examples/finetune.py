@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         processor, data_args.max_new_tokens, args.data_seed, data_args.late
     )
     if isinstance(talks, Conversations):
-        check_answers(processor, talks, collator.max_new_tokens)
+        check_answers(processor, talks.answers(), collator.max_new_tokens)
     model = load_model(adapter_args)
     questions = held_out_questions(data_args) if data_args.test_questions else []
     results = {}

@@ -485,3 +485,17 @@ def test_a_list_that_is_no_json_is_named(tmp_path):
     where = {"data_files": {"train": str(tmp_path / "a.json")}}
     with pytest.raises(ValueError, match=r"a\.json is no JSON list"):
         list(MixedStream([StreamSource("json", 1.0, {"text": "text"}, **where)]))
+
+
+def test_slices_of_splits(tmp_path):
+    write_tar(tmp_path / "train.tar", tar_samples())
+    write_tar(tmp_path / "test.tar", tar_samples()[:4])
+
+    def texts(split):
+        data = load_training_data(str(tmp_path), split=split)
+        return [data[n]["text"] for n in range(len(data))]
+
+    assert texts("train[5:8]") == ["text 5", "text 6", "text 7"]
+    assert texts("test[50%:]+train[:1]") == ["text 2", "text 3", "text 0"]
+    with pytest.raises(ValueError, match=r"split='valid'.*'train'"):
+        texts("valid")

@@ -20,8 +20,7 @@ from modeling_mdm.image_processing_pil_mdm import read_picture, set_channels
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.damage import MAX_SKIPPED, StandIns
 from modeling_mdm.training.idx import read_idx
-from modeling_mdm.training.rows import FirstOf, PathsOf, Rows, read_rows
-from modeling_mdm.training.shards import PICTURE_MEMBERS, alternatives, read_image, read_text
+from modeling_mdm.training.shards import alternatives, is_picture, read_image, read_text
 
 logger = logging.get_logger(__name__)
 
@@ -326,6 +325,8 @@ def _load_with_datasets(name_or_path: str, split: str, data_dir: str | None) -> 
         return splits[split]
     try:
         if name_or_path != FASHION_MNIST_ID:
+            from modeling_mdm.training.rows import read_rows
+
             rows = read_rows(name_or_path, data_dir, split)
             if rows is not None:
                 return rows
@@ -347,6 +348,8 @@ def _source_from_columns(dataset: Any, columns: dict[str, str]) -> Source:
 
     if unknown := sorted(set(columns) - set(USUAL_NAMES)):
         raise ValueError(f"columns has the roles {unknown}: only {[*USUAL_NAMES]} exist.")
+    from modeling_mdm.training.rows import FirstOf, PathsOf, Rows
+
     features = dataset.features
     found = {role: _find_columns(features, role, columns.get(role)) for role in USUAL_NAMES}
     if not found["image"]:
@@ -402,7 +405,7 @@ def _find_columns(features: Mapping[str, Any], role: str, named: Any) -> list[st
     for usual in USUAL_NAMES[role]:
         if usual in fitting:
             return [usual]
-    if role == "image" and all(name in PICTURE_MEMBERS for name in fitting):
+    if role == "image" and all(map(is_picture, fitting)):
         return fitting  # files of several kinds in tar shards
     if len(fitting) > 1:
         raise ValueError(

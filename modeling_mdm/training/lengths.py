@@ -10,7 +10,6 @@ from typing import Any
 
 from modeling_mdm.options import TextOptions
 from modeling_mdm.training.data import PictureDataset
-from modeling_mdm.training.talks import Conversations
 
 AT_ONCE = 1024
 
@@ -50,14 +49,14 @@ def check_texts(processor: Any, data: PictureDataset) -> None:
     )
 
 
-def check_answers(processor: Any, talks: Conversations, max_new_tokens: int) -> None:
-    """Check every answer of a set of conversations.
+def check_answers(processor: Any, answers: Iterable[tuple[str, str]], max_new_tokens: int) -> None:
+    """Check every answer of some conversations: where it stands, and its words.
 
     Raises:
         ValueError: with the number of answers that are too long, and the longest.
     """
     fix = "max_new_tokens={}: shorten them, or raise --max_new_tokens"
-    refuse_long(processor, talks.answers(), max_new_tokens, "answers", fix)
+    refuse_long(processor, answers, max_new_tokens, "answers", fix)
 
 
 def refuse_long(

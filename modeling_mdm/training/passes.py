@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 
@@ -45,9 +44,8 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
 
     def __init__(self, stream: Any, seed: int = 0) -> None:
         self.stream, self.seed = stream, seed
-        self._has_state = hasattr(stream, "state_dict") and not isinstance(
-            stream, datasets.IterableDataset
-        )
+        is_of_datasets = type(stream).__module__.startswith("datasets.")
+        self._has_state = hasattr(stream, "state_dict") and not is_of_datasets
         self._start, self._due = START, 0
         self._marks: deque[Mark] = deque([START])
         self._from_worker: Any = None

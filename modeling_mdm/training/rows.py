@@ -11,10 +11,10 @@ import datasets
 import numpy as np
 
 from modeling_mdm.training.shards import (
-    PICTURE_MEMBERS,
     Cell,
     Member,
     Row,
+    is_picture,
     pick,
     read_image,
     read_label,
@@ -128,7 +128,7 @@ class _Decoded(Sequence[Any]):
 
 def _feature(name: str, value: Any) -> Any:
     if isinstance(value, Member):
-        if name.rsplit(".", 1)[-1] in PICTURE_MEMBERS:
+        if is_picture(name):
             return datasets.Image()
         return datasets.Value("int64" if name == "cls" else "string")
     if isinstance(value, dict) and set(value) == {"path", "bytes"}:
@@ -158,15 +158,14 @@ def read_rows(
     files: Mapping[str, Any] = builder.config.data_files or {}
     if not files or readers(builder, next(iter(files))) is None:
         return None
-    instruction = datasets.ReadInstruction.from_spec(split)
     read: dict[str, list[Row]] = {}
-    for part in instruction._relative_instructions:
-        if part.splitname not in files:
-            raise ValueError(f"unknown split {part.splitname!r}: there are {[*files]}")
-        read.setdefault(part.splitname, _all_rows(builder, part.splitname))
+    for name in {part.split("[")[0].strip() for part in split.split("+")}:
+        if name not in files:
+            raise ValueError(f"unknown split {name!r}: there are {[*files]}")
+        read[name] = _all_rows(builder, name)
     lengths = {name: len(rows) for name, rows in read.items()}
     chosen: list[Row] = []
-    for part in instruction.to_absolute(lengths):
+    for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
         chosen += read[part.splitname][part.from_ : part.to]
     return Rows(chosen)
 

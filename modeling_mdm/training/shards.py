@@ -20,17 +20,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, Any, NamedTuple, cast
 
-from datasets.packaged_modules.csv.csv import Csv
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from datasets.packaged_modules.json.json import Json
-from datasets.packaged_modules.webdataset.webdataset import WebDataset
-from datasets.utils.file_utils import xopen
 from PIL import Image
 
 from modeling_mdm.image_processing_pil_mdm import open_picture, read_picture, upright
 
 JSON_MEMBERS = ("json", "jsn")
-PICTURE_MEMBERS = frozenset(WebDataset.IMAGE_EXTENSIONS)
 PEEKED = 5  # rows that tell which columns there are
 
 
@@ -77,6 +71,11 @@ def readers(builder: Any, split: str) -> tuple[Callable[..., Iterator[Row]], lis
     Returns:
         None where `datasets` has to read it.
     """
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.webdataset.webdataset import WebDataset
+
     files = [str(path) for path in (builder.config.data_files or {}).get(split, [])]
     if isinstance(builder, WebDataset):
         return tar_rows, files
@@ -212,12 +211,26 @@ def picture_rows(path: str, in_place: bool = False) -> Iterator[Row]:
         yield Row(values, row.name, fault)
 
 
+def _open_anywhere(path: str) -> IO[bytes]:
+    """Open a local file, or an address that `datasets` knows."""
+    if "://" not in path:
+        return open(path, "rb")
+    from datasets.utils.file_utils import xopen
+
+    return cast(IO[bytes], xopen(path, "rb"))
+
+
 def _opened(path: str) -> IO[bytes]:
-    file = xopen(path, "rb")
+    file = _open_anywhere(path)
     return cast(IO[bytes], gzip.open(file) if str(path).endswith(".gz") else file)
 
 
 # From what lies there to what it means
+
+
+def is_picture(column: str) -> bool:
+    """Tell whether files of a kind, such as "png" or "left.jpg", are pictures."""
+    return f".{column.rsplit('.', 1)[-1]}" in Image.registered_extensions()
 
 
 def read_image(value: Any, folder: str = "") -> Image.Image | None:
@@ -250,8 +263,8 @@ def _content(value: Any, folder: str) -> bytes:
         raise ValueError(f"its picture is {type(value).__name__}, no path")
     path = value if "://" in value else os.path.join(folder, value)
     try:
-        with xopen(path, "rb") as file:
-            return cast(bytes, file.read())
+        with _open_anywhere(path) as file:
+            return file.read()
     except FileNotFoundError as error:
         raise ValueError(f"there is no file {path}") from error
 

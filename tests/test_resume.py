@@ -3,6 +3,7 @@
 """A run that was cut off goes on with the batch that is due, at any step of any pass."""
 
 import json
+from itertools import islice
 
 import datasets
 import pytest
@@ -11,6 +12,7 @@ from tiny_digits import make_config, make_processor
 from transformers import TrainerCallback
 
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.training.passes import EndlessStream
 from modeling_mdm.training.streams import MixedStream, StreamSource
 from modeling_mdm.training.tasks import MDMDataCollator, TaskMixture
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
@@ -186,6 +188,27 @@ def test_a_run_goes_on_with_batches_of_another_size(folder, tmp_path, processor)
     checkpoint = str(tmp_path / "checkpoint-4")
     trainer, _ = train(tmp_path, processor, DATA["stream"](folder), 5, checkpoint, **changed)
     assert trainer.seen == {4: [*TEXTS[16:], *TEXTS[:2]]}
+
+
+def test_counts_go_on_from_the_end_of_a_pass(folder, tmp_path, processor):
+    text = (folder / "many.jsonl").read_text().splitlines()
+    (tmp_path / "damaged.jsonl").write_text("\n".join([*text, "{"]))
+
+    def make():
+        return MixedStream([source(tmp_path, "damaged")])
+
+    whole, _ = train(tmp_path, processor, make(), 12, save_at=(10,))
+    part, _ = train(tmp_path, processor, make(), 12, str(tmp_path / "checkpoint-10"))
+    assert part.seen == {n: whole.seen[n] for n in (10, 11)}
+    counts = [t.train_dataset.skipped["json"] for t in (whole, part)]
+    assert counts == [2, 2]
+
+
+def test_workers_without_a_shard_are_idle():
+    data = datasets.Dataset.from_dict({"text": TEXTS}).to_iterable_dataset()
+    loader = torch.utils.data.DataLoader(EndlessStream(data), batch_size=4, num_workers=2)
+    seen = [text for batch in islice(iter(loader), 7) for text in batch["text"]]
+    assert seen == [*TEXTS, *TEXTS[:8]]
 
 
 def test_the_second_run_of_a_trainer_begins_at_the_first_item(folder, tmp_path, processor):

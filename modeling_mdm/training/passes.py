@@ -94,9 +94,15 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
                 if items > self._due:
                     yield seeded
             if place == 0:
+                worker = torch.utils.data.get_worker_info()
+                if worker is not None and worker.num_workers > 1:
+                    return  # the others read all
                 raise ValueError(f"the stream {self.stream!r:.200} holds no item that can be read.")
+            if self._has_state:  # with what it has counted
+                self._mark(items, number, place, self.stream.state_dict())
             number, place = number + 1, 0
-            self._mark(items, number, place, None)
+            if not self._has_state:
+                self._mark(items, number, place, None)
 
     def _mark(self, items: int, number: int, place: int, state: Any) -> None:
         mark = {"items": items, "pass": number, "place": place, "stream": state}
@@ -110,4 +116,5 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
         if not isinstance(item, Mapping) or item.get("seed") is not None:
             return item
         entropy = np.random.SeedSequence((self.seed, number, place))
-        return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
+        seed = int(entropy.generate_state(1, np.uint64)[0]) >> 1  # fits into a tensor
+        return {**item, "seed": seed}

@@ -142,10 +142,12 @@ def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
 
 @pytest.mark.parametrize("kind", DATA)
 def test_a_run_goes_on_with_equal_batches_and_weights(kind, processor, folder, tmp_path):
-    check(tmp_path, processor, lambda: DATA[kind](folder), 10, (2, 8))
+    check(
+        tmp_path, processor, lambda: DATA[kind](folder), 10, (2, 8) if kind == "mixture" else (8,)
+    )
 
 
-@pytest.mark.parametrize("kind", ["mixture", "plain", "set"])
+@pytest.mark.parametrize("kind", ["mixture", "set"])
 def test_a_run_that_accumulates_gradients_goes_on(kind, processor, folder, tmp_path):
     arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
     check(tmp_path, processor, lambda: DATA[kind](folder), 8, (3, 5), **arguments)

@@ -33,6 +33,7 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample, MDMStreamer
+from modeling_mdm.image_processing_pil_mdm import upright
 from modeling_mdm.solvers import SOLVERS
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
@@ -231,6 +232,7 @@ class Studio:
         editor = editor or {}
         picture, mask = editor.get("background"), None
         if picture is not None:
+            picture = upright(picture)
             is_blank = picture.mode == "RGBA" and not picture.getchannel("A").getbbox()
             picture = None if is_blank else self._shrunk(picture.convert("RGB"))
         for layer in editor.get("layers") or []:
@@ -250,6 +252,7 @@ class Studio:
 def enlarged(editor: dict[str, Any] | None) -> dict[str, Any] | None:
     """Enlarge a small picture in the editor by a whole factor."""
     picture = (editor or {}).get("background")
+    picture = None if picture is None else upright(picture)
     if picture is None or (factor := CANVAS // max(picture.size)) < 2:
         return editor
     size = (picture.width * factor, picture.height * factor)

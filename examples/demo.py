@@ -30,6 +30,7 @@ from PIL import Image
 from mdm_cli.places import require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.command_line import read_command_line
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -103,7 +104,7 @@ class Demo:
 
     def captioning(self, paths: list[Path]) -> list[Pair]:
         """Write a caption for every picture."""
-        images = [Image.open(path) for path in paths]
+        images = [open_picture(path) for path in paths]
         inputs = self.processor(images=images, generate="text", return_tensors="pt")
         samples = self.generate(inputs)
         return [Pair(sample.text, image) for sample, image in zip(samples, images, strict=True)]

@@ -6,7 +6,7 @@
     python examples/finetune.py examples/configs/fashion_questions.yaml --data_dir FOLDER
 
     # your own: JSON lines, Parquet or an id on the Hub, with a column `messages` and, where
-    # messages only say {"type": "image"}, a column `images`
+    # messages only say {"type": "image"}, a column `images`; paths are relative to the file
     python examples/finetune.py --model examples/checkpoints/mdm-fashion --dataset talk.jsonl \\
         --output_dir runs/talk
 
@@ -53,9 +53,12 @@ from modeling_mdm.training.conversations import (
     draw_embeddings,
     unseen_words,
 )
+from modeling_mdm.training.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
 from modeling_mdm.training.data import FASHION_MNIST_ID, load_training_data
+from modeling_mdm.training.lengths import check_answers
 from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.questions import KINDS, FashionQuestions
+from modeling_mdm.training.talks import Conversations, load_talks
 from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
@@ -92,6 +95,7 @@ class ConversationArguments:
         default=None, metadata={"help": f"For {QUESTIONS}: the folder with the four IDX files."}
     )
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    max_skipped: float = field(default=MAX_SKIPPED, metadata={"help": MAX_SKIPPED_HELP})
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "Length of an answer's region; the processor's if None."}
     )
@@ -121,10 +125,10 @@ class ConversationArguments:
 
 
 def load_conversations(args: ConversationArguments, seed: int) -> Any:
-    """Load what the arguments name: items with `messages` and perhaps `images`.
+    """Load what the arguments name: items with `messages`.
 
     Raises:
-        ValueError: if the set has no column `messages`.
+        ValueError: if the set has no column `messages`, or a picture is missing.
     """
     if args.dataset == QUESTIONS:
         pictures = load_training_data(
@@ -133,20 +137,9 @@ def load_conversations(args: ConversationArguments, seed: int) -> Any:
         return FashionQuestions(
             pictures, seed, args.drawings, CaptionTable.from_json(args.captions), args.weights
         )
-    import datasets
-
-    path = Path(args.dataset)
-    if path.is_file():
-        kind = "parquet" if path.suffix == ".parquet" else "json"
-        data = datasets.load_dataset(kind, data_files=str(path), split=args.train_split)
-    else:
+    if not Path(args.dataset).is_file():
         require_place("dataset", args.dataset)
-        data = datasets.load_dataset(args.dataset, split=args.train_split)
-    if "messages" not in data.column_names:
-        raise ValueError(
-            f"dataset={args.dataset!r} has the columns {data.column_names}: it needs `messages`."
-        )
-    return data
+    return load_talks(args.dataset, args.train_split, args.max_skipped)
 
 
 def held_out_questions(args: ConversationArguments) -> list[dict[str, Any]]:
@@ -219,7 +212,12 @@ def run(
     checkpoint = checkpoint_to_resume(args)
     set_seed(args.seed)
     processor = load_pretrained(MDMProcessor, "model", adapter_args.model)
-    train_data = load_conversations(data_args, args.data_seed)
+    talks = load_conversations(data_args, args.data_seed)
+    collator = ConversationCollator(
+        processor, data_args.max_new_tokens, args.data_seed, data_args.late
+    )
+    if isinstance(talks, Conversations):
+        check_answers(processor, talks.answers(), collator.max_new_tokens)
     model = load_model(adapter_args)
     questions = held_out_questions(data_args) if data_args.test_questions else []
     results = {}
@@ -239,10 +237,8 @@ def run(
     trainer = MDMTrainer(
         model=tuned,
         args=args,
-        train_dataset=train_data,
-        data_collator=ConversationCollator(
-            processor, data_args.max_new_tokens, args.data_seed, data_args.late
-        ),
+        train_dataset=talks,
+        data_collator=collator,
         processing_class=processor,
     )
     with unwinding(lambda: how_to_go_on(args.output_dir)):

@@ -23,6 +23,7 @@ from PIL import Image
 from mdm_cli.places import require_folder, require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample
 from modeling_mdm.evaluation.pictures import contact_sheet
+from modeling_mdm.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained
 
@@ -65,7 +66,7 @@ def read_pictures(folder: str) -> list[Image.Image]:
     paths = sorted(Path(folder).glob("*.png"))
     if not paths:
         raise FileNotFoundError(f"--pictures={folder!r} holds no PNG file: name another folder.")
-    return [Image.open(path).convert("L") for path in paths]
+    return [open_picture(path).convert("L") for path in paths]
 
 
 def run(arguments: InpaintingArguments) -> None:

@@ -27,14 +27,13 @@ class MDMImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels: int
 
 
-def read_picture(picture: Image.Image) -> np.ndarray:
-    """Decode one PIL image of any mode, upright.
+def upright(picture: Image.Image) -> Image.Image:
+    """Decode a PIL image and turn it as its EXIF data say; the first step of all that reads one.
 
-    Returns:
-        Array (H, W) or (H, W, C) with C = 2 (grey, alpha), 3 or 4; uint8.
+    What comes out says no more how to turn it, so that a second call changes nothing.
 
     Raises:
-        ValueError: if the image is animated, truncated, or has pixels out of range.
+        ValueError: if the image is animated or truncated.
     """
     try:
         # MPO is a camera's JPEG with a preview as second frame, not an animation.
@@ -44,12 +43,39 @@ def read_picture(picture: Image.Image) -> np.ndarray:
                 "with image.seek(index) and pass image.copy()."
             )
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(
             f"images has an unreadable or truncated {picture.format} image ({error}); "
             "pass an intact file."
         ) from error
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # EXIF data that cannot be read say nothing of how to turn intact pixels
+        return picture
+
+
+def open_picture(source: str | Path | bytes) -> Image.Image:
+    """Open a picture by its path or its encoded bytes, upright.
+
+    Raises:
+        OSError: if there is no such file, or it is no picture.
+        ValueError: if the picture is animated or truncated.
+    """
+    # Through memory, because PIL would keep a file open that turns out to be damaged.
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    return upright(Image.open(BytesIO(content)))
+
+
+def read_picture(picture: Image.Image) -> np.ndarray:
+    """Decode one PIL image of any mode, upright.
+
+    Returns:
+        Array (H, W) or (H, W, C) with C = 2 (grey, alpha), 3 or 4; uint8.
+
+    Raises:
+        ValueError: if the image is animated, truncated, or has pixels out of range.
+    """
+    picture = upright(picture)
     if picture.mode.startswith("I"):
         return _narrow(np.asarray(picture), 65535, f"mode {picture.mode}")
     if picture.mode == "F":
@@ -184,15 +210,15 @@ class PictureReader:
         return config
 
     def fetch_images(self, images: Any) -> Any:
-        """Open paths, URLs and encoded bytes within any nesting of lists."""
+        """Open paths, URLs and encoded bytes within any nesting of lists; all of them upright."""
         if isinstance(images, list | tuple):
             return [self.fetch_images(image) for image in images]
+        if isinstance(images, Image.Image):
+            return upright(images)
         if isinstance(images, str | Path | bytes):
             try:
-                if isinstance(images, bytes):
-                    return Image.open(BytesIO(images))
-                if Path(images).is_file():
-                    return Image.open(BytesIO(Path(images).read_bytes()))
+                if isinstance(images, bytes) or Path(images).is_file():
+                    return open_picture(images)
                 return load_image(str(images))
             except (OSError, ValueError) as error:
                 name = f"{len(images)} bytes" if isinstance(images, bytes) else str(images)[:200]

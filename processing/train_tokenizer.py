@@ -313,7 +313,7 @@ def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
 
     columns = pairs("columns", arguments.columns)
     data = load_training_data(arguments.dataset, arguments.split, columns=columns)
-    texts = [text for text in data.source.texts or () if text]
+    texts = [text for _, text in data.texts() if text]
     if data.captions is not None:
         texts += data.captions.all_captions()
     if not texts:

@@ -70,7 +70,17 @@ def evaluate(trainer, collator):
     return {name: value for name, value in metrics.items() if "loss" in name}
 
 
-def train(folder, tasks, limit=48, resume=None, **arguments):
+class Stream(torch.utils.data.IterableDataset):
+    """Items of a set, in order."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        yield from (self.items[index] for index in range(len(self.items)))
+
+
+def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
     """Train and return what there is to compare."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
@@ -89,10 +99,11 @@ def train(folder, tasks, limit=48, resume=None, **arguments):
     args = MDMTrainingArguments(**{**values, **arguments})
     torch.manual_seed(0)
     model = CountingModel(make_config(len(processor.tokenizer)))
+    data = load_training_data("digits", captions=CAPTIONS, limit=limit)
     trainer = MDMTrainer(
         model,
         args,
-        train_dataset=load_training_data("digits", captions=CAPTIONS, limit=limit),
+        train_dataset=Stream(data) if streamed else data,
         eval_dataset=load_training_data("digits", captions=CAPTIONS, limit=9),
         data_collator=NoisyCollator(processor, TaskMixture(tasks)),
         processing_class=processor,

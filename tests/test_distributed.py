@@ -81,8 +81,11 @@ def together(folder, alone):
     run = {"tasks": MIXED, "per_device_train_batch_size": 2}
     go_on = {**run, "resume": str(folder / "one-to-two" / "checkpoint-2")}
     parts = {**run, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    stream = {**run, "streamed": True, "limit": 7}
+    stream_goes_on = {**stream, "resume": str(folder / "stream" / "checkpoint-2")}
     run["per_device_eval_batch_size"] = 4
     runs = {"together": run, "by-parts": parts, "one-to-two": go_on}
+    runs |= {"stream": stream, "stream-goes-on": stream_goes_on}
     return launch("torchrun", folder, runs)
 
 
@@ -143,6 +146,18 @@ def test_a_run_goes_on_in_more_processes(folder, alone, together):
     assert together["one-to-two"]["processes"] == 2
     assert_same_course(together["one-to-two"], alone, first=3)
     assert_same_files(folder / "one-to-two", folder / "alone")
+
+
+def test_a_stream_is_shared_out_and_goes_on(folder, alone, together):
+    """Seven items in batches of four: every batch but the first begins within a pass."""
+    whole = {"streamed": True, "limit": 7, "per_device_train_batch_size": 4}
+    expected = train(folder / "stream-alone", MIXED, **whole)
+    assert_same_course(together["stream"], expected)
+    assert_same_course(together["stream-goes-on"], expected)
+    assert_same_files(folder / "stream", folder / "stream-alone")
+    cut = str(folder / "stream" / "checkpoint-2")
+    fewer = train(folder / "stream-fewer", MIXED, resume=cut, **whole)
+    assert_same_course(fewer, expected, first=3)
 
 
 def test_a_run_goes_on_in_fewer_processes(folder, alone, together):

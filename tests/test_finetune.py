@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Instruction tuning: answers are the noisy region; every adapter learns on every back-end."""
 
+import io
 import json
 import os
 import re
 import shlex
 import signal
 
+import datasets
 import numpy as np
 import peft
 import pytest
@@ -42,6 +44,7 @@ from modeling_mdm.training.questions import (
     WHICH,
     FashionQuestions,
 )
+from modeling_mdm.training.talks import load_talks
 from modeling_mdm.training.trainer import MDMTrainer
 
 # peft asks the model by transformers' old name.
@@ -727,3 +730,129 @@ def test_the_shipped_file_of_questions(monkeypatch, tmp_path):
     (tmp_path / "wrong.yaml").write_text("modle: x\n")
     with pytest.raises(ValueError, match=r"\['modle'\]"):
         script.parse([str(tmp_path / "wrong.yaml")])
+
+
+# Pictures of one's own conversations
+
+
+def talk(part, images=None):
+    messages = [
+        {"role": "user", "content": [part, {"type": "text", "text": "a zero"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a one"}]},
+    ]
+    return {"messages": messages} | ({} if images is None else {"images": images})
+
+
+def save_picture(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (8, 8), level).save(path)
+    return str(path)
+
+
+def level(item):
+    return item["messages"][0]["content"][0]["image"].getpixel((0, 0))
+
+
+PICTURES = {
+    "image": lambda folder: talk({"type": "image", "image": "pictures/a.png"}),
+    "path": lambda folder: talk({"type": "image", "path": "pictures/a.png"}),
+    "url": lambda folder: talk({"type": "image", "url": "pictures/a.png"}),
+    "absolute": lambda folder: talk({"type": "image", "image": str(folder / "pictures/a.png")}),
+    "column": lambda folder: talk({"type": "image"}, ["pictures/a.png"]),
+    "column-absolute": lambda folder: talk({"type": "image"}, [str(folder / "pictures/a.png")]),
+}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "folder"])
+@pytest.mark.parametrize("kind", PICTURES)
+def test_pictures_lie_beside_the_file_that_names_them(kind, form, tmp_path, monkeypatch):
+    own, elsewhere = tmp_path / "talks", tmp_path / "elsewhere"
+    save_picture(own / "pictures" / "a.png", 70)
+    save_picture(elsewhere / "pictures" / "a.png", 200)  # of the working directory: not meant
+    monkeypatch.chdir(elsewhere)
+    rows = [PICTURES[kind](own)] * 2
+    path = own / ("talks.jsonl" if form == "folder" else f"talks.{form}")
+    if form == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        text = json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows))
+        path.write_text(text)
+    if form == "folder":
+        (own / "data").mkdir()
+        for name in ("talks.jsonl", "pictures"):
+            (own / name).rename(own / "data" / name)
+        if "absolute" in kind:
+            pytest.skip("its pictures have moved")
+        data = load_talks("../talks/data")
+    else:
+        data = load_talks(f"../talks/{path.name}")
+    assert [level(data[n]) for n in range(len(data))] == [70, 70]
+
+
+def test_embedded_and_remote_pictures_stay(tmp_path):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 90).save(file, "PNG")
+    features = datasets.Features(
+        {
+            "messages": [
+                {"role": datasets.Value("string"), "content": [{"type": datasets.Value("string")}]}
+            ],
+            "images": [datasets.Image()],
+        }
+    )
+    messages = [{"role": role, "content": [{"type": "image"}]} for role in ("user", "assistant")]
+    row = {"messages": messages, "images": [{"bytes": file.getvalue(), "path": "a.png"}] * 2}
+    datasets.Dataset.from_list([row], features).to_parquet(tmp_path / "a.parquet")
+    assert level(load_talks(str(tmp_path / "a.parquet"))[0]) == 90
+    for value in ("https://x/a.png", "data:image/png;base64,iVBO", "iVBORw0KGgo"):
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(talk({"type": "image", "image": value})))
+        (part, _) = load_talks(str(path))[0]["messages"][0]["content"]
+        assert part["image"] == value
+
+
+def test_missing_pictures_are_named_with_their_lines(tmp_path, trained):
+    save_picture(tmp_path / "a.png", 70)
+    rows = [talk({"type": "image", "image": name}) for name in ("a.png", "b.png", "a.png")]
+    rows.append(talk({"type": "image"}, ["c.png"]))
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    script = load_script(ROOT / "examples" / "finetune.py")
+    with pytest.raises(ValueError, match="2 pictures are missing") as raised:
+        script.main([*script_arguments(trained, path, tmp_path / "run"), "--max_steps", "1"])
+    for line, name in ((2, "b.png"), (4, "c.png")):
+        assert f"{path}, line {line}: {tmp_path / name}" in str(raised.value)
+
+
+def test_damaged_conversations_are_skipped_and_named(tmp_path, caplog):
+    save_picture(tmp_path / "a.png", 70)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    good = json.dumps(talk({"type": "image", "image": "a.png"}))
+    damaged = [
+        json.dumps(talk({"type": "image", "image": "b.png"})),
+        '{"messages": [',
+        json.dumps({"messages": [{"role": "user", "content": "a"}]}),
+        json.dumps(talk({"type": "image"}, [])),
+        json.dumps({"messages": 5}),
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join([good, *damaged, good]))
+    data = load_talks(str(path), max_skipped=0.9)
+    assert [level(data[n]) for n in range(7)] == [70] * 7 and data.skipped == 5
+    for line in range(2, 7):
+        assert f"{path}, line {line}" in caplog.text
+    with pytest.raises(ValueError, match=r"2 of 7 .*--max_skipped"):
+        load_talks(str(path))[1]
+
+
+def test_long_answers_are_found_before_the_first_step(tmp_path, trained):
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]}
+        for answer in ("one", "one " * 12, "one", "one " * 30)
+    ]
+    path = tmp_path / "talks.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    script = load_script(ROOT / "examples" / "finetune.py")
+    message = r"2 of 4 answers are too long. The longest, .*talks.jsonl, line 4, .*--max_new_tokens"
+    with pytest.raises(ValueError, match=message):
+        script.main([*script_arguments(trained, path, tmp_path / "run"), "--max_steps", "1"])

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
+from modeling_mdm import MDMProcessor
+from modeling_mdm.training.conversations import ConversationCollator
+from modeling_mdm.training.data import load_training_data
+from modeling_mdm.training.talks import load_talks
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,6 +48,26 @@ def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
             assert drawn.images.shape == (1, 1, 28, 28)
     else:
         assert (tmp_path / "dress.png").is_file()
+
+
+def test_the_schemas_of_ones_own_data(tmp_path):
+    """Lines of JSON on the page are read as they stand."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures, talks = re.findall(r"```jsonl\n(.*?)```", text, re.DOTALL)
+    for name in re.findall(r'"([^"]+\.(?:png|jpg))"', pictures + talks):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (28, 28), 90).save(tmp_path / name)
+    (tmp_path / "metadata.jsonl").write_text(pictures, encoding="utf-8")
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "talk.jsonl").write_text(talks, encoding="utf-8")
+    (tmp_path / "pictures").rename(tmp_path / "talks" / "pictures")
+    data = load_training_data(str(tmp_path))
+    assert [data[n]["text"] for n in range(2)] == ["a red scarf", "two gloves on a table"]
+    assert all(data[n]["image"].size == (28, 28) for n in range(2)) and not data.skipped
+    talks = load_talks(str(tmp_path / "talks" / "talk.jsonl"))
+    processor = MDMProcessor.from_pretrained(ROOT / "examples" / "checkpoints" / "mdm-fashion")
+    batch = ConversationCollator(processor, 32)([talks[n] for n in range(2)])
+    assert not talks.skipped and batch["pixel_values"].shape == (2, 1, 1, 28, 28)
 
 
 def test_pictures_and_files_that_pages_name_exist():

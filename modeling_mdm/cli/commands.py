@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
 from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
+from modeling_mdm.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
@@ -42,13 +43,6 @@ def load(chosen: Namespace) -> tuple[Any, Any]:
     dtype = load_dtype(chosen.bf16)
     model = load_pretrained(MDMForJointGeneration, "--checkpoint", chosen.checkpoint, dtype=dtype)
     return model.to(chosen.device).eval(), processor
-
-
-def open_picture(path: str) -> Image.Image:
-    """Read a picture now, so that a broken file fails here."""
-    with Image.open(path) as picture:
-        picture.load()
-        return picture
 
 
 @in_chosen_type

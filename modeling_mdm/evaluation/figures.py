@@ -237,16 +237,19 @@ def captioning_figures(
     if labels is None or any(label is None for label in labels[:count]):
         raise ValueError("dataset has items without a label: captioning needs the true class.")
     texts: list[str] = []
+    true_labels: list[int] = []
     evaluations: list[int] = []
     start = time.perf_counter()
     options = _options(sampling)
     with _evaluating(model):
         for chosen in _batches(count, sampling, "captioning"):
-            inputs = {"images": [dataset[n]["image"] for n in chosen], "generate": "text"}
+            items = [dataset[n] for n in chosen]
+            true_labels += [item["label"] for item in items]  # a damaged one's stand-in has its own
+            inputs = {"images": [item["image"] for item in items], "generate": "text"}
             texts += [s.text for s in _generate(model, processor, inputs, evaluations, **options)]
     named = [captions.label_of(text) for text in texts]
-    right = np.array([label == name for label, name in zip(labels, named, strict=False)])
-    true = np.array(labels[:count])
+    right = np.array([label == name for label, name in zip(true_labels, named, strict=True)])
+    true = np.array(true_labels)
     return CaptioningFigures(
         num_samples=count,
         share_well_formed=sum(name is not None for name in named) / count,

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from mdm_cli.endings import perform
 from mdm_cli.places import require_folder, require_writable
 from modeling_mdm.bfloat16 import autocast, describe_processor, use_bfloat16
+from modeling_mdm.image_processing_pil_mdm import upright
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.data import PictureDataset, load_training_data
 
@@ -199,7 +200,7 @@ def pictures_to_tensor(pictures: Sequence[Image.Image], config: JudgeConfig) -> 
     """Convert pictures to uint8 (batch, channels, height, width) as a judge reads them."""
     mode, (height, width) = ("L" if config.num_channels == 1 else "RGB"), config.image_size
     batch = torch.empty((len(pictures), config.num_channels, height, width), dtype=torch.uint8)
-    for row, picture in zip(batch, pictures, strict=True):
+    for row, picture in zip(batch, map(upright, pictures), strict=True):
         if picture.mode != mode:
             picture = picture.convert(mode)
         if picture.size != (width, height):
@@ -213,8 +214,9 @@ def _labelled_tensors(data: PictureDataset, config: JudgeConfig) -> tuple[Tensor
     labels = data.labels
     if labels is None or any(label is None for label in labels):
         raise ValueError("data has items without a label: a judge learns from labelled pictures.")
-    pictures = [data[i]["image"] for i in range(len(data))]
-    return pictures_to_tensor(pictures, config), torch.tensor(labels)
+    items = [data[i] for i in range(len(data))]  # in place of a damaged one stands another
+    pictures = [item["image"] for item in items]
+    return pictures_to_tensor(pictures, config), torch.tensor([item["label"] for item in items])
 
 
 @dataclass

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from modeling_mdm.image_processing_pil_mdm import upright
+
 MARGIN = 8
 LINE_HEIGHT = 16
 FONT_SIZE = 12
@@ -88,6 +90,7 @@ def _caption(sample: Any) -> str:
 
 
 def _fitted(image: Image.Image, size: int) -> Image.Image:
+    image = upright(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*PAPER, 255)), image)

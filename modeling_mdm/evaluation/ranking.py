@@ -95,8 +95,10 @@ def ranking_figures(
         disable=arguments.disable_tqdm,
     ):
         chosen = range(first, min(first + arguments.batch_size, count))
+        items = [dataset[n] for n in chosen]
+        labels[chosen.start : chosen.stop] = [item["label"] for item in items]
         inputs = processor(
-            images=[dataset[n]["image"] for n in chosen for _ in rows],
+            images=[item["image"] for item in items for _ in rows],
             text=[row[phrasings[n]] for n in chosen for row in rows],
             return_tensors="pt",
         ).to(model.device)

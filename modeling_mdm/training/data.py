@@ -7,17 +7,23 @@ Axis legend: item, height, width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from transformers.utils import logging
 
 from mdm_cli.places import require_place
+from modeling_mdm.image_processing_pil_mdm import read_picture, set_channels
 from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.training.damage import MAX_SKIPPED, StandIns
 from modeling_mdm.training.idx import read_idx
+from modeling_mdm.training.shards import alternatives, is_picture, read_image, read_text
+
+logger = logging.get_logger(__name__)
 
 FASHION_MNIST_ID = "zalando-datasets/fashion_mnist"
 FASHION_MNIST_NAMES = (
@@ -51,20 +57,24 @@ class Source(NamedTuple):
     """What a data set holds, before captions are drawn.
 
     `images` gives arrays (height, width[, 3]) or PIL pictures by index; `texts` and `labels` may be
-    None, as may single values of them; `class_names` is known for some labelled sets.
+    None, as may single values of them; `class_names` is known for some labelled sets. An item whose
+    picture or text raises an error when it is asked for is damaged; `names` says what it is called.
     """
 
     images: Sequence[Any] | np.ndarray
     texts: Sequence[str | None] | None = None
     labels: Sequence[int | None] | np.ndarray | None = None
     class_names: Sequence[str] | None = None
+    names: Sequence[str] | None = None
 
 
-class PictureDataset(torch.utils.data.Dataset[Item]):
+class PictureDataset(StandIns):
     """Pictures whose captions are drawn afresh in every epoch.
 
     What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
-    run that was cut off and resumed sees the same captions and the same augmentation.
+    run that was cut off and resumed sees the same captions and the same augmentation. In place of
+    an item that cannot be read the next one is given that can, so that batches keep their shape;
+    each is counted in `skipped` and warned of once, by its name.
 
     Args:
         source: the pictures with their texts, labels or both.
@@ -72,9 +82,12 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         seed: seed of captions and augmentation, >= 0.
         augment: flip half of the pictures left to right and shift each by up to one pixel.
         limit: use the first `limit` items only.
+        max_skipped: share of the items that may be damaged.
 
     Raises:
-        ValueError: if seed is negative, limit is below 1, or a label has no row in captions.
+        ValueError: if seed is negative, limit is below 1, max_skipped is no share, or a label has
+            no row in captions.
+        TooManySkippedError: when an item is asked for, if more items are damaged.
     """
 
     def __init__(
@@ -84,6 +97,7 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         seed: int = 0,
         augment: bool = False,
         limit: int | None = None,
+        max_skipped: float = MAX_SKIPPED,
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed={seed} must be >= 0.")
@@ -93,7 +107,7 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
         self.captions = captions
         self.seed = seed
         self.augment = augment
-        self._length = min(len(source.images), limit or len(source.images))
+        super().__init__(min(len(source.images), limit or len(source.images)), max_skipped)
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         if captions is not None and source.labels is not None:
@@ -129,25 +143,40 @@ class PictureDataset(torch.utils.data.Dataset[Item]):
             return None
         return [_label_or_none(self.source.labels[i]) for i in range(self._length)]
 
-    def __len__(self) -> int:
-        return self._length
-
     def __getitem__(self, index: int) -> Item:
-        index = int(index)
-        if not -self._length <= index < self._length:
-            raise IndexError(f"index {index} is out of range for {self._length} items.")
-        index %= self._length
-        image = self.source.images[index]
+        number, (image, text) = self._read_near(index)
+        if self.augment and image is not None:
+            image = flip_and_shift(image, self._rng(number, AUGMENT_STREAM))
+        labels = self.source.labels
+        label = None if labels is None else _label_or_none(labels[number])
+        if text is None and label is not None and self.captions is not None:
+            text = self.captions.draw(label, self._rng(number, CAPTION_STREAM))
+        return {"image": image, "text": text, "label": label}
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Give the name and the text of each item that has one of its own and can be read."""
+        for index in range(self._length if self.source.texts is not None else 0):
+            try:
+                text = read_text(self.source.texts[index], "text")  # type: ignore[index]
+            except Exception:  # read again, and reported, when it is drawn
+                continue
+            if text is not None:
+                yield self.name(index), text
+
+    def name(self, index: int) -> str:
+        """Say where an item comes from."""
+        names = self.source.names
+        return f"item {index}" + (f", {names[index]}" if names is not None else "")
+
+    def _read(self, index: int) -> tuple[Image.Image | None, str | None]:
+        image, texts = self.source.images[index], self.source.texts
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
-        if self.augment:
-            image = flip_and_shift(image, self._rng(index, AUGMENT_STREAM))
-        labels, texts = self.source.labels, self.source.texts
-        label = None if labels is None else _label_or_none(labels[index])
-        text = None if texts is None else texts[index]
-        if text is None and label is not None and self.captions is not None:
-            text = self.captions.draw(label, self._rng(index, CAPTION_STREAM))
-        return {"image": image, "text": text, "label": label}
+        image = read_image(image)
+        text = None if texts is None else read_text(texts[index], "text")
+        if image is None and text is None and self.source.labels is None:
+            raise ValueError("it holds neither a picture nor a text")
+        return image, text
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.epoch, index, stream))
@@ -158,6 +187,16 @@ def _label_or_none(value: Any) -> int | None:
     return None if value is None or value < 0 else int(value)
 
 
+def plain_picture(image: Image.Image) -> Image.Image:
+    """Turn any picture upright and make it grey or RGB, on white where it is transparent."""
+    pixels = read_picture(image)  # (height, width[, channels])
+    if pixels.ndim == 3:
+        channels = np.moveaxis(pixels, -1, 0)
+        colours = set_channels(channels, 1 if len(channels) == 2 else 3)
+        pixels = colours[0] if len(colours) == 1 else np.moveaxis(colours, 0, -1)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
 def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Mirror a picture left to right half of the time and shift it by -1, 0 or 1 pixel each way.
 
@@ -165,8 +204,7 @@ def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """
     flip = bool(rng.integers(2))
     down, right = (int(x) for x in rng.integers(0, 3, size=2))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
+    image = plain_picture(image)
     if flip:
         image = ImageOps.mirror(image)
     pixels = np.asarray(image)  # (height, width[, 3])
@@ -180,35 +218,39 @@ def load_training_data(
     split: str = "train",
     data_dir: str | None = None,
     captions: CaptionTable | str | Path | None = None,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | list[str]] | None = None,
     seed: int = 0,
     augment: bool = False,
     limit: int | None = None,
     held_out: float = 0.0,
     takes_held_out: bool = False,
+    max_skipped: float = MAX_SKIPPED,
 ) -> PictureDataset:
     """Load one split of a data set of pictures with texts, labels or both.
 
     Args:
         name_or_path: `"digits"` (scikit-learn, 8 x 8), `"fashion_mnist"`, a folder that `datasets`
-            can read (pictures with metadata.jsonl or in one folder a class, Parquet,
-            `save_to_disk`), or the id of a data set on the Hub.
+            can read (pictures with metadata.jsonl or in one folder a class, Parquet, JSON lines,
+            CSV, tar shards, `save_to_disk`), or the id of a data set on the Hub.
         split: `"train"`, `"test"` or, for `datasets`, any split or slice.
         data_dir: for `"fashion_mnist"`, the folder with its four IDX files; None takes the Hub's.
             For other names, `datasets`' argument of that name.
         captions: table (or the path of one) for labelled pictures without a text. None makes one
             from the set's own class names.
         columns: `datasets` columns by role, for example `{"image": "scan", "text": "title"}`. Roles
-            that are not named are found by feature type.
+            that are not named are found by feature type. Several columns, of which an item has one,
+            are `"jpg;png"`, as WebDataset writes them, or a list.
         seed: seed of captions and augmentation.
         augment: see `PictureDataset`.
         limit: use the first `limit` items only.
         held_out: share of the split that is kept apart, the same items at every call.
         takes_held_out: load these instead of all others.
+        max_skipped: see `PictureDataset`.
 
     Raises:
         FileNotFoundError: if files are missing.
-        ValueError: if a file is damaged, a column is absent or ambiguous, or an argument is wrong.
+        ValueError: if a whole file is damaged, a column is absent or ambiguous, or an argument is
+            wrong.
     """
     if name_or_path == "digits":
         source = _load_digits(split)
@@ -220,13 +262,16 @@ def load_training_data(
             FASHION_MNIST_ID if is_fashion else name_or_path, split, data_dir
         )
         source = _source_from_columns(dataset, dict(columns or {}))
+        _warn_of_what_is_lacking(source)
     if held_out:
         source = _part(source, held_out, takes_held_out)
     if isinstance(captions, (str, Path)):
         captions = CaptionTable.from_json(captions)
     if captions is None and source.class_names is not None:
         captions = CaptionTable.from_names(source.class_names)
-    return PictureDataset(source, captions, seed=seed, augment=augment, limit=limit)
+    return PictureDataset(
+        source, captions, seed=seed, augment=augment, limit=limit, max_skipped=max_skipped
+    )
 
 
 class _Chosen(Sequence[Any]):
@@ -253,11 +298,11 @@ def _part(source: Source, held_out: float, takes_held_out: bool) -> Source:
     # Drawn, because files often lie in the order of their classes; by no seed of a run.
     order = np.random.default_rng(0).permutation(count)
     indices = np.sort(order[:apart] if takes_held_out else order[apart:])
-    images, texts, labels = (
+    images, texts, labels, names = (
         None if values is None else _Chosen(values, indices)
-        for values in (source.images, source.texts, source.labels)
+        for values in (source.images, source.texts, source.labels, source.names)
     )
-    return Source(images, texts, labels, source.class_names)
+    return Source(images, texts, labels, source.class_names, names)
 
 
 def _check_split(split: str) -> None:
@@ -322,6 +367,12 @@ def _load_with_datasets(name_or_path: str, split: str, data_dir: str | None) -> 
             raise ValueError(f"split={split!r} is not in {name_or_path!r}: use one of {[*splits]}.")
         return splits[split]
     try:
+        if name_or_path != FASHION_MNIST_ID:
+            from modeling_mdm.training.rows import read_rows
+
+            rows = read_rows(name_or_path, data_dir, split)
+            if rows is not None:
+                return rows
         return datasets.load_dataset(name_or_path, data_dir=data_dir, split=split)
     except (FileNotFoundError, ConnectionError) as error:
         hint = (
@@ -341,48 +392,70 @@ def _source_from_columns(dataset: Any, columns: dict[str, str]) -> Source:
 
     if unknown := sorted(set(columns) - set(USUAL_NAMES)):
         raise ValueError(f"columns has the roles {unknown}: only {[*USUAL_NAMES]} exist.")
+    from modeling_mdm.training.rows import FirstOf, PathsOf, Rows
+
     features = dataset.features
-    image_column = _find_column(features, "image", columns.get("image"))
-    text_column = _find_column(features, "text", columns.get("text"))
-    label_column = _find_column(features, "label", columns.get("label"))
-    if image_column is None:
+    found = {role: _find_columns(features, role, columns.get(role)) for role in USUAL_NAMES}
+    if not found["image"]:
         raise ValueError(
             f"no column holds images, among {_described(features)}: name one with "
             "columns={'image': ...}."
         )
-    if text_column is None and label_column is None:
+    if not found["text"] and not found["label"]:
         raise ValueError(
             f"no column holds a text or a label, among {_described(features)}: name one with "
             "columns={'text': ...} or columns={'label': ...}."
         )
-    if not isinstance(features[image_column], datasets.Image):
-        dataset = dataset.cast_column(image_column, datasets.Image())
-    label_feature = features[label_column] if label_column is not None else None
+    if isinstance(dataset, Rows):
+        return dataset.source(**found)
+    for name in found["text"]:
+        if not _fits(features[name], "text"):
+            raise ValueError(f"columns names {name!r} as the text: {features[name]} is no text.")
+    for name in found["image"]:
+        dataset = dataset.cast_column(name, datasets.Image(decode=False))
+    labels = [list(dataset[name]) for name in found["label"]]
     return Source(
-        images=dataset[image_column],
-        texts=dataset[text_column] if text_column is not None else None,
-        labels=list(dataset[label_column]) if label_column is not None else None,
-        class_names=getattr(label_feature, "names", None),
+        images=FirstOf([dataset[name] for name in found["image"]]),
+        texts=FirstOf([dataset[name] for name in found["text"]]) if found["text"] else None,
+        labels=list(FirstOf(labels)) if labels else None,
+        class_names=getattr(features[found["label"][0]], "names", None) if found["label"] else None,
+        names=PathsOf(dataset[found["image"][0]]),
     )
 
 
-def _find_column(features: Mapping[str, Any], role: str, named: str | None) -> str | None:
+def _warn_of_what_is_lacking(source: Source) -> None:
+    """Warn of items without a text or a picture where others of the set have one."""
+    for role, values in (("picture", source.images), ("text", source.texts)):
+        lacking = getattr(values, "lacking", list)()
+        if lacking and len(lacking) < len(source.images):
+            name = source.names[lacking[0]] if source.names is not None else ""
+            logger.warning(
+                f"{len(lacking)} of {len(source.images)} items have no {role} and are used "
+                f"without. The first is item {lacking[0]}, {name}. A role may name several "
+                "columns, as in columns={'image': 'jpg;png'}."
+            )
+
+
+def _find_columns(features: Mapping[str, Any], role: str, named: Any) -> list[str]:
     if named is not None:
-        if named not in features:
+        there = [name for name in alternatives(named) if name in features]
+        if not there:
             raise ValueError(
                 f"columns={{{role!r}: {named!r}}} is absent: the data set has "
                 f"{_described(features)}."
             )
-        return named
+        return there
     fitting = [name for name, feature in features.items() if _fits(feature, role)]
     for usual in USUAL_NAMES[role]:
         if usual in fitting:
-            return usual
+            return [usual]
+    if role == "image" and all(map(is_picture, fitting)):
+        return fitting  # files of several kinds in tar shards
     if len(fitting) > 1:
         raise ValueError(
             f"the columns {fitting} could all be the {role}: choose with columns={{{role!r}: ...}}."
         )
-    return fitting[0] if fitting else None
+    return fitting
 
 
 def _fits(feature: Any, role: str) -> bool:

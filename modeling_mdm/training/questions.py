@@ -86,23 +86,28 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         if rng.random() < self.drawings:
-            caption = self.captions.draw(int(self.labels[index]), rng)
-            return _item(DRAWING, [], caption, [_picture(self.pictures[index]["image"])])
+            image, label = self._shown(index)
+            return _item(DRAWING, [], self.captions.draw(label, rng), [_picture(image)])
         kind = KINDS[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
         if kind == "yes or no":
             return self._yes_or_no(index, rng)
         if kind == "what":
-            image = self.pictures[index]["image"]
-            return _item(kind, [image], WHAT, GARMENTS[self.labels[index]])
+            image, label = self._shown(index)
+            return _item(kind, [image], WHAT, GARMENTS[label])
         return self._which(index, rng)
+
+    def _shown(self, index: int) -> tuple[Any, int]:
+        """Return a picture and its own class: another stands in for one that is damaged."""
+        item = self.pictures[index]
+        return item["image"], int(item["label"])
 
     def _yes_or_no(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         question, classes = list(YES_OR_NO.items())[int(rng.integers(len(YES_OR_NO)))]
         answer = bool(rng.integers(2))
         if (self.labels[index] in classes) != answer:
             index = self._draw_index(np.isin(self.labels, [*classes]) == answer, rng)
-        image = self.pictures[index]["image"]
-        return _item("yes or no", [image], question, "yes" if answer else "no")
+        image, label = self._shown(index)
+        return _item("yes or no", [image], question, "yes" if label in classes else "no")
 
     def _which(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         other = self._draw_index(self.labels != self.labels[index], rng)
@@ -110,9 +115,9 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         asked = int(rng.integers(2))
         if rng.integers(2):
             pair.reverse()
-        images = [self.pictures[n]["image"] for n in pair]
-        question = WHICH.format(GARMENTS[self.labels[pair[asked]]])
-        return _item("which", images, question, ("first", "second")[asked])
+        images, labels = zip(*map(self._shown, pair), strict=True)
+        question = WHICH.format(GARMENTS[labels[asked]])
+        return _item("which", list(images), question, ("first", "second")[asked])
 
     @staticmethod
     def _draw_index(fits: np.ndarray, rng: np.random.Generator) -> int:

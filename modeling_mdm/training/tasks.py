@@ -147,6 +147,11 @@ class SeededItems(torch.utils.data.Dataset[dict[str, Any]]):
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
+    @property
+    def skipped(self) -> Any:
+        """What the data set says that it has skipped."""
+        return getattr(self.dataset, "skipped", None)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoint, list_checkpoints
 from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
 from modeling_mdm.training.data import PictureDataset, load_training_data
+from modeling_mdm.training.lengths import check_text, check_texts
 from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.streams import MixedStream, read_recipe
 from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
@@ -118,6 +121,7 @@ class DataArguments:
     eval_limit: int | None = field(
         default=None, metadata={"help": "Evaluate on the first items only."}
     )
+    max_skipped: float = field(default=MAX_SKIPPED, metadata={"help": MAX_SKIPPED_HELP})
     truncation: bool = field(
         default=False, metadata={"help": "Cut texts that are longer than the model's text region."}
     )
@@ -277,6 +281,7 @@ def load_split(
         limit=limit,
         held_out=held_out,
         takes_held_out=takes_held_out,
+        max_skipped=args.max_skipped,
     )
 
 
@@ -300,7 +305,13 @@ def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int)
     require_file("dataset", args.dataset)
     size = processor.image_processor.size
     return MixedStream(
-        read_recipe(args.dataset), (size.height, size.width), seed, batch_size, buckets=8
+        read_recipe(args.dataset),
+        (size.height, size.width),
+        seed,
+        batch_size,
+        buckets=8,
+        max_skipped=args.max_skipped,
+        check_text=None if args.truncation else partial(check_text, processor),
     )
 
 
@@ -341,6 +352,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
             data_args, data_args.train_split, data_args.limit, data_args.augment, args.data_seed
         )
     eval_data = load_evaluation_data(data_args, args.data_seed)
+    if not data_args.truncation:
+        for data in (train_data, eval_data):
+            if isinstance(data, PictureDataset):
+                check_texts(processor, data)
     mixture = TaskMixture(pairs("tasks", data_args.tasks))
     trainer = MDMTrainer(
         model=make_model(model_args, processor),

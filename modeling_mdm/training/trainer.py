@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import find_batch_size
 from PIL import Image
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback, TrainerState, set_seed
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
 from transformers.utils import logging
 
 from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
@@ -40,10 +41,13 @@ from modeling_mdm.training.checkpoints import (
 )
 from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
 from modeling_mdm.training.item_noise import ITEM_SEEDS, WithItemSeeds, draw_for_items
+from modeling_mdm.training.passes import START, EndlessStream
 from modeling_mdm.training.tasks import SeededItems
 
 logger = logging.get_logger(__name__)
 
+# The place in a stream, in a checkpoint.
+STREAM_FILE = "stream.pt"
 LOSS_PARTS = ("loss_se_image", "loss_se_text", "loss_rec_image", "loss_rec_text", "loss_kl")
 LOSS_PARTS += ("loss_mode",)
 
@@ -60,9 +64,11 @@ class MDMTrainer(Trainer):
         sample_sheet: draws the picture of each evaluation; None draws joint samples.
         **kwargs: as in transformers' Trainer. `processing_class` is the processor; it is saved with
             the model and needed for samples. Items of the data sets that carry no `seed` get one.
+            A `train_dataset` that is a stream of unknown length begins anew at its end.
 
     Raises:
-        ValueError: if ema_decay > 0 under the first version of FSDP.
+        ValueError: if ema_decay > 0 under the first version of FSDP, or something is to be done
+            after each epoch of a stream.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class MDMTrainer(Trainer):
         args = MDMTrainingArguments() if args is None else args
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = _with_seeds(kwargs.get(name), args.data_seed)
+        kwargs["train_dataset"] = _without_end(kwargs["train_dataset"], args)
         super().__init__(model=model, args=args, **kwargs)
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         if args.ema_decay > 0 and getattr(plugin, "fsdp_version", 2) == 1:
@@ -96,6 +103,9 @@ class MDMTrainer(Trainer):
         self._staging: Path | None = None
         type_name = "bfloat16" if args.bf16 else "float32"
         self._machine = f"{describe_processor(args.device)}; in {type_name}"
+        self._place = (START, 0)  # in a stream, at the first step: a mark, and the items before it
+        self._items_taken = 0  # of a stream, by all processes, in the steps so far
+        self._random_state_is_due = False
         self.add_callback(_TrainingEvents(self))
 
     def train(
@@ -129,7 +139,39 @@ class MDMTrainer(Trainer):
             vars(self.model).pop("_is_accelerate_prepared", None)
         if self._resumed_from is not None and self._is_finished(self._resumed_from):
             return self._restore_finished_run(self._resumed_from)
-        return super().train(self._resumed_from, *args, **kwargs)
+        with self._stream_in_place():
+            return super().train(self._resumed_from, *args, **kwargs)
+
+    @contextmanager
+    def _stream_in_place(self) -> Iterator[None]:
+        """Have a stream begin where the run goes on; then transformers need not skip anything."""
+        stream, own = self.train_dataset, self.args.ignore_data_skip
+        self._place = (START, 0)
+        if isinstance(stream, EndlessStream) and self._resumed_from is not None and not own:
+            path = Path(self._resumed_from) / STREAM_FILE
+            if path.is_file() and self.args.dataloader_num_workers <= 1:
+                saved = torch.load(path)
+                self._place = (saved["mark"], saved["items"])
+                self.args.ignore_data_skip = self._random_state_is_due = True
+        try:
+            yield
+        finally:
+            self.args.ignore_data_skip = own
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """Return the loader of transformers; a worker that reads a stream tells where it is."""
+        if isinstance(self.train_dataset, EndlessStream):
+            self.train_dataset.begin_at(*self._place)
+            self._items_taken = self._place[1]
+            if self.args.dataloader_num_workers == 1:
+                self.train_dataset.share_marks(self.args.dataloader_multiprocessing_context)
+        return super().get_train_dataloader()
+
+    def _save_place(self, folder: Path) -> None:
+        stream, workers = self.train_dataset, self.args.dataloader_num_workers
+        if isinstance(stream, EndlessStream) and workers <= 1 and self.args.should_save:
+            mark = stream.mark_before(self._items_taken)
+            torch.save({"items": self._items_taken, "mark": mark}, folder / STREAM_FILE)
 
     def _is_finished(self, checkpoint: str) -> bool:
         return 0 < self.args.max_steps <= _load_state(checkpoint).global_step
@@ -164,6 +206,12 @@ class MDMTrainer(Trainer):
         Under torch's DataParallel each batch, on each device, takes means of its own.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if isinstance(self.train_dataset, EndlessStream):
+            self._items_taken += self.args.world_size * sum(map(find_batch_size, batches))
+            self.train_dataset.mark_before(self._items_taken)
+        if self._random_state_is_due:  # the loader has drawn a number since it was loaded
+            self._random_state_is_due = False
+            self._load_rng_state(self._resumed_from)
         if len(batches) < 2 or not self.model_accepts_loss_kwargs or self.args.n_gpu > 1:
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -212,7 +260,10 @@ class MDMTrainer(Trainer):
             logs.update({name: losses[name] for name in LOSS_PARTS if name in losses})
             logs["samples_per_second"] = self._speed()
             if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
-                logs["skipped_samples"] = sum(skipped.values())
+                counts = skipped.values() if isinstance(skipped, dict) else [skipped]
+                logs["skipped_samples"] = sum(counts)
+            if lacking := getattr(self.train_dataset, "lacking", None):
+                logs["samples_without_a_part"] = sum(lacking.values())
         super().log(logs, *args, **kwargs)
         if any(name.endswith("samples_per_second") for name in logs):
             self.state.log_history[-1]["machine"] = self._machine
@@ -274,6 +325,8 @@ class MDMTrainer(Trainer):
         losses = self._combine(self._eval_tallies.pop())
         parts |= {name: losses[name] for name in ("loss", *LOSS_PARTS) if name in losses}
         output.metrics.update({f"{metric_key_prefix}_{n}": value for n, value in parts.items()})
+        if skipped := getattr(self.eval_dataset, "skipped", None):
+            output.metrics[f"{metric_key_prefix}_skipped_samples"] = skipped
         return output
 
     def _write_samples(self) -> None:
@@ -351,6 +404,7 @@ class MDMTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             self._staging = staging
             super()._save_checkpoint(model, trial)
+            self._save_place(staging / final.name)
             if self.average is not None:  # gathers from all processes what is split
                 self.average.save(staging / final.name / EMA_FILE, writes=self.args.should_save)
             self.accelerator.wait_for_everyone()
@@ -443,6 +497,8 @@ class _TrainingEvents(TrainerCallback):
             dataset.set_epoch(int(state.epoch or 0))
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        if isinstance(self.trainer.train_dataset, EndlessStream):  # one epoch, and all of the run
+            state.epoch = state.global_step / state.max_steps
         if self.trainer.average is not None:
             self.trainer.average.update()
         if self._time_is_up(args):
@@ -553,6 +609,22 @@ def _with_seeds(dataset: Any, seed: int) -> Any:
     if dataset is None or isinstance(dataset, (SeededItems, torch.utils.data.IterableDataset)):
         return dataset
     return SeededItems(dataset, seed)
+
+
+def _without_end(dataset: Any, args: MDMTrainingArguments) -> Any:
+    """Let a stream of unknown length begin anew at its end."""
+    if not isinstance(dataset, torch.utils.data.IterableDataset) or has_length(dataset):
+        return dataset
+    for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(
+                f"{name}='epoch', but nobody knows how many steps an epoch of a stream has: use "
+                f"{name}='steps'."
+            )
+    if args.accelerator_config.dispatch_batches is None:
+        # Batches of different tasks differ in shape: no process can cut another's out of its own.
+        args.accelerator_config.dispatch_batches = False
+    return dataset if isinstance(dataset, EndlessStream) else EndlessStream(dataset, args.data_seed)
 
 
 def _not_saved_message(final: Path, error: Exception, previous: str | None) -> str:

@@ -47,7 +47,16 @@ OVERRIDES = {
     },
     "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
 }
-OTHERS = ("modeling_mdm", "torch", "builtins", "collections", "abc", "argparse", "typing")
+OTHERS = (
+    "modeling_mdm",
+    "torch",
+    "tarfile",
+    "builtins",
+    "collections",
+    "abc",
+    "argparse",
+    "typing",
+)
 
 
 def own_classes():

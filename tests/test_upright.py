@@ -153,6 +153,7 @@ def command_line(option):
         names = ("mask", "image", "text", "class_label", "watch", "num_samples", "write")
         chosen = types.SimpleNamespace(**dict.fromkeys(names))
         chosen.num_samples, chosen.write = 1, "image" if option == "mask" else "text"
+        chosen.device, chosen.bf16 = "cpu", "false"
         chosen.image = str(grey if option == "mask" else path)
         chosen.mask = str(path) if option == "mask" else None
         with pytest.raises(Stop):

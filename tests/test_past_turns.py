@@ -59,7 +59,9 @@ def make_inputs(talks, seed=0):
 
 
 def run(model, inputs, mode="text", **options):
-    options = {"num_inference_steps": 3, "show_progress": False, "max_new_tokens": 3, **options}
+    opens_text = mode != "image" and bool(inputs.get("image_given", torch.ones(1)).all())
+    length = {"max_new_tokens": 3} if opens_text else {}
+    options = {"num_inference_steps": 3, "show_progress": False, **length, **options}
     generator = torch.Generator().manual_seed(7)
     return model.generate(
         **inputs, generation_mode=mode, generator=generator, output_trajectory=True, **options

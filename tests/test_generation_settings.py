@@ -310,6 +310,7 @@ def test_transformers_defaults_in_a_configuration_ask_for_nothing(settings_of, m
     plain = settings_of()
     own = model.generation_config
     own.update(**GenerationConfig._get_default_generation_params(), defaults_only=True)
+    plain["return_dict_in_generate"] = False
     assert settings_of() == plain
     assert settings_of(generation_config=copy.deepcopy(own)) == plain
 

@@ -44,6 +44,7 @@ from .ssd import resolve_backend
 from .streaming import StreamFeed
 from .vae import unpatchify
 
+
 class MDMGenerationMixin:
     """Gives a model `generate()`, which runs the diffusion loop.
 

@@ -112,7 +112,9 @@ def check_inputs(inputs: Mapping[str, Tensor | None], config: MDMConfig) -> None
         _check_pictures(channels, config.patch_size, pixels, *masks)
     for name, owner in _OWNERS.items():
         if inputs.get(name) is not None and inputs.get(owner) is None:
-            raise ValueError(f"`{name}` is of `{owner}`, which is None: pass both, or leave it out.")
+            raise ValueError(
+                f"`{name}` is of `{owner}`, which is None: pass both, or leave it out."
+            )
     sizes = [len(value) for value in (words, pixels) if value is not None]
     if labels is not None:
         batch = sizes[0] if sizes else labels.shape[0] if labels.dim() else 1

@@ -85,7 +85,7 @@ def settings_of(model, monkeypatch):
         return caught.value.args[0]
 
     monkeypatch.setattr(model, "_sample", capture)
-    monkeypatch.setattr(model, "_own_generation_config", MDMGenerationConfig(**OWN))
+    monkeypatch.setattr(model, "generation_config", MDMGenerationConfig(**OWN))
     return run
 
 
@@ -128,7 +128,7 @@ def test_what_names_one_modality_leaves_the_other_to_the_model(name, modality, s
 
 def test_the_samples_are_those_of_the_keyword(model, monkeypatch):
     own = MDMGenerationConfig(guidance_scale=3.0, joint_overlap=0.25, show_progress=False)
-    monkeypatch.setattr(model, "_own_generation_config", own)
+    monkeypatch.setattr(model, "generation_config", own)
 
     def draw(**options):
         generator = torch.Generator().manual_seed(3)

@@ -24,7 +24,7 @@ def integer(name: str, value: Any, fix: str, least: int = 1, where: str = "") ->
     Raises:
         ValueError: another type, or a smaller number.
     """
-    number = _as_integer(value)
+    number = whole_number(value)
     if number is None or number < least:
         raise ValueError(f"`{name}` is {value!r:.80}{where}: {fix}")
     return number
@@ -65,7 +65,7 @@ def sides(name: str, value: Any, unit: int, unit_name: str) -> tuple[int, int]:
     if isinstance(value, Mapping):
         value = (value.get("height"), value.get("width"))
     both = list(value) if isinstance(value, list | tuple | np.ndarray) else [value, value]
-    found = [_as_integer(side) for side in both]
+    found = [whole_number(side) for side in both]
     if len(found) != 2 or any(side is None or side < 1 or side % unit for side in found):
         shown = tuple(both) if len(both) == 2 else value
         raise ValueError(
@@ -88,7 +88,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _as_integer(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
+    """Read an integer, or None where a value is none."""
     value = plain(value)
     if isinstance(value, bool):
         return None

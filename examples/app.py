@@ -29,6 +29,7 @@ from PIL import Image, ImageOps
 from transformers import HfArgumentParser
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample, MDMStreamer
+from modeling_mdm.matching import check_processor
 from modeling_mdm.solvers import SOLVERS
 from modeling_mdm.training.captions import CaptionTable
 
@@ -135,6 +136,7 @@ class Studio:
     def __init__(self, arguments: AppArguments) -> None:
         self.processor = MDMProcessor.from_pretrained(arguments.checkpoint)
         model = MDMForJointGeneration.from_pretrained(arguments.checkpoint)
+        check_processor(self.processor, model.config)
         self.model = model.to(arguments.device).eval()
         if arguments.captions is None:
             self.classes = [f"class {n}" for n in range(model.config.num_classes or 0)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers.pipelines.base import Pipeline
 
+from .matching import check_processor
 from .request import is_list, is_picture
 
 # What goes to the processor; everything else goes to `generate`.
@@ -52,6 +53,7 @@ class MDMJointGenerationPipeline(Pipeline):
             raise ValueError(
                 "`processor` is None: name a folder that holds one, or pass `processor`."
             )
+        check_processor(self.processor, self.model.config)
         # transformers has put classes for their names, which no JSON file can hold.
         for task in getattr(self.model.config, "custom_pipelines", {}).values():
             task["pt"] = [getattr(auto, "__name__", auto) for auto in task["pt"]]

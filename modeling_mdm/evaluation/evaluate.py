@@ -35,6 +35,7 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
@@ -214,6 +215,7 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
     processor = MDMProcessor.from_pretrained(chosen.checkpoint)
     model = MDMForJointGeneration.from_pretrained(chosen.checkpoint).to(chosen.device).eval()
+    check_processor(processor, model.config)
     with torch.autocast(chosen.device.split(":")[0], torch.bfloat16, enabled=chosen.bf16):
         figures = measure(model, processor, judge, captions, chosen)
     content = {

@@ -29,6 +29,7 @@ from transformers import set_seed
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.checkpoints import last_whole_checkpoint, list_checkpoints
@@ -182,6 +183,7 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
             f"vocab_size={model.config.vocab_size} differs from the processor's {size} words: use "
             f"the processor of this config, or config_overrides vocab_size={size}."
         )
+    check_processor(processor, model.config, learns=True)
     return model
 
 

@@ -26,7 +26,10 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
+from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.loss import count_items_in_batches
+from modeling_mdm.matching import check_processor
+from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.checkpoints import (
     STAGING_FOLDER,
@@ -58,7 +61,8 @@ class MDMTrainer(Trainer):
             the model and needed for samples. Items of the data sets that carry no `seed` get one.
 
     Raises:
-        ValueError: if ema_decay > 0 under the first version of FSDP.
+        ValueError: if ema_decay > 0 under the first version of FSDP, or the processor does not
+            belong to the model.
     """
 
     def __init__(
@@ -69,6 +73,9 @@ class MDMTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = MDMTrainingArguments() if args is None else args
+        processor, config = kwargs.get("processing_class"), getattr(model, "config", None)
+        if isinstance(processor, MDMProcessor) and isinstance(config, MDMConfig):
+            check_processor(processor, config, learns=True)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = _with_seeds(kwargs.get(name), args.data_seed)
         super().__init__(model=model, args=args, **kwargs)

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassError,
+    StrictDataclassFieldValidationError,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
 from .checks import plain
@@ -296,8 +300,13 @@ class MDMConfig(PreTrainedConfig):
 _strict_setattr, _strict_init = MDMConfig.__setattr__, MDMConfig.__init__
 
 
-class MDMConfigError(StrictDataclassError, ValueError):
+class MDMConfigError(
+    StrictDataclassFieldValidationError, StrictDataclassClassValidationError, ValueError
+):
     """A field of another type, or fields that contradict each other."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
 
 
 def _setattr(self: MDMConfig, name: str, value: Any) -> None:

@@ -27,7 +27,7 @@ MODEL_INPUTS = (
 )
 _OWNERS = dict.fromkeys(MODEL_INPUTS[1:4], "input_ids")
 _OWNERS |= dict.fromkeys(MODEL_INPUTS[5:8], "pixel_values")
-_INTEGERS = ("input_ids", "turn_ids", "image_turn_ids", "class_labels")
+_INTEGERS = ("input_ids",)
 
 
 @dataclass

@@ -122,7 +122,7 @@ class MDMGenerationConfig(GenerationConfig):
 
 def read_settings(
     config: MDMConfig,
-    own: GenerationConfig,
+    own: GenerationConfig | None,
     passed: GenerationConfig | None,
     keywords: dict[str, Any],
 ) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def read_settings(
             f"`generation_config` is {passed!r:.80}: pass an MDMGenerationConfig, or its fields as "
             "keywords."
         )
-    layers = [vars(own), {} if passed is None else vars(passed), keywords]
+    layers = [*({} if layer is None else vars(layer) for layer in (own, passed)), keywords]
     _refuse_without_effect(config, *layers)
     settings: dict[str, Any] = {}
     for name, default in DEFAULTS.items():

@@ -126,6 +126,13 @@ def test_what_names_one_modality_leaves_the_other_to_the_model(name, modality, s
     )
 
 
+def test_a_model_without_a_configuration_of_its_own_has_the_defaults(settings_of, model):
+    model.generation_config = None
+    expected = {name: by_modality(name, value) for name, value in DEFAULT.items()}
+    settings = settings_of()
+    assert {name: settings[name] for name in DEFAULT} == expected
+
+
 def test_the_samples_are_those_of_the_keyword(model, monkeypatch):
     own = MDMGenerationConfig(guidance_scale=3.0, joint_overlap=0.25, show_progress=False)
     monkeypatch.setattr(model, "generation_config", own)

@@ -404,3 +404,22 @@ def test_one_word_or_class_that_learned_is_told():
             embedding.weight.data[row] *= 1 + 1e-6
             assert weights_fingerprint(model) != digest
             digest = weights_fingerprint(model)
+
+
+def test_weights_that_cannot_be_seen_are_never_taken_for_the_same():
+    model = make_model().to("meta")  # as offloaded weights are between two calls
+    assert weights_fingerprint(model) != weights_fingerprint(model)
+
+
+def test_a_part_of_another_tensor_is_told_too():
+    """Weights may lie anywhere in a flat one, and end within a whole number."""
+    flat = torch.arange(70001, dtype=torch.float32).to(torch.bfloat16)
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(flat[1:])
+    digest = weights_fingerprint(module)
+    for place in (1, 2, 35000, 70000):
+        flat[place] += 1000
+        assert weights_fingerprint(module) != digest
+        digest = weights_fingerprint(module)
+    flat[[5, 60000]] = flat[[60000, 5]]  # the same numbers in other places
+    assert weights_fingerprint(module) != digest

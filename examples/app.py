@@ -34,6 +34,7 @@ from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample, MDMStreamer
 from modeling_mdm.image_processing_pil_mdm import upright
+from modeling_mdm.matching import check_processor
 from modeling_mdm.solvers import SOLVERS
 from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
@@ -143,6 +144,7 @@ class Studio:
         require_device("--device", arguments.device)
         self.processor = load_pretrained(MDMProcessor, "--checkpoint", arguments.checkpoint)
         model = load_pretrained(MDMForJointGeneration, "--checkpoint", arguments.checkpoint)
+        check_processor(self.processor, model.config)
         self.model = model.to(arguments.device).eval()
         if arguments.captions is None:
             self.classes = [f"class {n}" for n in range(model.config.num_classes or 0)]

@@ -8,9 +8,11 @@ makes of it, and a role is known by its turn.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from .request import check_length, check_task, is_list, is_picture
 
 # What ends a turn and what stands for a picture, `<end>` and `<image>`, come from the tokenizer.
 CHAT_TEMPLATE = """\
@@ -28,6 +30,10 @@ CHAT_TEMPLATE = """\
     {{- '\\n' if message.role == 'system' else eos_token -}}
 {%- endfor -%}
 """
+
+_MESSAGES = (
+    "pass messages, [{'role': 'user', 'content': ...}], or a list of such lists for a batch."
+)
 
 # A noncharacter of Unicode: inside a special token that somebody typed, it makes it plain words.
 _TYPED = "\ufdd0"
@@ -93,14 +99,8 @@ class ChatOptions:
     image_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if self.generate not in (None, "image", "text", "joint"):
-            raise ValueError(
-                f"generate={self.generate!r} is unknown; use None, 'image', 'text' or 'joint'."
-            )
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(
-                f"Nothing to generate: max_new_tokens={self.max_new_tokens}; give at least 1."
-            )
+        check_task(self.generate)
+        self.max_new_tokens = check_length(self.max_new_tokens)
         if self.generate is None and self.max_new_tokens is not None:
             self.generate = "text"
         if self.generate == "image" and self.max_new_tokens is not None:
@@ -109,11 +109,29 @@ class ChatOptions:
                 "generate='image' opens none; use 'text' or 'joint', or leave it out."
             )
 
+    def pictures(self, is_batch: bool) -> list[list[Any]]:
+        """List `images` by conversation; a picture alone is the only one of its conversation.
+
+        Raises:
+            ValueError: if they are no pictures.
+        """
+        rows = self.images if is_batch else [self.images]
+        if not is_list(rows) or not all(is_list(row) or is_picture(row) for row in rows):
+            raise ValueError(
+                f"images is {self.images!r:.60}; pass a list of pictures, and a list of such lists "
+                "for a batch of conversations."
+            )
+        return [[row] if is_picture(row) else list(row) for row in rows]
+
 
 def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
     """Give a batch of conversations, and whether several were passed.
 
     `{"type": "image_url", "image_url": {"url": ...}}` becomes `{"type": "image", "url": ...}`.
+
+    Raises:
+        ValueError: if these are no lists of messages, or the content of one is neither words nor a
+            list.
     """
 
     def usual(part: Any) -> Any:
@@ -124,12 +142,24 @@ def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], b
         return part
 
     def read(message: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(message, Mapping):
+            raise ValueError(f"conversation has {message!r:.60}; {_MESSAGES}")
+        if not isinstance(message.get("content"), str | list | tuple | None):
+            raise ValueError(
+                f"content is {message['content']!r:.60}; use a string, or a list of "
+                "{'type': 'text', 'text': ...} and {'type': 'image', 'image': ...}."
+            )
         message = {name: value for name, value in message.items() if value is not None}
         if isinstance(message.get("content"), list | tuple):
             message["content"] = list(map(usual, message["content"]))
         return message
 
+    if not is_list(conversation):
+        raise ValueError(f"conversation is {conversation!r:.60}; {_MESSAGES}")
+    conversation = list(conversation)
     is_batch = bool(conversation) and isinstance(conversation[0], list | tuple)
+    if is_batch and not all(isinstance(messages, list | tuple) for messages in conversation):
+        raise ValueError(f"conversation is {conversation!r:.60}; {_MESSAGES}")
     conversations = conversation if is_batch else [conversation]
     return [list(map(read, messages)) for messages in conversations], is_batch
 

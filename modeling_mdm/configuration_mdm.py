@@ -2,11 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of MDM: every size, schedule and weight of the model, with its default."""
 
+import math
+from functools import wraps
 from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import (
+    StrictDataclassClassValidationError,
+    StrictDataclassError,
+    StrictDataclassFieldValidationError,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
+from .checks import plain
 from .compatibility import warn_if_untested
 from .version import check_readable
 
@@ -29,6 +39,25 @@ CHOICES = {
         *("auto", "reference", "torch", "torch_factored", "quadratic", "triton", "mamba_ssm"),
     ),
 }
+
+
+# What is a size has at least one of it, what is a weight or a width of noise is not negative.
+LEAST: dict[str, float] = dict.fromkeys(
+    (
+        *("vocab_size", "max_text_length", "image_size", "patch_size", "latent_dim"),
+        *("vae_hidden_size", "hidden_size", "num_hidden_layers", "state_size", "head_dim"),
+        *("expand", "conv_kernel", "chunk_size", "num_attention_heads", "intermediate_size"),
+        "num_trajectory_candidates",
+    ),
+    1,
+) | dict.fromkeys(
+    (
+        *("num_classes", "vae_num_layers", "latent_noise", "latent_momentum", "num_null_tokens"),
+        *("se_weight", "se_weight_image", "se_weight_text", "kl_weight", "denoising_weight_max"),
+        *("latent_gradient_scale", "initializer_range", "delta_floor", "layer_norm_epsilon"),
+    ),
+    0,
+)
 
 
 @strict
@@ -215,6 +244,10 @@ class MDMConfig(PreTrainedConfig):
             self._require_divisible(
                 "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads
             )
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if not least <= value < math.inf:  # false for NaN too
+                raise ValueError(f"`{name}` is {value}: use a number of at least {least:g}.")
         for name, allowed_orders in (("image_scans", (1, 2, 3, 4)), ("text_scans", (1, 2))):
             orders = getattr(self, name)
             unknown = [order for order in orders if order not in allowed_orders]
@@ -238,7 +271,13 @@ class MDMConfig(PreTrainedConfig):
                     f"`{name}` is {value}, outside the vocabulary of `vocab_size` = "
                     f"{self.vocab_size} words: use those of the tokenizer."
                 )
-        if not 0 < self.delta_min <= self.delta_max:
+        if not 0 < self.tan_scale < math.inf:
+            raise ValueError(f"`tan_scale` is {self.tan_scale}: use a number above 0, such as 3.")
+        if len(self.delta_limit) != 2 or not self.delta_limit[0] <= self.delta_limit[1]:
+            raise ValueError(
+                f"`delta_limit` is {list(self.delta_limit)}: give a lower and an upper bound."
+            )
+        if not 0 < self.delta_min <= self.delta_max < math.inf:
             raise ValueError(
                 f"`delta_min` is {self.delta_min} and `delta_max` {self.delta_max}: use "
                 "0 < delta_min <= delta_max."
@@ -259,6 +298,59 @@ class MDMConfig(PreTrainedConfig):
                 "change one of them."
             )
 
+
+# The strict base class knows Python's own numbers alone, takes no 1 for 1.0, and its errors are no
+# ValueErrors.
+_strict_setattr, _strict_init = MDMConfig.__setattr__, MDMConfig.__init__
+
+
+class MDMConfigError(
+    StrictDataclassFieldValidationError, StrictDataclassClassValidationError, ValueError
+):
+    """A field of another type, or fields that contradict each other."""
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)
+
+
+def _setattr(self: MDMConfig, name: str, value: Any) -> None:
+    kind = MDMConfig.__dataclass_fields__.get(name)
+    value = value if kind is None else _as_field(value, kind.type)
+    try:
+        _strict_setattr(self, name, value)
+    except StrictDataclassError as error:
+        raise MDMConfigError(f"`{name}` is {value!r:.80}: give {_said(kind)}.") from error
+
+
+def _init(self: MDMConfig, *args: Any, **kwargs: Any) -> None:
+    try:
+        _strict_init(self, *args, **kwargs)
+    except MDMConfigError:
+        raise
+    except StrictDataclassError as error:
+        raise MDMConfigError(str(error.__cause__ or error)) from error.__cause__
+
+
+def _as_field(value: Any, kind: Any) -> Any:
+    """Python's numbers for NumPy's and torch's, and floats for whole numbers where they belong."""
+    value = plain(value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value)
+    shown = str(kind)
+    if isinstance(value, int) and not isinstance(value, bool) and kind is float:
+        return float(value)
+    if isinstance(value, list | tuple) and "float" in shown:
+        return type(value)(
+            float(one) if isinstance(one, int) and not isinstance(one, bool) else one
+            for one in value
+        )
+    return value
+
+
+def _said(kind: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "True or False", str: "a name"}
+    return names.get(kind.type, str(kind.type).replace("typing.", ""))
+
+
+MDMConfig.__setattr__, MDMConfig.__init__ = _setattr, wraps(_strict_init)(_init)
 
 # So that `save_pretrained` copies this file beside what it saves.
 MDMConfig.register_for_auto_class()

@@ -6,7 +6,7 @@ Axes: b batch (items x num_return_sequences), t words, m pictures an item, n pat
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +17,22 @@ from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .bfloat16 import warn_if_computes_emulated
+from .checks import flag
 from .generation_outputs import MDMGenerateOutput
 from .generation_settings import MDMGenerationConfig, read_settings
 from .guidance import GuidedDenoiser
-from .inputs import EncodedInputs, encode_text
+from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs, encode_text
 from .mode_head import choose_modes
 from .past_turns import PastTurns
 from .precision import at_least_float32
-from .regions import GENERATION_MODES, Inputs, Region, leaves_something_to_write, open_region
+from .regions import (
+    GENERATION_MODES,
+    Inputs,
+    Region,
+    leaves_something_to_write,
+    open_region,
+    with_masks,
+)
 from .sampling import (
     NoiseStreams,
     StepInfo,
@@ -33,21 +41,10 @@ from .sampling import (
     run_solvers,
     written,
 )
+from .sequence import ModalityContent
 from .ssd import resolve_backend
 from .streaming import StreamFeed
 from .vae import unpatchify
-
-MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "text_given",
-    "turn_ids",
-    "pixel_values",
-    "pixel_attention_mask",
-    "image_given",
-    "image_turn_ids",
-    "class_labels",
-)
 
 
 class MDMGenerationMixin:
@@ -55,6 +52,25 @@ class MDMGenerationMixin:
 
     (transformers looks for this name's ending.)
     """
+
+    _own_generation_config: GenerationConfig | None = None
+    _usual_length: int | None = None
+    _leaves_length_unsaid = False
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """Defaults of `generate`, which name the usual length of a text.
+
+        Where nothing names one, transformers' pipelines ask for 256 words.
+        """
+        own, says_length = self._own_generation_config, not self._leaves_length_unsaid
+        if own is not None and says_length and own.max_new_tokens in (None, self._usual_length):
+            own.max_new_tokens = self._usual_length = self.config.max_text_length
+        return own
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig | None) -> None:
+        self._own_generation_config = value
 
     @deprecate_kwarg("past_key_values", "6.0.0", "cache", True, raise_if_both_names=True)
     @torch.no_grad()
@@ -71,20 +87,29 @@ class MDMGenerationMixin:
         streamer: BaseStreamer | None = None,
         cache: PastTurns | None = None,
         **kwargs: Any,
-    ) -> MDMGenerateOutput:
+    ) -> MDMGenerateOutput | Tensor:
         """
         Write every position that is not given.
 
+        What is passed here is done or refused. Fields of [`MDMGenerationConfig`] act where what
+        they set occurs. The size of a region is refused where none of its kind is opened. What
+        transformers' `generate` takes beside is accepted where no result depends on it
+        (`tokenizer`, `synced_gpus`, `do_sample`, which cache is used, what guesses words ahead), or
+        at a value that asks for nothing: None, its default, `temperature=1.0`, the model's own
+        `pad_token_id` and `eos_token_id`.
+
         Args:
             input_ids: words (b, t); with the other inputs of [`MDMForJointGeneration.forward`] as
-                keywords.
-            generation_config: defaults; fields of [`MDMGenerationConfig`] passed as keywords come
-                first.
+                keywords. Without `text_given` all words but `<mask>` are given, without
+                `image_given` all pixels.
+            generation_config: fields of [`MDMGenerationConfig`]; keywords come first, and what
+                neither sets is as in the model's own `generation_config`.
             generation_mode: where the inputs leave nothing to write, open a region: `"text"`
                 (default), `"image"`, `"joint"`, or `"auto"`: what each item's last turn asks for,
                 by the model's own choice (`config.use_mode_head`). If words go ahead
                 (`joint_overlap` < 1) and some items hold both, all keep the times of those.
-            max_new_tokens: words of that region; `config.max_text_length` if None.
+            max_new_tokens: words of that region; as the configurations say, and at first
+                `config.max_text_length`, if None.
             image_size: its pixels, a side or (height, width); if None those of the given pictures,
                 or `config.image_size`.
             generator: one that seeds a stream for each item, or one for each item. Same seed, same
@@ -100,19 +125,25 @@ class MDMGenerationMixin:
                 It is of items, not of samples; see [`PastTurns`].
 
         Returns:
-            [`MDMGenerateOutput`].
+            [`MDMGenerateOutput`]; with `return_dict_in_generate=False` the words alone (b, t), with
+            padding behind the `<end>` of what was written, or the pictures where no words are.
 
         Raises:
             ValueError: steps < 1, unknown solver or mode, guidance on a model without a null
-                prompt, unknown keywords, inputs that `forward` would reject, or a `cache`
-                of other items or of another kind of model.
+                prompt, what is unknown or would have no effect, inputs that `forward` would reject,
+                or a `cache` of other items or of another kind of model.
         """
         inputs = {"input_ids": input_ids}
         inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
-        settings = read_settings(self.config, generation_config or self.generation_config, kwargs)
+        check_inputs(inputs, self.config)
+        inputs = with_masks(inputs, self.config)
+        keywords = {**kwargs, "max_new_tokens": max_new_tokens}
+        settings = read_settings(self.config, self.generation_config, generation_config, keywords)
+        _check_arguments(generator, callback_on_step_end, output_trajectory, streamer)
         _check_past(cache, settings)
         warn_if_computes_emulated(self.dtype, self.device)
-        region = Region(generation_mode, max_new_tokens, image_size)
+        region = Region(generation_mode, settings["max_new_tokens"], image_size)
+        region.check(inputs, self.config, max_new_tokens is not None)
         past = cache
         if generation_mode == "auto":
             past = self._choose_modes(inputs, region, settings, past)
@@ -127,6 +158,12 @@ class MDMGenerationMixin:
         noisy = written(encoded.content)
         if not noisy:
             raise ValueError("Nothing to generate: the inputs hold 0 items, pass at least one.")
+        is_bare = not settings["return_dict_in_generate"]
+        if len(noisy) > 1 and is_bare and kwargs.get("return_dict_in_generate") is not None:
+            raise ValueError(
+                "`return_dict_in_generate` is False, but this call writes words and pictures, "
+                "which no single tensor holds: leave it out, or write one of them."
+            )
         estimates: list[dict[str, Tensor]] = []
         feed = None if streamer is None else StreamFeed(streamer, self, encoded, inputs)
 
@@ -158,7 +195,12 @@ class MDMGenerationMixin:
         )
         if feed is not None:
             feed.end(output)
-        return output
+        if not is_bare or len(noisy) > 1:  # no single tensor holds words and pictures
+            return output
+        if sequences is None:
+            return output.images
+        behind = self._behind_end(sequences, encoded.content["text"])
+        return sequences.masked_fill(behind, self.config.pad_token_id or 0)
 
     def _choose_modes(
         self, inputs: Inputs, region: Region, settings: dict[str, Any], past: PastTurns | None
@@ -225,17 +267,20 @@ class MDMGenerationMixin:
     def _with_text_given(self, latents: Tensor, encoded: EncodedInputs) -> EncodedInputs:
         """Take finished words as a given text, which carries no padding words after `<end>`."""
         words, content = self.write_text(latents, encoded), encoded.content["text"]
-        ends = (words == self.config.eos_token_id) & content.noisy
-        after_end = content.noisy & ((ends.cumsum(-1) - ends.long()) > 0)
         given = encode_text(
             self.vae,
             words,
-            content.valid & ~after_end,
+            content.valid & ~self._behind_end(words, content),
             torch.ones_like(content.given),
             content.turn,
         )
         modalities = {**encoded.modalities, "text": given}
         return EncodedInputs(modalities, encoded.class_labels, encoded.grid)
+
+    def _behind_end(self, words: Tensor, content: ModalityContent) -> Tensor:
+        """Which words (b, t) were written behind the first written `<end>` of their row: (b, t)."""
+        ends = (words == self.config.eos_token_id) & content.noisy
+        return content.noisy & ((ends.cumsum(-1) - ends.long()) > 0)
 
     def write_images(
         self, latents: Tensor, encoded: EncodedInputs, inputs: dict[str, Tensor]
@@ -335,9 +380,50 @@ class MDMGenerationMixin:
                 )
 
 
+@contextlib.contextmanager
+def usual_length_unsaid(model: MDMGenerationMixin) -> Iterator[None]:
+    """Leave a model's usual length out of its generation configuration while that is saved.
+
+    So that a length that a file names is one that somebody chose, whatever length the model that is
+    made from it has.
+    """
+    own = model.generation_config
+    is_usual = own is not None and own.max_new_tokens == model.config.max_text_length
+    model._leaves_length_unsaid = is_usual
+    if is_usual:
+        own.max_new_tokens = None
+    try:
+        yield
+    finally:
+        model._leaves_length_unsaid = False
+
+
+def _check_arguments(generator: Any, callback: Any, with_trajectory: Any, streamer: Any) -> None:
+    """Refuse arguments of another type than `generate` can use."""
+    several = list(generator) if isinstance(generator, list | tuple) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in several):
+        raise ValueError(
+            f"`generator` is {generator!r:.80}: pass torch.Generator().manual_seed(7), or a list "
+            "of one for each item."
+        )
+    if callback is not None and not callable(callback):
+        raise ValueError(
+            f"`callback_on_step_end` is {callback!r:.80}: pass a function of a StepInfo."
+        )
+    flag("output_trajectory", with_trajectory)
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(
+            f"`streamer` is {streamer!r:.80}: pass an MDMStreamer, or one of transformers'."
+        )
+
+
 def _check_past(past: PastTurns | None, settings: dict[str, Any]) -> None:
     if past is None:
         return
+    if not isinstance(past, PastTurns):
+        raise ValueError(
+            f"`cache` is a {type(past).__name__}: pass that of an earlier output, `output.cache`."
+        )
     if not settings["use_cache"]:
         raise ValueError("`cache` was passed with `use_cache=False`: leave one out.")
     if settings["keep"] < 1:

@@ -80,6 +80,8 @@ class MDMGenerateOutput(ModelOutput):
         return self.cache
 
     def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, tuple):  # transformers' server reads `sequences[0, length:]` of anything
+            return self.sequences[key]
         return super().__getitem__(_current_name(key))
 
     def __setitem__(self, key: str, value: Any) -> None:

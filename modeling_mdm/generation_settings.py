@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run of `generate()` is set to: keywords before the configuration before the defaults."""
 
+import math
 from typing import Any
 
 from transformers.generation.configuration_utils import GenerationConfig
 
+from .checks import choice, flag, integer, number, plain
 from .configuration_mdm import MDMConfig
 from .solvers import SOLVERS
 
@@ -26,14 +28,38 @@ DEFAULTS: dict[str, Any] = {
 BY_MODALITY = ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver")
 BY_MODALITY += ("stopping_entropy",)
 MODALITIES = ("image", "text")
-# Pipelines pass these along; a diffusion region has no use for them.
-IGNORED = (
-    "pad_token_id",
-    "eos_token_id",
-    "bos_token_id",
-    "do_sample",
-    "return_dict_in_generate",
-)
+_READ = ("max_new_tokens", "return_dict_in_generate")  # beside `DEFAULTS`
+FLAGS = ("use_cache", "compile", "cuda_graph", "show_progress")
+
+# What transformers' callers pass along and no result depends on: who decodes, where a cache lies,
+# how words are guessed ahead, whether to sample (diffusion always does).
+HARMLESS = {
+    *("tokenizer", "assistant_tokenizer", "assistant_model", "synced_gpus", "use_model_defaults"),
+    *("do_sample", "bos_token_id", "transformers_version", "trust_remote_code", "low_memory"),
+    *("cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"),
+    *("compile_config", "disable_compile", "continuous_batching_config", "is_assistant"),
+    *("use_mtp", "num_assistant_tokens", "num_assistant_tokens_schedule", "speculation_type"),
+    *("assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind"),
+    *("target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
+}
+# What `generate` of transformers takes beside its configuration, and nothing here could follow.
+OTHERS_OF_TRANSFORMERS = {
+    *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "custom_generate"),
+    *("negative_prompt_ids", "negative_prompt_attention_mask"),
+}
+# Where an option of transformers asks for nothing, beside its default, None, False and empty lists.
+NEUTRAL = {"top_k": 0, "top_h": 1.0, "min_p": 0.0, "min_new_tokens": 0}
+FIXES = {
+    "max_length": "it counts the prompt too; give the length of what is written by max_new_tokens",
+    "stop_strings": "a text ends at its <end>; cut it afterwards",
+    "max_time": "give fewer num_inference_steps, or end the run by callback_on_step_end",
+    "temperature": "there is none here; the pipeline 'text-generation' always sends one, use "
+    "'any-to-any' or 'image-text-to-text'",
+    "num_beams": "draw several samples by num_return_sequences",
+    "output_scores": "read `confidence` of the output, or pass output_trajectory=True",
+    "output_logits": "read `confidence` of the output, or pass output_trajectory=True",
+    "output_hidden_states": "call `forward` with it",
+}
 
 
 class MDMGenerationConfig(GenerationConfig):
@@ -67,6 +93,10 @@ class MDMGenerationConfig(GenerationConfig):
             it needs `use_cache`, and neither `compile` nor `stopping_entropy`.
         num_return_sequences (`int`): samples of each item. Default 1.
         show_progress (`bool`): show a progress bar. Default True.
+        max_new_tokens (`int`): words of a text region that `generate` opens. Default
+            `max_text_length` of the model.
+        return_dict_in_generate (`bool`): False returns the words alone, a tensor, or the pictures
+            where no words are written. Default True.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -91,40 +121,94 @@ class MDMGenerationConfig(GenerationConfig):
 
 
 def read_settings(
-    config: MDMConfig, generation_config: GenerationConfig, keywords: dict[str, Any]
+    config: MDMConfig,
+    own: GenerationConfig | None,
+    passed: GenerationConfig | None,
+    keywords: dict[str, Any],
 ) -> dict[str, Any]:
-    """Lay keywords over a configuration over the defaults, and check what comes out.
+    """Lay keywords over a passed configuration over the model's own over the defaults.
 
     Args:
-        config: of the model. generation_config: any of its fields may be absent or None.
+        config: of the model. own, passed: any of their fields may be absent or None, which leaves
+            what is below.
         keywords: what `generate` was passed beside its inputs.
 
     Returns:
-        a value for every name in `DEFAULTS`, a dictionary by modality for those in `BY_MODALITY`.
+        a value for every name in `DEFAULTS`, a dictionary by modality for those in `BY_MODALITY`;
+        `max_new_tokens` and `return_dict_in_generate`.
 
     Raises:
-        ValueError: an unknown keyword or modality, or a value that this model cannot run with.
+        ValueError: an unknown keyword or modality, a value that this model cannot run with, or one
+            that asks for what `generate` does not do.
     """
-    unknown = [
-        f"{name}={value!r}"
-        for name, value in keywords.items()
-        if value is not None and name not in DEFAULTS and name not in IGNORED
-    ]
-    if unknown:
+    if not isinstance(passed, GenerationConfig | None):
         raise ValueError(
-            f"`generate` got unknown keywords: {', '.join(unknown)}. Leave them out; inputs apart, "
-            f"it takes what MDMGenerationConfig does: {', '.join(DEFAULTS)}."
+            f"`generation_config` is {passed!r:.80}: pass an MDMGenerationConfig, or its fields as "
+            "keywords."
         )
-    settings = {}
+    layers = [*({} if layer is None else vars(layer) for layer in (own, passed)), keywords]
+    _refuse_without_effect(config, *layers)
+    settings: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
         if name == "guidance_scale" and not _has_null_prompt(config):
             default = 1.0
-        layers = [default, getattr(generation_config, name, None), keywords.get(name)]
-        layers = [layer for layer in layers if layer is not None]
-        settings[name] = _by_modality(name, layers) if name in BY_MODALITY else layers[-1]
+        values = [default, *_given(name, layers)]
+        settings[name] = _by_modality(name, values) if name in BY_MODALITY else values[-1]
+    length, form = (_given(n, layers) for n in ("max_new_tokens", "return_dict_in_generate"))
+    settings["max_new_tokens"] = length[-1] if length else config.max_text_length
+    settings["return_dict_in_generate"] = flag("return_dict_in_generate", (form or [True])[-1])
     _check_by_modality(config, settings)
     _check_run(config, settings)
     return settings
+
+
+def _given(name: str, layers: list[dict[str, Any]]) -> list[Any]:
+    """What layers say of a name, the lowest first; None says nothing."""
+    return [layer[name] for layer in layers if layer.get(name) is not None]
+
+
+def _refuse_without_effect(
+    config: MDMConfig, own: dict[str, Any], passed: dict[str, Any], keywords: dict[str, Any]
+) -> None:
+    """Refuse what asks for something that is not done here.
+
+    Raises:
+        ValueError: such options, transformers' or of unknown names.
+    """
+    usual = GenerationConfig._get_default_generation_params()
+    known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    refused = []
+    for layer in (own, passed, keywords):
+        for name, value in layer.items():
+            if name in DEFAULTS or name in HARMLESS or name in _READ or name.startswith("_"):
+                continue
+            of_model = [own.get(name), getattr(config, name, None)]
+            if name in known or name in OTHERS_OF_TRANSFORMERS:
+                neutral = [usual.get(name), NEUTRAL.get(name)]
+                # A length that somebody names is meant, be it transformers' default.
+                neutral = [] if name == "max_length" and layer is keywords else neutral
+                if name in ("pad_token_id", "eos_token_id") or layer is passed:
+                    neutral += of_model
+                if not _asks_for_nothing(plain(value), neutral):
+                    fix = f" ({FIXES[name]})" if name in FIXES else ""
+                    refused.append(f"{name}={value!r:.80}{fix}")
+            elif layer is not own and value is not None and value not in of_model:
+                refused.append(f"{name}={value!r:.80}")
+    if refused:
+        raise ValueError(
+            f"`generate` got {', '.join(refused)}: unknown keywords, or what has no effect on a "
+            "diffusion model. Leave them out; inputs apart, it takes what MDMGenerationConfig "
+            f"does: {', '.join((*DEFAULTS, *_READ))}."
+        )
+
+
+def _asks_for_nothing(value: Any, neutral: list[Any]) -> bool:
+    """Whether a value is None, False, empty, or one of those that do nothing."""
+    if value is None or value is False or (isinstance(value, list | tuple | dict) and not value):
+        return True
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return not isinstance(value, bool) and value in neutral
 
 
 def _by_modality(name: str, layers: list[Any]) -> dict[str, Any]:
@@ -132,7 +216,7 @@ def _by_modality(name: str, layers: list[Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for layer in layers:
         named = layer if isinstance(layer, dict) else dict.fromkeys(MODALITIES, layer)
-        unknown = sorted(set(named) - set(MODALITIES))
+        unknown = sorted(map(str, set(named) - set(MODALITIES)))
         if unknown:
             raise ValueError(f"`{name}` has a value for {unknown}: name 'image' and / or 'text'.")
         values |= {g: value for g, value in named.items() if value is not None}
@@ -145,19 +229,22 @@ def _has_null_prompt(config: MDMConfig) -> bool:
 
 def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
     for g, entropy in settings["stopping_entropy"].items():
-        if not entropy > 0:
-            raise ValueError(
-                f"`stopping_entropy` is {entropy} for {g}: use a number above 0, in nats, or None."
-            )
+        fix = "use a number above 0, in nats, or None."
+        settings["stopping_entropy"][g] = number(
+            "stopping_entropy", entropy, fix, low=math.ulp(0.0), where=f" for {g}"
+        )
     for g in MODALITIES:
-        steps, solver = settings["num_inference_steps"][g], settings["solver"][g]
-        if not isinstance(steps, int) or steps < 1:
-            raise ValueError(
-                f"`num_inference_steps` is {steps} for {g}: use an integer of at least 1, such as "
-                "30."
-            )
-        if solver not in SOLVERS:
-            raise ValueError(f"`solver` is {solver!r} for {g}: choose one of {', '.join(SOLVERS)}.")
+        where = f" for {g}"
+        settings["num_inference_steps"][g] = integer(
+            "num_inference_steps",
+            settings["num_inference_steps"][g],
+            "use an integer of at least 1, such as 30.",
+            where=where,
+        )
+        choice("solver", settings["solver"][g], SOLVERS, where=where)
+        for name in ("guidance_scale", "joint_guidance_scale"):
+            fix = "use a number, such as 2.0; 1 is off."
+            settings[name][g] = number(name, settings[name][g], fix, where=where)
         scale = settings["guidance_scale"][g]
         if scale != 1 and not _has_null_prompt(config):
             raise ValueError(
@@ -168,13 +255,16 @@ def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
 
 
 def _check_run(config: MDMConfig, settings: dict[str, Any]) -> None:
-    samples, keep = settings["num_return_sequences"], settings["keep"]
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"`num_return_sequences` is {samples}: use an integer of at least 1.")
-    if not 0 <= settings["joint_overlap"] <= 1:
-        raise ValueError(f"`joint_overlap` is {settings['joint_overlap']}: use a share in [0, 1].")
+    for name, fix in (
+        ("num_return_sequences", "use an integer of at least 1."),
+        ("max_new_tokens", "nothing to generate, use an integer of at least 1."),
+    ):
+        settings[name] = integer(name, settings[name], fix)
+    overlap = number("joint_overlap", settings["joint_overlap"], "use a share in [0, 1].", 0, 1)
+    settings["joint_overlap"] = overlap
+    fix = "use a share in (0, 1], and 1 for a model trained without selection."
     selects = config.mixer == "mamba2" and config.use_selection
-    if not 0 < keep <= 1 or (keep < 1 and not selects):
-        raise ValueError(
-            f"`keep` is {keep}: use a share in (0, 1], and 1 for a model trained without selection."
-        )
+    least = math.ulp(0.0) if selects else 1
+    settings["keep"] = number("keep", settings["keep"], fix, least, 1)
+    for name in FLAGS:
+        settings[name] = flag(name, settings[name])

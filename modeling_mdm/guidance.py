@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .cuda_graph import GraphedStep
+from .fingerprint import weights_fingerprint
 from .inputs import EncodedInputs
 from .past_turns import PastTurns, read_given, read_part
 from .prompt_cache import PromptCache
@@ -105,6 +106,8 @@ class GuidedDenoiser:
         self.fed_back: dict[str, Tensor] = {}
         self.last: dict[str, LastOutput] = {}
         self.copies = settings["num_return_sequences"]
+        reads_turns = settings["use_cache"] and settings["keep"] == 1
+        self.weights = weights_fingerprint(model) if reads_turns else b""
         self.past = self._lay_out(encoded, noise, past)
 
     @property
@@ -198,7 +201,8 @@ class GuidedDenoiser:
             past, shared = None, read_whole(first)
         else:
             items = encoded if self.copies == 1 else encoded.rows(first)
-            past, shared = read_given(self.model, items, sequence.rows(first), past)
+            rows = sequence.rows(first)
+            past, shared = read_given(self.model, items, rows, self.weights, past)
         # Joint guidance takes nothing from what is given.
         caches = [
             read_whole(first + self.batch) if name == "unconditional" else shared for name in names

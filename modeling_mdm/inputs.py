@@ -7,15 +7,27 @@ Axes: b batch, t words, m pictures an item, n positions of one modality, d laten
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .configuration_mdm import MDMConfig
 from .sequence import ModalityContent
 from .vae import MDMVAE, patchify
 from .vq import VQFrontEnd
 
 NOTHING_PASSED = "Neither `input_ids` nor `pixel_values` was given: pass text, images or both."
+
+
+MODEL_INPUTS = (
+    *("input_ids", "attention_mask", "text_given", "turn_ids"),
+    *("pixel_values", "pixel_attention_mask", "image_given", "image_turn_ids"),
+    "class_labels",
+)
+_OWNERS = dict.fromkeys(MODEL_INPUTS[1:4], "input_ids")
+_OWNERS |= dict.fromkeys(MODEL_INPUTS[5:8], "pixel_values")
+_INTEGERS = ("input_ids",)
 
 
 @dataclass
@@ -77,6 +89,65 @@ class EncodedInputs:
         }
 
 
+def check_inputs(inputs: Mapping[str, Tensor | None], config: MDMConfig) -> None:
+    """Check the types and shapes of a model's inputs by name, before anything is made of them.
+
+    Raises:
+        ValueError: an unknown name, no tensor, numbers of another kind, or shapes that do not fit.
+    """
+    if unknown := sorted(set(inputs) - set(MODEL_INPUTS)):
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in unknown)} is no input of this model: leave it "
+            f"out; the inputs are {', '.join(MODEL_INPUTS)}."
+        )
+    for name, value in inputs.items():
+        _check_kind(name, value)
+    words, pixels, labels = map(inputs.get, ("input_ids", "pixel_values", "class_labels"))
+    if words is not None:
+        names = ("attention_mask", "text_given", "turn_ids")
+        _check_words(config.vocab_size, words, *map(inputs.get, names))
+    if pixels is not None:
+        channels = 3 if config.vq_config else config.num_channels
+        masks = map(inputs.get, ("pixel_attention_mask", "image_given"))
+        _check_pictures(channels, config.patch_size, pixels, *masks)
+    for name, owner in _OWNERS.items():
+        if inputs.get(name) is not None and inputs.get(owner) is None:
+            raise ValueError(
+                f"`{name}` is of `{owner}`, which is None: pass both, or leave it out."
+            )
+    sizes = [len(value) for value in (words, pixels) if value is not None]
+    if labels is not None:
+        batch = sizes[0] if sizes else labels.shape[0] if labels.dim() else 1
+        encode_classes(labels, config.num_classes, batch, labels.device)
+    _check_sizes(words, pixels)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"`{name}` is a {type(value).__name__}: pass a tensor, as the processor gives with "
+            "return_tensors='pt'."
+        )
+    is_whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+    if name in _INTEGERS and not is_whole:
+        raise ValueError(f"`{name}` holds {value.dtype}: pass integers, such as torch.long.")
+    if name == "pixel_values" and not value.is_floating_point():
+        raise ValueError(
+            f"`{name}` holds {value.dtype}: pass floats in [-1, 1], as the image processor gives "
+            "them."
+        )
+
+
+def _check_sizes(words: Tensor | None, pixels: Tensor | None) -> None:
+    if words is not None and pixels is not None and len(words) != len(pixels):
+        raise ValueError(
+            f"`input_ids` holds {len(words)} items, `pixel_values` {len(pixels)}: pass as many of "
+            "both."
+        )
+
+
 def encode_text(
     vae: MDMVAE,
     input_ids: Tensor,
@@ -89,28 +160,7 @@ def encode_text(
     Raises:
         ValueError: shapes that differ from `input_ids`, or ids outside the vocabulary.
     """
-    if input_ids.dim() != 2:
-        raise ValueError(
-            f"`input_ids` has shape {tuple(input_ids.shape)}: pass (batch, text_length)."
-        )
-    for name, value in (
-        ("attention_mask", attention_mask),
-        ("text_given", text_given),
-        ("turn_ids", turn_ids),
-    ):
-        if value is not None and value.shape != input_ids.shape:
-            raise ValueError(
-                f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, "
-                f"{tuple(input_ids.shape)}."
-            )
-    vocabulary = vae.config.vocab_size
-    if _may_read_values(input_ids) and input_ids.numel():
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of "
-                f"{vocabulary} words: use the processor that belongs to this model."
-            )
+    _check_words(vae.config.vocab_size, input_ids, attention_mask, text_given, turn_ids)
     content = text_content(input_ids, attention_mask, text_given, turn_ids)
     mean, logvar = vae.encode(input_ids, "text")
     content = replace(content, latents=vae.statistics["text"](mean))
@@ -282,6 +332,36 @@ def encode_classes(
                 + (fix if num_classes else "no classes, leave them out or use -1.")
             )
     return class_labels.long()
+
+
+def _check_words(
+    vocabulary: int,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    text_given: Tensor | None,
+    turn_ids: Tensor | None,
+) -> None:
+    if input_ids.dim() != 2:
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}: pass (batch, text_length)."
+        )
+    for name, value in (
+        ("attention_mask", attention_mask),
+        ("text_given", text_given),
+        ("turn_ids", turn_ids),
+    ):
+        if value is not None and value.shape != input_ids.shape:
+            raise ValueError(
+                f"`{name}` has shape {tuple(value.shape)}: it must have that of `input_ids`, "
+                f"{tuple(input_ids.shape)}."
+            )
+    if _may_read_values(input_ids) and input_ids.numel():
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"`input_ids` holds ids from {low} to {high}, outside the vocabulary of "
+                f"{vocabulary} words: use the processor that belongs to this model."
+            )
 
 
 def _check_pictures(

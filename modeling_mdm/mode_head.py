@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fingerprint import weights_fingerprint
 from .inputs import EncodedInputs
 from .past_turns import PastTurns, last_given, read_given
 from .regions import GENERATION_MODES, Inputs
@@ -124,7 +125,7 @@ def choose_modes(
         raise ValueError(_NOTHING_GIVEN)
     absent = torch.zeros_like(encoded.has_class)
     sequence = model.decoder.lay_out(encoded.content, encoded.has_class, absent, encoded.grid)
-    return read_given(model, encoded, sequence, past)[0]
+    return read_given(model, encoded, sequence, weights_fingerprint(model), past)[0]
 
 
 _NOTHING_GIVEN = (

@@ -22,11 +22,13 @@ from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .configuration_mdm import MDMConfig
 from .decoder import MDMDecoder, StartTokens, TimeEmbedding, ZeroLinear, recorded_states
 from .diffusion import NoiseSchedule, add_noise
-from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin
+from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin, usual_length_unsaid
 from .inputs import (
+    MODEL_INPUTS,
     NOTHING_PASSED,
     EncodedInputs,
     EncodedModality,
+    check_inputs,
     encode_classes,
     encode_images,
     encode_text,
@@ -118,7 +120,8 @@ class MDMPreTrainedModel(PreTrainedModel):
         if self.should_save_on_this_rank(is_main_process) and not os.path.isfile(save_directory):
             name_code(self.config, type(self))
             write_model_card(save_directory)
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        with usual_length_unsaid(self):
+            super().save_pretrained(save_directory, is_main_process, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -270,6 +273,9 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
         """Check the model's inputs and encode their content position by position."""
         if self.vq is not None:
             self.vq.require_loaded()
+        given = (input_ids, attention_mask, text_given, turn_ids, pixel_values)
+        given += (pixel_attention_mask, image_given, image_turn_ids, class_labels)
+        check_inputs(dict(zip(MODEL_INPUTS, given, strict=True)), self.config)
         modalities: dict[str, EncodedModality] = {}
         grid = (0, 0, 0)
         if input_ids is not None:
@@ -288,12 +294,6 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             )
         if not modalities:
             raise ValueError(NOTHING_PASSED)
-        sizes = {g: part.target.shape[0] for g, part in modalities.items()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(
-                f"`input_ids` holds {sizes['text']} items, `pixel_values` {sizes['image']}: "
-                "pass as many of both."
-            )
         first = next(iter(modalities.values())).target
         labels = encode_classes(class_labels, self.config.num_classes, first.shape[0], first.device)
         return EncodedInputs(modalities, labels, grid)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import whole_number
+
 # Rows of words have all that these name, or are read so whatever they say.
 _TEXT_KEYS_WITHOUT_EFFECT = {"return_attention_mask", "sanitize_control_tokens", "verbose"}
 _MADE_BY_NONE = ("return_mm_token_type_ids", "return_text_replacement_offsets")
@@ -39,18 +41,23 @@ class TextOptions:
         padding, truncation = text_kwargs.get("padding"), text_kwargs.get("truncation")
         known = {None: "longest", True: "longest", False: "do_not_pad"}
         known |= {name: name for name in ("longest", "max_length", "do_not_pad")}
-        if padding not in known:
+        if not isinstance(padding, str | bool | None) or padding not in known:
             raise ValueError(
                 f"padding={padding!r} is unknown; use 'longest' or True, 'max_length', or "
                 "'do_not_pad' or False."
             )
         side = text_kwargs.get("padding_side") or "right"
-        if side not in ("left", "right"):
+        if not isinstance(side, str) or side not in ("left", "right"):
             raise ValueError(f"padding_side={side!r} is unknown; use 'right' or 'left'.")
-        lengths = {name: text_kwargs.get(name) for name in ("max_length", "pad_to_multiple_of")}
-        for name, length in lengths.items():
-            if length is not None and length < 1:
-                raise ValueError(f"{name}={length!r} is no length; use 1 or more, or None.")
+        cuts = (None, True, False, "do_not_truncate", "longest_first", "only_first")
+        if not isinstance(truncation, str | bool | None) or truncation not in cuts:
+            raise ValueError(f"truncation={truncation!r:.80} is unknown; use True or False.")
+        lengths: dict[str, int | None] = {}
+        for name in ("max_length", "pad_to_multiple_of"):
+            length = text_kwargs.get(name)
+            lengths[name] = None if length is None else whole_number(length)
+            if length is not None and (lengths[name] is None or lengths[name] < 1):
+                raise ValueError(f"{name}={length!r:.80} is no length; use 1 or more, or None.")
         return cls(
             padding=known[padding],
             truncation=truncation not in (None, False, "do_not_truncate"),
@@ -113,6 +120,9 @@ def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs:
         ValueError: for an unknown name, alone or in a dictionary such as `text_kwargs`, and for an
             output or a reading of text that MDM lacks.
     """
+    for group, values in kwargs.items():
+        if group.endswith("_kwargs") and not isinstance(values, Mapping):
+            raise ValueError(f"{group} is {values!r:.60}; pass a dictionary of arguments.")
     if unknown := sorted(set(kwargs) - names_of(processor_kwargs, image_kwargs)):
         raise ValueError(f"{unknown} are no arguments of this processor; remove them.")
     for group, names in _names_by_group(processor_kwargs, image_kwargs).items():

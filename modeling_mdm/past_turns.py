@@ -32,7 +32,7 @@ class PastTurns:
     The turns of conversations that a model has read: `cache` of `generate`.
 
     It holds given content alone and never changes, so several calls may go on from the same one. It
-    belongs to the weights that read it.
+    belongs to the weights that read it: others, such as another adapter's, read all anew.
 
     Attributes:
         cache: what every block keeps of these turns.
@@ -44,6 +44,7 @@ class PastTurns:
         positions_read: (b,) long, how many positions had to be read for this, in all calls.
         mode_logits: (b, modes), what a reply to the last of these turns may hold; None without a
             [`ModeHead`].
+        weights: that have read, from [`weights_fingerprint`].
     """
 
     cache: PromptCache
@@ -53,6 +54,7 @@ class PastTurns:
     content: dict[str, dict[str, Tensor]]
     positions_read: Tensor
     mode_logits: Tensor | None = None
+    weights: bytes = b""
 
     def __len__(self) -> int:
         return len(self.stop)
@@ -120,13 +122,16 @@ def read_given(
     model: "MDMForJointGeneration",
     encoded: EncodedInputs,
     sequence: JointSequence,
+    weights: bytes,
     past: PastTurns | None = None,
 ) -> tuple[PastTurns, PromptCache]:
     """Read what is given, from where the past turns stop if every item begins with them.
 
+    All is read anew where it does not, or where other weights have read them.
+
     Args:
         model: whose decoder reads. encoded: the items. sequence: their layout.
-        past: of as many items.
+        weights: of the model, from `weights_fingerprint`. past: of as many items.
 
     Returns:
         what later calls may go on from: the turns before the first with a known part of a region,
@@ -135,7 +140,7 @@ def read_given(
     content, labels = encoded.content, encoded.class_labels
     nothing = torch.zeros_like(labels)
     count = nothing if past is None else past.positions_read
-    if past is None or not past.begin(encoded):
+    if past is None or past.weights != weights or not past.begin(encoded):
         cache = PromptCache(len(model.decoder.layers))
         past = PastTurns(cache, model.dtype, nothing, labels, {}, nothing)
     limit = torch.stack([_first_unfinished(part) for part in content.values()]).amin(0)
@@ -152,6 +157,7 @@ def read_given(
         _given_before(encoded, stop),
         count,
         _mode_logits(model, past, part, features, last),
+        weights,
     )
     rest = take_part(sequence, content, given=True, turns=(stop, torch.full_like(stop, END)))
     cache, _ = _read(model, rest, labels, cache)

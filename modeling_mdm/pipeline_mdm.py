@@ -3,9 +3,15 @@
 """The pipeline of joint generation: text and pictures in, text, pictures or both at once out."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from transformers.pipelines.base import Pipeline
+
+from .matching import check_processor
+from .request import is_list, is_picture
 
 # What goes to the processor; everything else goes to `generate`.
 PROCESSOR_OPTIONS = (
@@ -47,6 +53,7 @@ class MDMJointGenerationPipeline(Pipeline):
             raise ValueError(
                 "`processor` is None: name a folder that holds one, or pass `processor`."
             )
+        check_processor(self.processor, self.model.config)
         # transformers has put classes for their names, which no JSON file can hold.
         for task in getattr(self.model.config, "custom_pipelines", {}).values():
             task["pt"] = [getattr(auto, "__name__", auto) for auto in task["pt"]]
@@ -63,7 +70,8 @@ class MDMJointGenerationPipeline(Pipeline):
 
         Args:
             text: a prompt, or a list; with `<mask>` in it, words to be written in place. Or a chat
-                (messages with `role` and `content`) to be answered, or a list of chats.
+                (messages with `role` and `content`) to be answered, or a list of chats. Or a
+                picture or pictures, or a dictionary of what else stands here by name.
             images: a picture, or a list with one entry for each item; of a chat, its pictures.
             generate: "joint", "image", "text", or "auto": the model's own choice for each item, if
                 it has learned to choose.
@@ -76,16 +84,16 @@ class MDMJointGenerationPipeline(Pipeline):
             and `"prompt"` where the text follows one. A list of such lists if a list was passed.
 
         Raises:
-            ValueError: if `generate` is another, or arguments contradict each other.
+            ValueError: if `generate` is another, or arguments are of another kind or contradict
+                each other.
         """
-        if generate not in ("joint", "image", "text", "auto"):
+        request = _read_request({"text": text, "images": images, "class_labels": class_labels})
+        generate = request.pop("generate", generate)
+        if not isinstance(generate, str) or generate not in ("joint", "image", "text", "auto"):
             raise ValueError(
-                f"generate={generate!r} is unknown; use 'joint', 'image', 'text' or 'auto'."
+                f"generate={generate!r:.80} is unknown; use 'joint', 'image', 'text' or 'auto'."
             )
-        request = {"text": text, "images": images, "class_labels": class_labels}
-        is_batch = any(isinstance(value, list | tuple) for value in request.values())
-        if _is_chat(text):
-            is_batch = False
+        is_batch = not _is_chat(request["text"]) and any(map(_holds_items, request.values()))
         items = super().__call__({**request, "generate": generate}, **kwargs)
         return items if is_batch else items[0]
 
@@ -136,9 +144,53 @@ class MDMJointGenerationPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
+def _read_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Put what stands in the place of the text where it belongs: a picture, or all by name.
+
+    Raises:
+        ValueError: for a dictionary with other names, and for what is passed twice.
+    """
+    text = request["text"]
+    first = next(iter(text), None) if isinstance(text, list | tuple) else text
+    if isinstance(text, Mapping):
+        named = {name: value for name, value in text.items() if value is not None}
+        names = (*request, "generate")
+        beside = [name for name in ("images", "class_labels") if request[name] is not None]
+        if unknown := sorted(map(str, set(named) - set(names))):
+            raise ValueError(
+                f"text is a dictionary with {unknown}; name {', '.join(names)}, or pass a chat as "
+                "a list of messages."
+            )
+        if twice := sorted(set(named) & set(beside)):
+            raise ValueError(f"{twice} are named in a dictionary and beside it; pass each once.")
+        return request | {"text": None} | named
+    if isinstance(first, Mapping) and not _is_chat(text):
+        raise ValueError(
+            f"text has {first!r:.60}; pass messages with role and content, or text=[...] and "
+            "images=[...]."
+        )
+    if not isinstance(first, str) and (is_picture(first) or _holds_pictures(first)):
+        if request["images"] is not None:
+            raise ValueError(f"text is {text!r:.60}; pass words there, and pictures as images=.")
+        return request | {"text": None, "images": text}
+    return request
+
+
+def _holds_pictures(value: Any) -> bool:
+    return isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 4
+
+
+def _holds_items(value: Any) -> bool:
+    """Whether a value is of several items: a list, or a stack of pictures or classes."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return value.ndim in (1, 4)
+    return is_list(value) and not is_picture(value)
+
+
 def _is_chat(text: Any) -> bool:
     """Whether text is one chat: a list of messages."""
-    return isinstance(text, list | tuple) and bool(text) and isinstance(text[0], dict)
+    is_filled = isinstance(text, list | tuple) and bool(text)
+    return is_filled and isinstance(text[0], Mapping) and "role" in text[0]
 
 
 __all__ = ["MDMJointGenerationPipeline"]

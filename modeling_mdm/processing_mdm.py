@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, Unpack
@@ -28,9 +29,10 @@ from .chat import (
     read_chats,
     read_conversations,
 )
+from .checks import integer, whole_number
 from .compatibility import warn_if_untested
 from .options import TextOptions, check_names, names_of
-from .request import Request, read_request
+from .request import Request, check_length, read_request
 from .samples import SampleReader
 
 warn_if_untested()
@@ -62,9 +64,13 @@ class MDMProcessor(SampleReader):
     ):
         chat_template = CHAT_TEMPLATE if chat_template is None else chat_template
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.patch_size = patch_size
-        self.max_text_length = max_text_length
+        fix = "give an integer of at least 1."
+        self.patch_size = integer("patch_size", patch_size, fix)
+        self.max_text_length = integer("max_text_length", max_text_length, fix)
         self.num_classes = num_classes
+        if num_classes is not None:
+            fix = "give an integer of at least 0, or None."
+            self.num_classes = integer("num_classes", num_classes, fix, least=0)
         self._resolve_size(None, {})
 
     @property
@@ -134,6 +140,7 @@ class MDMProcessor(SampleReader):
             raise ValueError("videos and audio are not read by MDM; leave them None.")
         options, images_kwargs, return_tensors = self._read_kwargs(kwargs)
         size = self._resolve_size(image_size, images_kwargs)
+        max_new_tokens = check_length(max_new_tokens)
         request = read_request(
             *(text, images, class_labels, image_mask, generate, max_new_tokens),
             mask_token=self.tokenizer.mask_token,
@@ -199,6 +206,15 @@ class MDMProcessor(SampleReader):
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
+        conversations, is_batch = read_conversations(conversation)
+        if not isinstance(chat_template, str | None):
+            raise ValueError(
+                f"chat_template is {chat_template!r:.60}; pass a template, a name, or None."
+            )
+        if not isinstance(processor_kwargs, Mapping | None):
+            raise ValueError(
+                f"processor_kwargs is {processor_kwargs!r:.60}; pass a dictionary of arguments."
+            )
         if not tokenize:
             return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
         options, settings = self._chat_settings(kwargs, processor_kwargs or {}, return_tensors)
@@ -207,13 +223,12 @@ class MDMProcessor(SampleReader):
                 f"generate={options.generate!r} opens a region for a reply; say that one is due by "
                 "add_generation_prompt=True or continue_final_message=True."
             )
-        conversations, is_batch = read_conversations(conversation)
         for messages in conversations:
             check_conversation(messages, awaits_reply=add_generation_prompt)
         if options.images is None:
             pictures = list(map(pictures_of, conversations))
         else:
-            pictures = [list(own) for own in (options.images if is_batch else [options.images])]
+            pictures = options.pictures(is_batch)
         template = find_template(self.chat_template, chat_template)
         # A template may mark what the assistant says; turns tell where it does not.
         marked = re.search(r"{%-?\s*generation\s*-?%}", template) is not None
@@ -272,13 +287,13 @@ class MDMProcessor(SampleReader):
         if with_roles:
             masks = torch.tensor(text_options.align(by_assistant, False, None)).long()
             features["assistant_masks"] = masks
+        size = self._resolve_size(options.image_size, images_kwargs)
         opens_image = options.generate in ("image", "joint")
         if not opens_image and not any(chat.pictures for chat in chats):
             return features
         pictures, turns = align_pictures(chats, opens_image, options.generate == "joint")
         task = "image" if opens_image else None
         request = Request([None] * len(chats), pictures, None, None, task, [])
-        size = self._resolve_size(options.image_size, images_kwargs)
         return features | self._image_features(request, size, images_kwargs, torch.tensor(turns))
 
     def _read_kwargs(
@@ -289,6 +304,9 @@ class MDMProcessor(SampleReader):
             name: value or {} if name.endswith("_kwargs") else value
             for name, value in kwargs.items()
         }
+        kind = kwargs.get("return_tensors")
+        if not isinstance(kind, str | None) or kind not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors={kind!r:.80} is unknown; use 'pt', 'np' or None.")
         check_names(kwargs, self.valid_processor_kwargs, self.image_processor.valid_kwargs)
         merged = self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
@@ -307,12 +325,17 @@ class MDMProcessor(SampleReader):
         elif isinstance(image_size, Mapping):
             size = (image_size.get("height", 0), image_size.get("width", 0))
         else:
-            size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or any(side < 1 or side % self.patch_size for side in size):
+            several = isinstance(image_size, list | tuple | np.ndarray)
+            size = tuple(image_size) if several else (image_size, image_size)
+        found = [whole_number(side) for side in size]
+        if len(found) != 2 or any(
+            side is None or side < 1 or side % self.patch_size for side in found
+        ):
             raise ValueError(
-                f"image_size={size} must be two positive multiples of patch_size={self.patch_size}."
+                f"image_size={size!r:.80} must be two positive multiples of "
+                f"patch_size={self.patch_size}."
             )
-        return size
+        return found[0], found[1]
 
     def _label_tensor(self, labels: list[int]) -> torch.Tensor:
         highest = max(labels) if self.num_classes is None else self.num_classes - 1

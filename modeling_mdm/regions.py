@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import choice, sides
 from .configuration_mdm import MDMConfig
 
 GENERATION_MODES = ("text", "image", "joint")
+_MODES = f"choose one of {', '.join((*GENERATION_MODES, 'auto'))}."
 Inputs = dict[str, Tensor | None]
 
 
@@ -27,6 +29,33 @@ class Region:
     mode: str | list[str] | None = None
     max_new_tokens: int | None = None
     image_size: int | tuple[int, int] | None = None
+
+    def check(self, inputs: Inputs, config: MDMConfig, is_length_asked: bool) -> None:
+        """Refuse what is unknown, and what would be without effect on this call.
+
+        Args:
+            inputs: of `generate`, by name; None for what was not passed. config: of the model.
+            is_length_asked: whether `max_new_tokens` is of this call, and no default.
+
+        Raises:
+            ValueError: an unknown mode, an impossible size, or the size of a region that is not
+                opened.
+        """
+        choice("generation_mode", self.mode, (None, *GENERATION_MODES, "auto"), _MODES)
+        if self.image_size is not None:
+            sides("image_size", self.image_size, config.patch_size, "patch_size")
+        is_open = not leaves_something_to_write(inputs)
+        for name, modality, is_asked in (
+            ("max_new_tokens", "text", is_length_asked),
+            ("image_size", "image", self.image_size is not None),
+        ):
+            opened = (self.mode or "text") if is_open else None
+            if is_asked and self.mode != "auto" and opened not in (modality, "joint"):
+                why = f"`generation_mode` is {opened!r}" if is_open else "the masks leave their own"
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, the size of {modality} that `generate` "
+                    f"opens a region for, but {why}: it would have no effect, leave it out."
+                )
 
     def writes(self, modality: str, turn: Tensor) -> Tensor:
         """Which items have words or a picture to be written, (b,) bool like turns (b,)."""
@@ -55,11 +84,8 @@ def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch
         the inputs with the region, or as they are if they leave something to write.
 
     Raises:
-        ValueError: an unknown mode, or a size that nothing can have.
+        ValueError: the new picture is of another size than those that are given.
     """
-    if isinstance(region.mode, str) and region.mode not in GENERATION_MODES:
-        modes = ", ".join((*GENERATION_MODES, "auto"))
-        raise ValueError(f"`generation_mode` is {region.mode!r}: choose one of {modes}.")
     if leaves_something_to_write(inputs):
         return inputs
     passed = [inputs[name] for name in ("input_ids", "pixel_values", "class_labels")]
@@ -71,13 +97,22 @@ def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch
     modes = set(region.mode) if isinstance(region.mode, list) else {region.mode or "text"}
     if modes & {"text", "joint"}:
         length = config.max_text_length if region.max_new_tokens is None else region.max_new_tokens
-        if length < 1:
-            raise ValueError(f"`max_new_tokens` is {length}: nothing to generate, use at least 1.")
         _append_words(opened, turn, words, length, config)
     if modes & {"image", "joint"}:
         size = _picture_size(inputs["pixel_values"], region.image_size, config)
         _append_picture(opened, turn, picture, (config.num_channels, *size))
     return opened
+
+
+def with_masks(inputs: Inputs, config: MDMConfig) -> Inputs:
+    """Take what is passed for given, but for `<mask>` words, where no mask says otherwise."""
+    words, pixels = inputs["input_ids"], inputs["pixel_values"]
+    masked = dict(inputs)
+    if words is not None and inputs["text_given"] is None:
+        masked["text_given"] = words != config.mask_token_id
+    if pixels is not None and inputs["image_given"] is None:
+        masked["image_given"] = torch.ones_like(pixels[..., 0, :, :], dtype=torch.bool)
+    return masked
 
 
 def leaves_something_to_write(inputs: Inputs) -> bool:
@@ -140,12 +175,7 @@ def _picture_size(
     """Height and width of a new picture: as asked, or of the given pictures, or the model's own."""
     given = None if pixels is None else tuple(pixels.shape[-2:])
     size = (given or config.image_size) if asked is None else asked
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1 or height % config.patch_size or width % config.patch_size:
-        raise ValueError(
-            f"`image_size` is {(height, width)}: both sides must be positive multiples of "
-            f"`patch_size` = {config.patch_size}."
-        )
+    height, width = sides("image_size", size, config.patch_size, "patch_size")
     if given not in (None, (height, width)):
         raise ValueError(
             f"`image_size` is {(height, width)}, but the given pictures are {given}: all pictures "
@@ -193,14 +223,10 @@ def open_content(inputs: Inputs, content: str | None, config: MDMConfig) -> Inpu
         content: `"text"`, `"image"` or `"joint"`; None leaves the inputs as they are.
 
     Raises:
-        ValueError: an unknown content, or one that the inputs do not hold.
+        ValueError: a content that the inputs do not hold.
     """
     if content is None:
         return inputs
-    if content not in GENERATION_MODES:
-        raise ValueError(
-            f"`content` is {content!r}: choose None or one of {', '.join(GENERATION_MODES)}."
-        )
     opened = dict(inputs)
     for name, open_one in (("input_ids", _open_words), ("pixel_values", _open_pictures)):
         if content not in ("joint", "text" if name == "input_ids" else "image"):

@@ -5,6 +5,7 @@
 Axes: B items, M images per item, H height, W width.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+
+from .checks import whole_number
+
+TASKS = (None, "image", "text", "joint")
 
 
 @dataclass
@@ -97,10 +102,6 @@ class Request:
                 f"max_new_tokens={max_new_tokens} is the length of a text region, and none is "
                 "opened; use generate='text' or 'joint', a text without <mask>, or leave it out."
             )
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise ValueError(
-                f"Nothing to generate: max_new_tokens={max_new_tokens}; give at least 1."
-            )
 
 
 def read_request(
@@ -122,8 +123,7 @@ def read_request(
     Raises:
         ValueError: if an argument has a wrong form, or two contradict each other.
     """
-    if generate not in (None, "image", "text", "joint"):
-        raise ValueError(f"generate={generate!r} is unknown; use None, 'image', 'text' or 'joint'.")
+    check_task(generate)
     passed = {
         name: list_items(value)
         for name, list_items, value in (
@@ -161,11 +161,49 @@ def read_request(
     return request
 
 
+def check_task(generate: Any) -> None:
+    """Refuse what `generate` of the processor cannot be."""
+    if not isinstance(generate, str | None) or generate not in TASKS:
+        raise ValueError(
+            f"generate={generate!r:.80} is unknown; use None, 'image', 'text' or 'joint'."
+        )
+
+
+def check_length(max_new_tokens: Any) -> int | None:
+    """Read the length of a text region; None stays."""
+    length = None if max_new_tokens is None else whole_number(max_new_tokens)
+    if max_new_tokens is not None and (length is None or length < 1):
+        raise ValueError(
+            f"Nothing to generate: max_new_tokens={max_new_tokens!r:.80}; give an integer of at "
+            "least 1."
+        )
+    return length
+
+
+def is_picture(value: Any) -> bool:
+    """Whether a value is one picture, or names one; a string may be a text as well."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UO":  # of names
+        return False
+    return isinstance(value, Image.Image | str | Path | bytes) or (
+        isinstance(value, np.ndarray | torch.Tensor) and value.ndim < 4
+    )
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value holds items: a list, a column of a data set, but no string or dictionary."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | set)
+
+
 def _present(pictures: list[Any]) -> bool:
     return any(picture is not None for picture in pictures)
 
 
 def _list_texts(text: Any) -> list[str | None]:
+    if not isinstance(text, str) and not is_list(text):
+        raise ValueError(
+            f"text is {text!r:.60}; pass a string, or a list of strings and None, and pictures as "
+            "images=."
+        )
     texts = [text] if isinstance(text, str) else list(text)
     for entry in texts:
         if not isinstance(entry, str | None):
@@ -183,34 +221,49 @@ def _list_texts(text: Any) -> list[str | None]:
 
 
 def _list_pictures(images: Any) -> list[list[Any]]:
-    one_picture = isinstance(images, Image.Image | str | Path | bytes) or (
-        isinstance(images, np.ndarray | torch.Tensor) and images.ndim < 4
-    )
-    items = [images] if one_picture else list(images)
+    if not is_picture(images) and not is_list(images):
+        raise ValueError(
+            f"images is {images!r:.60}; pass a picture, a path or an array, or a list of them."
+        )
+    items = [images] if is_picture(images) else list(images)
     rows = [list(item) if isinstance(item, list | tuple) else [item] for item in items]
+    for picture in (picture for row in rows for picture in row):
+        if picture is not None and not is_picture(picture):
+            raise ValueError(
+                f"images has {picture!r:.60}; pass PIL images, arrays, tensors or paths, and None "
+                "for an absent one."
+            )
     most = max(map(len, rows), default=0)
     return [row + [None] * (most - len(row)) for row in rows]
 
 
 def _list_labels(class_labels: Any) -> list[int]:
-    if isinstance(class_labels, torch.Tensor | np.ndarray | np.integer):
+    if isinstance(class_labels, torch.Tensor | np.ndarray):
         class_labels = class_labels.tolist()
-    labels = class_labels if isinstance(class_labels, list | tuple) else [class_labels]
-    for label in labels:
-        if not isinstance(label, int | None):
+    several = is_list(class_labels) and not np.isscalar(class_labels)
+    labels = list(class_labels) if several else [class_labels]
+    read = [-1 if label is None else whole_number(label) for label in labels]
+    for label, number in zip(labels, read, strict=True):
+        if number is None:
             raise ValueError(
-                f"class_labels has {label!r}; pass integers, and -1 or None for no class."
+                f"class_labels has {label!r:.60}; pass integers, and -1 or None for no class."
             )
-    return [-1 if label is None else label for label in labels]
+    return read
 
 
 def _read_mask(image_mask: Any, shape: tuple[int, int, int, int]) -> torch.Tensor:
     """Bring a mask to bool (B, M, H, W)."""
-    if isinstance(image_mask, list | tuple):
-        image_mask = np.stack([np.asarray(mask) for mask in image_mask])
-    if not isinstance(image_mask, torch.Tensor):
-        image_mask = torch.tensor(np.asarray(image_mask))
-    mask = image_mask.cpu()
+    mask = image_mask
+    try:
+        if isinstance(mask, list | tuple):
+            mask = np.stack([np.asarray(one) for one in mask])
+        if not isinstance(mask, torch.Tensor):
+            mask = torch.tensor(np.asarray(mask))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"image_mask is {image_mask!r:.60}, which is no array ({error}); pass 0 and 1 by pixel."
+        ) from error
+    mask = mask.cpu()
     batch_size, num_images, height, width = shape
     if mask.shape == (batch_size, height, width) and num_images == 1:
         mask = mask[:, None]

@@ -110,6 +110,17 @@ def split_row(tokenizer: Any, row: list[int], turns: list[int] | None) -> list[s
     return texts if turns is not None else [text for text in texts if text] or [""]
 
 
+def without_tails(row: list[int], turns: list[int], end: int) -> list[int]:
+    """Leave out of a row of words what stands behind the first `<end>` of its turn."""
+    kept, over = [], set()
+    for word, turn in zip(row, turns, strict=True):
+        if turn not in over:
+            kept.append(word)
+        if word == end:
+            over.add(turn)
+    return kept
+
+
 class SampleReader(ProcessorMixin):
     """The way back, which a processor inherits: generated tensors to texts and pictures."""
 
@@ -158,15 +169,23 @@ class SampleReader(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
-        """Decode whole rows, prompts included, as the image-text-to-text pipeline expects."""
+        """Decode whole rows, prompts included, as the image-text-to-text pipeline expects.
+
+        Where `generated_outputs` tells turns, each ends at its first `<end>`.
+        """
         sequences, _ = read_outputs(generated_outputs)
         if sequences is None:
             raise ValueError(
                 "generated_outputs has no sequences; generate with generation_mode='text'."
             )
-        return self.tokenizer.batch_decode(
-            sequences.tolist(), skip_special_tokens=skip_special_tokens, **kwargs
-        )
+        rows = sequences.tolist()
+        turns = getattr(generated_outputs, "turn_ids", None)
+        if skip_special_tokens and turns is not None:
+            rows = [
+                without_tails(row, own, self.tokenizer.eos_token_id)
+                for row, own in zip(rows, turns.tolist(), strict=True)
+            ]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def post_process_multimodal_output(
         self,

@@ -14,20 +14,21 @@ Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
 from .bfloat16 import warn_if_computes_emulated
+from .checks import choice, flag, integer, number
 from .configuration_mdm import MDMConfig
 from .diffusion import MAX_LOG_SNR
-from .inputs import EncodedInputs
+from .inputs import EncodedInputs, check_inputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
 from .past_turns import read_part
 from .prompt_cache import PromptCache
-from .regions import open_content
+from .regions import GENERATION_MODES, open_content
 from .sampling import written
 from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
 from .sequence import SequencePart, take_part
@@ -109,9 +110,13 @@ class MDMScoringMixin:
             ValueError: nothing is noisy, an unknown `content` or `levels`, `num_evaluations` < 1,
                 `pixel_std` <= 0, or inputs that `forward` would reject.
         """
-        _check(num_evaluations, levels, pixel_std)
+        num_evaluations = _check(num_evaluations, levels, pixel_std, shared_noise, generator)
+        fix = f"choose None or one of {', '.join(GENERATION_MODES)}."
+        choice("content", content, (None, *GENERATION_MODES), fix)
         warn_if_computes_emulated(self.dtype, self.device)
-        inputs = open_content({"input_ids": input_ids, **inputs}, content, self.config)
+        inputs = {"input_ids": input_ids, **inputs}
+        check_inputs(inputs, self.config)
+        inputs = open_content(inputs, content, self.config)
         encoded = self.encode_inputs(**inputs)
         posteriors = self._posteriors(encoded)
         walk = NoiseLevels.draw(
@@ -267,13 +272,19 @@ def first_log_snr(config: MDMConfig) -> float:
     return max(LAST_LOG_SNR + 1, min(MAX_LOG_SNR, -2 * math.log(config.latent_noise)))
 
 
-def _check(num_evaluations: int, levels: str, pixel_std: float) -> None:
-    if levels not in LEVELS:
-        raise ValueError(f"`levels` is {levels!r}: choose one of {', '.join(LEVELS)}.")
-    if not isinstance(num_evaluations, int) or num_evaluations < 1:
-        raise ValueError(f"`num_evaluations` is {num_evaluations}: use an integer of at least 1.")
-    if not pixel_std > 0:
-        raise ValueError(f"`pixel_std` is {pixel_std}: use a positive number, such as 0.1.")
+def _check(
+    num_evaluations: Any, levels: Any, pixel_std: Any, shared_noise: Any, generator: Any
+) -> int:
+    """Check the arguments of `score`; the number of evaluations."""
+    choice("levels", levels, LEVELS)
+    fix = "use a positive number, such as 0.1."
+    number("pixel_std", pixel_std, fix, low=math.ulp(0.0))
+    flag("shared_noise", shared_noise)
+    if not isinstance(generator, torch.Generator | None):
+        raise ValueError(
+            f"`generator` is {generator!r:.80}: pass torch.Generator().manual_seed(7), or None."
+        )
+    return integer("num_evaluations", num_evaluations, "use an integer of at least 1.")
 
 
 def _draw_noise(

@@ -49,7 +49,8 @@ def take(inputs, rows):
 
 
 def generate(model, inputs, **options):
-    options = {"num_inference_steps": 2, "max_new_tokens": REPLY, **options}
+    length = {} if options.get("generation_mode") == "image" else {"max_new_tokens": REPLY}
+    options = {"num_inference_steps": 2, **length, **options}
     return model.generate(**inputs, show_progress=False, **options)
 
 

@@ -2,11 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Past turns: a call that goes on from an earlier one reads what is new, and changes no result."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_model import CLASSES, MIXERS, SIDE, VOCABULARY, make_model
 
-from modeling_mdm.past_turns import PastTurns
+from modeling_mdm.fingerprint import weights_fingerprint
+from modeling_mdm.past_turns import PastTurns, read_given
 
 OPTIONS = {
     "plain": {"guidance_scale": 1.0},
@@ -59,7 +64,9 @@ def make_inputs(talks, seed=0):
 
 
 def run(model, inputs, mode="text", **options):
-    options = {"num_inference_steps": 3, "show_progress": False, "max_new_tokens": 3, **options}
+    opens_text = mode != "image" and bool(inputs.get("image_given", torch.ones(1)).all())
+    length = {"max_new_tokens": 3} if opens_text else {}
+    options = {"num_inference_steps": 3, "show_progress": False, **length, **options}
     generator = torch.Generator().manual_seed(7)
     return model.generate(
         **inputs, generation_mode=mode, generator=generator, output_trajectory=True, **options
@@ -278,3 +285,141 @@ def test_a_past_that_nothing_can_go_on_from_is_refused():
         run(make_model(torch.float32), inputs, cache=past)
     assert run(model, inputs, use_cache=False).cache is None
     assert run(model, inputs, keep=0.5).cache is None
+
+
+# --- a past belongs to the weights that read it
+
+
+def add_adapters(model):
+    """Two adapters of the layers that the model has, neither of which is idle."""
+    config = LoraConfig(r=2, target_modules=["in_proj", "out_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(model, config, adapter_name="first")
+    wrapped.add_adapter("second", config)
+    wrapped.set_adapter("first")
+    return wrapped
+
+
+def train_in_place(model):
+    """One step of an optimizer, which moves every weight by a millionth."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def change_data(model):
+    model.decoder.layers[-1].mixer.in_proj.weight.data[0, 0] += 0.01
+
+
+OTHER_WEIGHTS = {
+    "another adapter": (add_adapters, lambda wrapped: wrapped.set_adapter("second")),
+    "both": (add_adapters, lambda wrapped: wrapped.base_model.set_adapter(["first", "second"])),
+    "no adapter": (add_adapters, lambda wrapped: wrapped.base_model.disable_adapter_layers()),
+    "merged in place": (add_adapters, lambda wrapped: wrapped.merge_adapter()),
+    "trained in place": (lambda model: model, train_in_place),
+    "one weight, past autograd": (lambda model: model, change_data),
+    "another state": (
+        lambda model: model,
+        lambda model: model.load_state_dict(make_model(seed=1).state_dict()),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of peft
+@pytest.mark.parametrize("case", OTHER_WEIGHTS)
+def test_what_other_weights_have_read_is_read_anew(case):
+    prepare, change = OTHER_WEIGHTS[case]
+    model = make_model()
+    handle = prepare(model)
+    first, inputs = make_inputs([t[:1] for t in TALKS]), make_inputs([t[:3] for t in TALKS])
+    past = run(model, first).cache
+    change(handle)
+    fresh = run(model, inputs, "joint", guidance_scale=2.0)
+    more = run(model, inputs, "joint", cache=past, guidance_scale=2.0)
+    assert_same(more, fresh)
+    if case != "merged in place":  # the same weights to rounding: either is right
+        assert newly_read(more.cache, past) == fresh.cache.positions_read.tolist()
+
+
+def test_another_model_of_the_same_kind_reads_anew_and_a_copy_goes_on():
+    model = make_model()
+    past = run(model, make_inputs([t[:1] for t in TALKS])).cache
+    inputs = make_inputs([t[:3] for t in TALKS])
+    other = make_model(seed=1)
+    assert_same(run(other, inputs, cache=past), run(other, inputs))
+    twin = copy.deepcopy(model)
+    state = make_model(seed=1)
+    state.load_state_dict(model.state_dict())
+    stored = pickle.loads(pickle.dumps(past))
+    for same, kept in ((twin, past), (state, past), (model, stored)):
+        more = run(same, inputs, cache=kept)
+        assert newly_read(more.cache, past) == positions([t[1:3] for t in TALKS])
+    back = copy.deepcopy(model).bfloat16().double()  # rounded on the way
+    assert_same(run(back, inputs, cache=past), run(back, inputs))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [*MIXERS.values(), {"use_mode_head": True}, {"self_conditioning": False}],
+    ids=[*MIXERS, "mode head", "no self-conditioning"],
+)
+def test_every_weight_that_changes_what_is_read_is_told(changes):
+    """Each in turn is moved a little; where the states of a conversation move, the digest does."""
+    model = make_model(**changes)
+    inputs = make_inputs(TALKS) | {"class_labels": torch.tensor([CLASSES - 1, 2])}
+
+    @torch.no_grad()
+    def read():
+        encoded = model.encode_inputs(**inputs)
+        absent = torch.zeros_like(encoded.has_class)
+        args = (encoded.content, encoded.has_class, absent, encoded.grid)
+        past, _ = read_given(model, encoded, model.decoder.lay_out(*args), b"")
+        tensors = [t for layer in past.cache.layers for t in layer.tensors.values()]
+        return [*tensors, *([past.mode_logits] if model.config.use_mode_head else [])]
+
+    before, digest = read(), weights_fingerprint(model)
+    assert weights_fingerprint(model) == digest
+    told = set()
+    with torch.no_grad():
+        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+            if not weight.is_floating_point() or not weight.numel():
+                continue
+            kept = weight.clone()
+            weight.mul_(1 + 1e-6).add_(1e-7)
+            moved = any(not torch.equal(a, b) for a, b in zip(before, read(), strict=True))
+            if moved:
+                told.add(name)
+                assert weights_fingerprint(model) != digest, name
+            weight.copy_(kept)
+    assert len(told) > 20
+    assert weights_fingerprint(model) == digest
+
+
+def test_one_word_or_class_that_learned_is_told():
+    model = make_model()
+    digest = weights_fingerprint(model)
+    for embedding in (model.vae.embed_tokens, model.decoder.class_embedding):
+        for row in range(len(embedding.weight)):
+            embedding.weight.data[row] *= 1 + 1e-6
+            assert weights_fingerprint(model) != digest
+            digest = weights_fingerprint(model)
+
+
+def test_weights_that_cannot_be_seen_are_never_taken_for_the_same():
+    model = make_model().to("meta")  # as offloaded weights are between two calls
+    assert weights_fingerprint(model) != weights_fingerprint(model)
+
+
+def test_a_part_of_another_tensor_is_told_too():
+    """Weights may lie anywhere in a flat one, and end within a whole number."""
+    flat = torch.arange(70001, dtype=torch.float32).to(torch.bfloat16)
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(flat[1:])
+    digest = weights_fingerprint(module)
+    for place in (1, 2, 35000, 70000):
+        flat[place] += 1000
+        assert weights_fingerprint(module) != digest
+        digest = weights_fingerprint(module)
+    flat[[5, 60000]] = flat[[60000, 5]]  # the same numbers in other places
+    assert weights_fingerprint(module) != digest

@@ -15,6 +15,7 @@ from transformers.pipelines import clean_custom_task
 from modeling_mdm import (
     MDMForJointGeneration,
     MDMGenerateOutput,
+    MDMGenerationConfig,
     MDMJointGenerationPipeline,
     MDMProcessor,
 )
@@ -49,6 +50,11 @@ def joint(parts):
 @pytest.fixture
 def any_to_any(parts):
     return pipeline("any-to-any", **parts)
+
+
+@pytest.fixture
+def image_text_to_text(parts):
+    return pipeline("image-text-to-text", **parts)
 
 
 def seeded():
@@ -234,3 +240,110 @@ def test_several_samples_of_an_item_are_refused(any_to_any):
     options = {**QUIET, "num_return_sequences": 2}
     with pytest.raises(ValueError, match=r"num_return_sequences=2, .* gives one sample"):
         any_to_any(["one", "two"], generate_kwargs=options)
+
+
+# --- transformers' pipelines for text: any-to-any, image-text-to-text, text-generation
+
+
+@pytest.fixture(params=["any-to-any", "image-text-to-text"])
+def writer(request, parts):
+    return pipeline(request.param, **parts)
+
+
+@pytest.fixture
+def regions(parts, monkeypatch):
+    """How many words each call had to write, which are all the same word."""
+    model, lengths = parts["model"], []
+
+    def write(latents, encoded):
+        noisy = encoded.content["text"].noisy
+        lengths.append(int(noisy[0].sum()))
+        words = torch.where(noisy, 30, encoded.modalities["text"].target)
+        return torch.where(encoded.content["text"].valid, words, 0)
+
+    monkeypatch.setattr(model, "write_text", write)
+    return lengths
+
+
+def test_a_text_is_as_long_as_the_models_unless_asked(writer, regions, parts):
+    usual = parts["model"].config.max_text_length
+    for request in ({"text": "", "images": PICTURE}, {"text": "one"}, {"text": [QUESTION]}):
+        writer(**request, generate_kwargs=dict(QUIET))
+        assert regions.pop() == usual
+        writer(**request, generate_kwargs=dict(QUIET), max_new_tokens=3)
+        assert regions.pop() == 3
+        writer(**request, generate_kwargs=QUIET | {"max_new_tokens": 40})
+        assert regions.pop() == 40
+        writer(**request, generate_kwargs=dict(QUIET), max_new_tokens=256)
+        assert regions.pop() == 256
+        config = MDMGenerationConfig(**QUIET)
+        writer(**request, generate_kwargs={"generation_config": config})
+        assert regions.pop() == usual
+        config.max_new_tokens = 5
+        writer(**request, generate_kwargs={"generation_config": config})
+        assert regions.pop() == 5
+        assert not regions
+
+
+def test_a_configuration_that_a_pipeline_hands_over_may_be_partial(writer, parts):
+    """It changes no more than the keyword would."""
+    records = []
+    for options in ({"num_inference_steps": 3}, MDMGenerationConfig(num_inference_steps=3)):
+        given = options if isinstance(options, dict) else {"generation_config": options}
+        torch.manual_seed(4)
+        records += writer(
+            text="one", images=PICTURE, generate_kwargs={**given, "show_progress": False}
+        )
+    assert records[0] == records[1]
+
+
+def test_a_text_ends_at_its_end(writer, parts, monkeypatch):
+    """What a region holds behind `<end>` is no part of the text, in either pipeline."""
+    tokenizer, model = parts["processor"].tokenizer, parts["model"]
+    one, two, end = (tokenizer.convert_tokens_to_ids(word) for word in ("one", "two", "<end>"))
+    one, two = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" one", " two"))
+    region = torch.tensor([*one, end, *two, end, *two])
+
+    def write(latents, encoded):
+        words = encoded.modalities["text"].target.clone()
+        words[:, -len(region) :] = region
+        return words
+
+    monkeypatch.setattr(model, "write_text", write)
+    options = {"generate_kwargs": dict(QUIET), "max_new_tokens": len(region)}
+    assert writer(text="a", images=PICTURE, **options)[0]["generated_text"] == "a one"
+    (record,) = writer(text=[QUESTION], return_full_text=False, **options)
+    assert record["generated_text"].strip() == "one"
+
+
+def test_captions_and_chats_of_image_text_to_text(image_text_to_text, parts):
+    options = {"generate_kwargs": QUIET | {"num_return_sequences": 2}}
+    records = image_text_to_text(text=["", "one"], images=[PICTURE, PICTURE], **options)
+    assert [record["input_text"] for record in records] == ["", "", "one", "one"]
+    assert all(record["generated_text"].startswith(record["input_text"]) for record in records)
+    one = image_text_to_text("one", generate_kwargs=dict(QUIET))
+    assert one[0]["generated_text"].startswith("one")
+    (record,) = image_text_to_text(text=[QUESTION], generate_kwargs=dict(QUIET))
+    assert [message["role"] for message in record["generated_text"]] == ["user", "assistant"]
+    records = image_text_to_text(text=[[QUESTION], [QUESTION]], generate_kwargs=dict(QUIET))
+    assert len(records) == 2
+    (record,) = image_text_to_text(
+        text="one", images=PICTURE, generate_kwargs=dict(QUIET), return_tensors=True
+    )
+    given = parts["processor"](text="one")["input_ids"][0]
+    assert record["generated_token_ids"][: len(given)].tolist() == given
+
+
+def test_stop_words_are_refused_with_the_fix(writer):
+    with pytest.raises(ValueError, match=r"stop_strings=\['\.'\].*cut it afterwards"):
+        writer(text="one", images=PICTURE, stop_sequence=".")
+
+
+def test_text_generation_works_or_names_what_it_sent(parts):
+    """It always samples at a temperature of 0.7 unless told otherwise."""
+    tokenizer = parts["processor"].tokenizer
+    writer = pipeline("text-generation", model=parts["model"], tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"temperature=0\.7.*'any-to-any' or 'image-text-to-text'"):
+        writer("one", **QUIET)
+    (record,) = writer("one", temperature=1.0, **QUIET)
+    assert record["generated_text"].startswith("one")

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The README's Python runs as it stands, with the shipped checkpoint."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,7 @@ def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
         assert names["repainted"].crop((0, 0, 28, 14)).tobytes() == given.tobytes()
         assert [item[0]["image"].size for item in names["drawn"]] == [(28, 28)] * 2
         assert names["caption"][0]["generated_text"]
+        assert names["described"][0]["generated_text"]
         assert (tmp_path / "my-mdm" / "modeling_mdm.py").is_file()
         weight = names["quantized"].decoder.layers[0].mixer.in_proj.weight
         assert type(weight) is not torch.nn.Parameter
@@ -68,6 +72,33 @@ def test_the_schemas_of_ones_own_data(tmp_path):
     processor = MDMProcessor.from_pretrained(ROOT / "examples" / "checkpoints" / "mdm-fashion")
     batch = ConversationCollator(processor, 32)([talks[n] for n in range(2)])
     assert not talks.skipped and batch["pixel_values"].shape == (2, 1, 1, 28, 28)
+
+
+def blocks_that_stand_alone():
+    """Python of the README that imports what it uses, and is not said to go on from above."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"### (Pipelines)\n\n```python\n(.*?)```", text, re.DOTALL)
+    return blocks + re.findall(r"## (Use it)\n\n```python\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("title", ["Pipelines", "Use it"])
+def test_a_block_runs_as_a_process_of_its_own(title, tmp_path):
+    """As a newcomer pastes it: nothing has imported the package before."""
+    (block,) = [block for of, block in blocks_that_stand_alone() if of == title]
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = tmp_path / "block.py"
+    script.write_text(block.replace("num_inference_steps=30", "num_inference_steps=2"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is not supported" not in done.stderr
 
 
 def test_pictures_and_files_that_pages_name_exist():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_digits import ROOT, load_script, make_processor
 from tiny_model import make_model
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, pipeline
 
 from mdm_cli.main import main as mdm
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
@@ -115,6 +115,23 @@ for name, folder in (("joint", again), ("joint again", piped)):
 any_to_any = pipeline("any-to-any", model=piped, **REMOTE)
 torch.manual_seed(0)
 found["any to any"] = any_to_any(PROMPTS, generate_kwargs=QUIET)
+describe = pipeline("image-text-to-text", model=piped, **REMOTE)
+torch.manual_seed(0)
+found["image text to text"] = describe(PROMPTS, generate_kwargs=QUIET)
+torch.save(found, results)
+"""
+
+EXPORTED = """
+folder, picture, results = sys.argv[1:]
+found = {}
+for task in ("any-to-any", "image-text-to-text"):
+    pipe = pipeline(task, model=folder, **REMOTE)
+    torch.manual_seed(0)
+    found[task] = pipe(text="", images=picture, generate_kwargs=dict(QUIET))[0]["generated_text"]
+joint = pipeline("mdm-joint-generation", model=folder, **REMOTE)
+generator = torch.Generator().manual_seed(0)
+(drawn,) = joint("a photo of a bag", generate="image", generator=generator, **QUIET)
+found["joint"] = drawn["image"].tobytes()
 torch.save(found, results)
 """
 
@@ -282,7 +299,8 @@ def test_pipelines_run_and_survive_saving(saved, second):
     expected = [(item.text, item.image.tobytes()) for item in processor.post_process(out)]
     assert second["joint"] == second["joint again"] == [expected[:2], expected[2:]]
     assert [record["input_text"] for record in second["any to any"]] == PROMPTS
-    for record in second["any to any"]:
+    described = [record for (record,) in second["image text to text"]]
+    for record in second["any to any"] + described:
         assert len(record["generated_text"]) > len(record["input_text"])
 
 
@@ -391,3 +409,22 @@ def test_export_without_code_gives_the_shipped_form(tmp_path, capsys):
     assert not named_code(out)
     processor = MDMProcessor.from_pretrained(out)
     assert processor.num_classes == 10
+
+
+@pytest.mark.slow
+def test_an_exported_folder_runs_where_the_package_is_not_installed(tmp_path):
+    """Every pipeline gives what it gives here."""
+    out, picture = tmp_path / "hub", ROOT / "examples" / "pictures" / "fashion_mnist"
+    picture = picture / "9_ankle_boot.png"
+    arguments = ["--checkpoint", str(SHIPPED), "--output_dir", str(out)]
+    load_script(ROOT / "examples" / "export.py").main(arguments)
+    there = run_alone(EXPORTED, tmp_path, out, picture)
+    for task in ("any-to-any", "image-text-to-text"):
+        pipe = pipeline(task, model=str(SHIPPED))
+        torch.manual_seed(0)
+        (record,) = pipe(text="", images=str(picture), generate_kwargs=dict(QUIET))
+        assert record["generated_text"] == there[task]
+    joint = pipeline("mdm-joint-generation", model=str(SHIPPED))
+    generator = torch.Generator().manual_seed(0)
+    (drawn,) = joint("a photo of a bag", generate="image", generator=generator, **QUIET)
+    assert drawn["image"].tobytes() == there["joint"]

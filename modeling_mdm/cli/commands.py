@@ -19,6 +19,7 @@ from PIL import ImageOps
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
 from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
 from modeling_mdm.image_processing_pil_mdm import open_picture
+from modeling_mdm.matching import check_processor
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
@@ -42,6 +43,7 @@ def load(chosen: Namespace) -> tuple[Any, Any]:
     processor = load_pretrained(MDMProcessor, "--checkpoint", chosen.checkpoint)
     dtype = load_dtype(chosen.bf16)
     model = load_pretrained(MDMForJointGeneration, "--checkpoint", chosen.checkpoint, dtype=dtype)
+    check_processor(processor, model.config)
     return model.to(chosen.device).eval(), processor
 
 

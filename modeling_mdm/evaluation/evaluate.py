@@ -37,6 +37,7 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.captions import CaptionTable
@@ -226,6 +227,7 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
     dtype = load_dtype(chosen.bf16)
     model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint, dtype=dtype)
+    check_processor(processor, model.config)
     model = model.to(chosen.device).eval()
     with autocast(chosen.bf16, chosen.device):
         figures = measure(model, processor, judge, captions, chosen)

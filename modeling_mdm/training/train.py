@@ -32,6 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from mdm_cli.interrupts import unwinding
 from mdm_cli.places import require_file, require_writable
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoint, list_checkpoints
@@ -208,6 +209,7 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
             f"vocab_size={model.config.vocab_size} differs from the processor's {size} words: use "
             f"the processor of this config, or config_overrides vocab_size={size}."
         )
+    check_processor(processor, model.config, learns=True)
     load_vq(model, args)
     return model
 

@@ -28,8 +28,11 @@ from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoin
 from transformers.utils import logging
 
 from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
+from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.loss import combine_tallies, count_items_in_batches
+from modeling_mdm.matching import check_processor
 from modeling_mdm.precision import cast_parameters_alike
+from modeling_mdm.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.carried_code import replace_code_by_signpost
 from modeling_mdm.training.checkpoints import (
@@ -67,8 +70,8 @@ class MDMTrainer(Trainer):
             A `train_dataset` that is a stream of unknown length begins anew at its end.
 
     Raises:
-        ValueError: if ema_decay > 0 under the first version of FSDP, or something is to be done
-            after each epoch of a stream.
+        ValueError: if ema_decay > 0 under the first version of FSDP, something is to be done after
+            each epoch of a stream, or the processor does not belong to the model.
     """
 
     def __init__(
@@ -79,6 +82,9 @@ class MDMTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = MDMTrainingArguments() if args is None else args
+        processor, config = kwargs.get("processing_class"), getattr(model, "config", None)
+        if isinstance(processor, MDMProcessor) and isinstance(config, MDMConfig):
+            check_processor(processor, config, learns=True)
         for name in ("train_dataset", "eval_dataset"):
             kwargs[name] = _with_seeds(kwargs.get(name), args.data_seed)
         kwargs["train_dataset"] = _without_end(kwargs["train_dataset"], args)

@@ -78,6 +78,21 @@ def test_value_and_gradient_are_exactly_zero_at_equality(dtype, log_ratio):
     assert (log_score.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, float64])
+def test_what_rounding_takes_below_zero_is_zero_and_still_descends(dtype):
+    """Where s and r are so close that (s - r) + r log(r / s) comes out below 0."""
+    log_ratio = torch.linspace(-3, 3, 4000, dtype=dtype)
+    step = 3 * torch.finfo(dtype).eps
+    log_score = (log_ratio * (1 + step) + step).requires_grad_()
+    s, r = log_score.detach().exp(), log_ratio.exp()
+    below = (s - r) + r * (log_ratio - log_score.detach()) < 0
+    assert below.sum() > 100
+    value = score_entropy(log_score[:, None], log_ratio[:, None])
+    assert (value >= 0).all() and (value[below] == 0).all()
+    value.sum().backward()
+    torch.testing.assert_close(log_score.grad[below], (s - r)[below], rtol=0, atol=1e-30)
+
+
 @given(log_ratio=logs, gap=st.floats(0.01, 3), sign=st.sampled_from([-1, 1]))
 def test_is_positive_away_from_equality_and_descends_towards_it(log_ratio, gap, sign):
     log_ratio = torch.tensor(log_ratio, dtype=float64)

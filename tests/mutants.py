@@ -63,6 +63,7 @@ also_copy = {json.dumps([name for name in COPIED if name != "modeling_mdm"])}
 pytest_add_cli_args_test_selection = {json.dumps(tests)}
 pytest_add_cli_args = ["-m", "not slow and not gpu", "-p", "no:cacheprovider"]
 timeout_multiplier = 10.0
+timeout_constant = 8.0
 track_dependencies = false
 use_git_change_detection = false
 """

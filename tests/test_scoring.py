@@ -19,7 +19,13 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, scoring
 from modeling_mdm.diffusion import SCHEDULES, NoiseSchedule
-from modeling_mdm.likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
+from modeling_mdm.likelihood import (
+    LAST_LOG_SNR,
+    NoiseLevels,
+    Posterior,
+    standard_error,
+    time_of,
+)
 from modeling_mdm.modeling_mdm import Denoised
 from modeling_mdm.regions import open_content
 from modeling_mdm.scoring import first_log_snr
@@ -196,8 +202,8 @@ def test_bound_equals_the_log_likelihood_of_a_linear_gaussian_model(latent_noise
     assert (exact - fine < 0.5 * (exact - coarse)).all()
 
 
-def test_bound_of_words_equals_their_log_probability():
-    """Words drawn independently: the exact posterior over words is the denoiser and the decoder."""
+def words_drawn_independently():
+    """A model whose denoiser and decoder are the exact posterior over words; their log shares."""
     model = make_model(latent_noise=0.5)
     shares = torch.rand(VOCABULARY, generator=seeded(8), dtype=F64) + 0.1
     log_shares = (shares / shares.sum()).log()
@@ -222,6 +228,11 @@ def test_bound_of_words_equals_their_log_probability():
         2 * model.vae.statistics[g].standardize(mean),
         logvar.exp() / (model.vae.statistics[g].variance + 1e-6),
     )
+    return model, log_shares
+
+
+def test_bound_of_words_equals_their_log_probability():
+    model, log_shares = words_drawn_independently()
     input_ids = torch.tensor([[5, 9, 20, 4, 11, 17]]).repeat(1500, 1)
     found = model.score(
         input_ids, num_evaluations=6, shared_noise=False, generator=seeded(9)
@@ -229,6 +240,71 @@ def test_bound_of_words_equals_their_log_probability():
     error = float(found.std()) / math.sqrt(len(found))
     exact = float(log_shares[input_ids[0]].sum())
     assert error < 0.1 and abs(float(found.mean()) - exact) < 4 * error
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_the_bounds_of_all_words_are_those_of_a_distribution(is_exact):
+    """Their exponentials sum to no more than 1: to 1 where the denoiser is exact."""
+    model = words_drawn_independently()[0] if is_exact else make_model()
+    repeats, draw = 60, seeded(11)
+    words = torch.arange(VOCABULARY).repeat_interleave(repeats)[:, None]
+    options = {"num_evaluations": 24, "shared_noise": False, "generator": draw}
+    calls = [model.score(words, **options) for _ in range(4)]
+    bounds = torch.stack([out.log_likelihood.view(VOCABULARY, repeats).mean(1) for out in calls])
+    mean, error = bounds.mean(0), bounds.std(0) / 2
+    total = float(mean.exp().sum())
+    margin = 4 * float((mean.exp() * error).square().sum().sqrt())
+    assert margin < 0.1
+    if is_exact:
+        assert abs(total - 1) < margin
+    else:
+        assert 0 < total < 1 + margin
+
+
+# --- how far off the bound may be
+
+
+@pytest.mark.parametrize("count", [3, 4, 9, 40])
+def test_standard_error_of_a_sum_is_told_from_second_differences(count):
+    """Of terms whose means change evenly its square has the true variance for expectation."""
+    places = torch.arange(count, dtype=F64)
+    means, deviation = 5 - 3 * places, 0.7
+    terms = means[:, None] + deviation * torch.randn(count, 20_000, generator=seeded(), dtype=F64)
+    squares = standard_error(terms).square()
+    assert abs(float(squares.mean()) / (count * deviation**2) - 1) < 0.05
+    spread = float(terms.sum(0).std())
+    assert abs(float(squares.mean().sqrt()) / spread - 1) < 0.05
+    # By hand, of three: one second difference stands for the variance of all.
+    a, b, c = torch.tensor([1.0, 2.5, 3.0], dtype=F64)
+    found = standard_error(torch.stack([a, b, c])[:, None])
+    torch.testing.assert_close(found[0], (3 * (a - 2 * b + c) ** 2 / 6).sqrt())
+
+
+def test_a_bent_mean_makes_the_standard_error_too_large():
+    places = torch.linspace(0, 1, 20, dtype=F64)[:, None]
+    noise = torch.randn(20, 5000, generator=seeded(), dtype=F64)
+    straight = standard_error(noise).square().mean()
+    assert standard_error(20 * places**2 + noise).square().mean() > straight
+    assert standard_error(300 * places**2 + noise).square().mean() > 1.5 * straight
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_evaluations_have_no_standard_error(count):
+    out = make_model().score(**mixed_batch(), num_evaluations=count, generator=seeded())
+    assert out.standard_error.shape == (8,) and out.standard_error.isnan().all()
+    assert out.log_likelihood.isfinite().all()
+
+
+@pytest.mark.parametrize("levels", ["random", "grid"])
+def test_standard_error_is_the_spread_over_seeds(levels):
+    """Words of one item and the picture of another, each scored anew with 200 seeds."""
+    model, batch = make_model(torch.float32), mixed_batch(torch.float32)
+    item = {name: value[[1, 4]] for name, value in batch.items()}
+    options = {"num_evaluations": 8, "levels": levels, "generator": seeded(12)}
+    outs = [model.score(**item, **options) for _ in range(200)]
+    spread = torch.stack([out.log_likelihood for out in outs]).std(0)
+    stated = torch.stack([out.standard_error for out in outs]).square().mean(0).sqrt()
+    assert ((stated / spread - 1).abs() < 0.25).all(), stated / spread
 
 
 # --- what is scored, and how it is put together ---

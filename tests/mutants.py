@@ -8,7 +8,7 @@ cannot be seen, by function and change; any other fails the run.
 
     python tests/mutants.py              # all modules of SUITES
     python tests/mutants.py vae loss     # some
-    python tests/mutants.py --write      # also put what is new into the file, for a reason to follow
+    python tests/mutants.py --write      # also put what is new into the file, without a reason
 """
 
 import argparse

@@ -11,6 +11,8 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -403,6 +405,28 @@ def test_a_full_disk_leaves_the_older_model_whole(tmp_path):
     run_in_a_child(save)
     assert (tmp_path / "model.safetensors").read_text() == "an older model"
     assert not (tmp_path / STAGING_FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_run_is_none_of_the_tests_own_output(tmp_path):
+    """Which may be a file, and longer than the limit."""
+    printed = tmp_path / "printed.txt"
+    printed.write_text("x" * 5000)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "full_disk",
+    ]
+    with printed.open("a") as output:
+        done = subprocess.run(
+            [*command, "-m", "not slow"], stdout=output, cwd=Path(__file__).parent
+        )
+    assert done.returncode == 0, printed.read_text()[5000:]
 
 
 def test_a_finished_run_is_restored_without_another_step(tmp_path):

@@ -349,19 +349,20 @@ def test_trajectory_score_entropy_is_zero_at_the_true_latent_and_positive_elsewh
     assert (other > 0).all()
 
 
-def test_trajectory_names_a_wrong_noise_shape():
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 3, 4), (2, 1, 5, 4), (1, 3, 5, 4), (2, 3, 5, 1)])
+def test_trajectory_names_a_wrong_noise_shape(shape):
     z = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match=r"noise has shape \(2, 5, 4\): give \(2, 3, K, 4\)"):
-        trajectory_score_entropy(
-            z, z, z, torch.tensor(0.2), torch.tensor(0.5), z.new_zeros(2, 5, 4)
-        )
+    named = r"noise has shape \(" + ", ".join(map(str, shape)) + r"\): give \(2, 3, K, 4\)"
+    with pytest.raises(ValueError, match=named):
+        trajectory_score_entropy(z, z, z, torch.tensor(0.2), torch.tensor(0.5), z.new_zeros(shape))
 
 
 def test_denoising_weight_is_capped_and_does_not_vanish_at_high_noise():
     alpha_bar = torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0])
     expected = torch.tensor([1.0, 2.0, 4.0, 5.0, 5.0])
     torch.testing.assert_close(denoising_weight(alpha_bar), expected)
-    assert denoising_weight(alpha_bar, maximum=3.0).max() == 3
+    for maximum in (3.0, 0.5):
+        assert denoising_weight(alpha_bar, maximum=maximum).max() == maximum
     with pytest.raises(ValueError, match=r"maximum=0 must be positive"):
         denoising_weight(alpha_bar, maximum=0)
 

@@ -168,6 +168,18 @@ def test_shape_and_dtype_are_kept(name, shape, dtype):
 
 
 @every_schedule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_times_of_half_precision_are_computed_in_float32(schedule, dtype):
+    """Only the times and the answer are rounded, nothing between."""
+    t = torch.linspace(0, 1, 101).to(dtype)
+    for name in ("log_snr", "alpha_bar", "alpha", "sigma", "log_snr_derivative"):
+        method = getattr(schedule, name)
+        found = method(t)
+        assert found.dtype == dtype
+        assert torch.equal(found, method(t.float()).to(dtype)), name
+
+
+@every_schedule
 def test_times_beyond_the_ends_saturate(schedule):
     t = torch.tensor([-0.5, 0.0, 1.0, 1.5], dtype=float64)
     for method in (schedule.log_snr, schedule.alpha_bar, schedule.log_snr_derivative):

@@ -247,16 +247,16 @@ def test_bound_of_words_equals_their_log_probability():
 def test_the_bounds_of_all_words_are_those_of_a_distribution(is_exact):
     """Their exponentials sum to no more than 1: to 1 where the denoiser is exact."""
     model = words_drawn_independently()[0] if is_exact else make_model()
-    repeats = 60 if is_exact else 2
+    repeats = 30 if is_exact else 1
     words = torch.arange(VOCABULARY).repeat_interleave(repeats)[:, None]
-    options = {"num_evaluations": 16, "shared_noise": False, "generator": seeded(11)}
+    options = {"num_evaluations": 8, "shared_noise": False, "generator": seeded(11)}
     calls = [model.score(words, **options) for _ in range(5)]
     bounds = torch.stack([out.log_likelihood.view(VOCABULARY, repeats).mean(1) for out in calls])
     mean, error = bounds.mean(0), bounds.std(0) / math.sqrt(5)
     total = float(mean.exp().sum())
     margin = 4 * float((mean.exp() * error).square().sum().sqrt())
     if is_exact:
-        assert margin < 0.1 and abs(total - 1) < margin
+        assert margin < 0.2 and abs(total - 1) < margin
     else:
         assert 0 < total < 1 + margin
 
@@ -295,9 +295,9 @@ def test_fewer_than_three_evaluations_have_no_standard_error(count):
     assert out.log_likelihood.isfinite().all()
 
 
-def share_of_the_spread(score):
-    """What is stated as the standard error, by the spread of the bound over 200 calls."""
-    outs = [score() for _ in range(200)]
+def share_of_the_spread(score, calls=200):
+    """What is stated as the standard error, by the spread of the bound over many calls."""
+    outs = [score() for _ in range(calls)]
     spread = torch.stack([out.log_likelihood for out in outs]).std(0)
     return torch.stack([out.standard_error for out in outs]).square().mean(0).sqrt() / spread
 
@@ -307,7 +307,7 @@ def test_standard_error_is_the_spread_over_seeds():
     model, _ = words_drawn_independently()
     words = torch.tensor([[5, 9, 20, 4, 11, 17]])
     options = {"num_evaluations": 5, "generator": seeded(12)}
-    share = share_of_the_spread(lambda: model.score(words, **options))
+    share = share_of_the_spread(lambda: model.score(words, **options), calls=100)
     assert abs(float(share) - 1) < 0.25
 
 

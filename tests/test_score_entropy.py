@@ -389,3 +389,18 @@ def test_gradients():
     assert gradcheck(trajectory_score_entropy, (z0_pred, z_0, z_t, abar_t, abar_s, noise))
     y = torch.randn(5, 3, dtype=float64, requires_grad=True)
     assert gradcheck(vocabulary_log_ratio, (z_t, y, abar_t))
+
+
+def test_normalised_sums_the_chosen_axis_and_takes_the_weight():
+    logits, log_ratio = torch.randn(2, 2, 5, 3, dtype=float64)
+    weight = torch.rand(2, 5, 3, dtype=float64)
+    r, s = log_ratio.softmax(1), logits.softmax(1)
+    expected = (weight * (s - r - r * s.log() + r * r.log())).sum(1)
+    found = normalised_score_entropy(logits, log_ratio, weight, dim=1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gaussian_score_entropy_of_weight_one_is_half_the_squared_distance():
+    z_0, z0_pred = torch.randn(2, 2, 3, 4, dtype=float64)
+    expected = ((z_0 - z0_pred) ** 2).sum(-1) / 2
+    torch.testing.assert_close(gaussian_score_entropy(z0_pred, z_0), expected)

@@ -81,6 +81,13 @@ lock: | $(RUN) ## resolve constraints.txt anew: what demo, test and app install
 slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
+# Of the modules that tests/mutants.py knows, those whose survivors have each been read.
+MUTATED := diffusion score_entropy solvers scans selection products
+
+.PHONY: mutants
+mutants: $(DEV_STAMP) ## break the mathematics in small ways and see a test fail, in 40 minutes
+	$(RUN) tests/mutants.py $(MUTATED)
+
 .PHONY: app
 app: $(APP_STAMP) ## a web page of the shipped checkpoint, on this machine's port 7860
 	$(RUN) examples/app.py

@@ -70,6 +70,7 @@ DEV = [
     "bitsandbytes>=0.47",  # like torchao, for weights of few bits
     "diffusers>=0.36",  # its schedulers are a ground truth in the tests of the solvers
     "hypothesis>=6.130",
+    "mutmut>=3.8,<4",  # `make mutants`
     "mypy>=1.18",
     "parameterized>=0.9",  # of transformers' common tests
     "pre-commit>=4.0",

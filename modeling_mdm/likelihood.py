@@ -142,6 +142,21 @@ class NoiseLevels:
         return (squares / widened + ratio - 1 - ratio.log()).sum(-1) / 2
 
 
+def standard_error(terms: Tensor) -> Tensor:
+    """Standard error of the sum of independent terms (E, ...) of equal parts of the log-SNR: (...).
+
+    The means of the terms change from part to part and their variance about them is wanted, so it
+    is taken from second differences, which a mean that changes evenly leaves at 0:
+    (x_1 - 2 x_2 + x_3)^2 / 6 has the mean of the variances, 1/6, 4/6 and 1/6 of each. What is left
+    of a bent mean makes the error too large, not too small. Fewer than three terms have none: nan.
+    """
+    count = len(terms)
+    if count < 3:
+        return terms.new_full(terms.shape[1:], float("nan"))
+    bends = terms[:-2] - 2 * terms[1:-1] + terms[2:]
+    return (count / (count - 2) * bends.square().sum(0) / 6).sqrt()
+
+
 def time_of(schedule: NoiseSchedule, log_snr: Tensor) -> Tensor:
     """Times at which a schedule has these log-SNRs, float64 of any shape, by bisection."""
     earliest = torch.zeros_like(log_snr, dtype=torch.float64)

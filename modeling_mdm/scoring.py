@@ -25,13 +25,13 @@ from .checks import choice, flag, integer, number
 from .configuration_mdm import MDMConfig
 from .diffusion import MAX_LOG_SNR
 from .inputs import EncodedInputs, check_inputs
-from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
+from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, standard_error, time_of
 from .past_turns import read_part
 from .prompt_cache import PromptCache
 from .regions import GENERATION_MODES, open_content
 from .sampling import written
 from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
-from .sequence import SequencePart, take_part
+from .sequence import ModalityContent, SequencePart, take_part
 
 if TYPE_CHECKING:
     from .modeling_mdm import Denoised
@@ -49,6 +49,11 @@ class MDMScoreOutput(ModelOutput):
         log_likelihood: the lower bound of each item (b,), less than or equal to log p in
             expectation: `-(reconstruction + diffusion + prior)`. For words p is a probability, for
             pixels a density over values in [-1, 1].
+        standard_error: how far `log_likelihood` lies from its expectation over noise and levels,
+            one standard deviation (b,), estimated from how the evaluations of this call scatter
+            about their neighbours in log-SNR (`likelihood.standard_error`); nan with fewer than 3
+            evaluations, which have nothing to be told from. It is of each item alone: with
+            `shared_noise` the difference of two items is known better than either.
         reconstruction, diffusion, prior: its parts (b,).
         score_entropy: Eq. 4 at the noise levels that were evaluated, summed over positions, a mean
             over levels (b,). Lower is better. No bound, but it ranks candidates with fewer
@@ -60,6 +65,7 @@ class MDMScoreOutput(ModelOutput):
     """
 
     log_likelihood: Tensor | None = None
+    standard_error: Tensor | None = None
     reconstruction: Tensor | None = None
     diffusion: Tensor | None = None
     prior: Tensor | None = None
@@ -93,7 +99,8 @@ class MDMScoringMixin:
             content: None scores what the masks leave noisy. `"text"` scores every item's words of
                 its last turn, with the padding words that a caption is learned with; `"image"` its
                 pictures of the last turn; `"joint"` both.
-            num_evaluations: at how many noise levels the network is evaluated.
+            num_evaluations: at how many noise levels the network is evaluated; three are needed to
+                say how far off the bound may be (`standard_error`).
             levels: `"random"`: drawn from equal parts of the log-SNR, an unbiased estimate of the
                 bound of infinitely many steps. `"grid"`: the bound of a sampler with as many steps,
                 which is lower.
@@ -125,19 +132,24 @@ class MDMScoringMixin:
         times = {g: time_of(self.schedules[g], walk.log_snrs) for g in posteriors}
         believe = self._believer(encoded, posteriors)
         parts = {g: _Parts.of(q.prior(walk.last)) for g, q in posteriors.items()}
+        scatter = []  # nats of every evaluation, (b,) each
         for index, log_snr in enumerate(walk.log_snrs):
             noise = _draw_noise(posteriors, shared_noise, generator)
             z_t = {g: q.diffuse(noise[g], log_snr) for g, q in posteriors.items()}
             at = {g: t[index] for g, t in times.items()}
             beliefs, entropies = believe(z_t, at, log_snr)
+            nats = []
             for g, q in posteriors.items():
                 true = q.given(z_t[g], log_snr)
-                parts[g].diffusion += walk.divergence(index, true, beliefs[g])
+                divergence = walk.divergence(index, true, beliefs[g])
                 z_1 = q.diffuse(noise[g], walk.first)
-                surprise = self._surprise(g, z_1, walk.first, encoded, pixel_std)
-                parts[g].reconstruction += surprise / num_evaluations
+                surprise = self._surprise(g, z_1, walk.first, encoded, pixel_std) / num_evaluations
+                parts[g].diffusion += divergence
+                parts[g].reconstruction += surprise
                 parts[g].score_entropy += entropies[g] / num_evaluations
-        return _gather(parts, encoded, num_evaluations)
+                nats.append(_over_noisy(divergence + surprise, encoded.content[g]).sum(-1))
+            scatter.append(sum(nats))
+        return _gather(parts, encoded, standard_error(torch.stack(scatter)), num_evaluations)
 
     def _posteriors(self, encoded: EncodedInputs) -> dict[str, Posterior]:
         """Give q(z_0 | x) (b, n, d) of every modality that is scored."""
@@ -300,16 +312,20 @@ def _draw_noise(
     return noise
 
 
+def _over_noisy(values: Tensor, part: ModalityContent) -> Tensor:
+    """Keep what is of positions that are scored, (b, n); 0 elsewhere."""
+    return torch.where(part.noisy, values, 0)
+
+
 def _gather(
-    parts: dict[str, _Parts], encoded: EncodedInputs, num_evaluations: int
+    parts: dict[str, _Parts], encoded: EncodedInputs, error: Tensor, num_evaluations: int
 ) -> MDMScoreOutput:
     """Sum every part over the positions that are scored."""
     names = ("reconstruction", "diffusion", "prior", "score_entropy")
     kept: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for g, part in parts.items():
-        noisy = encoded.content[g].noisy
         for name in names:
-            kept[name][g] = torch.where(noisy, getattr(part, name), 0)
+            kept[name][g] = _over_noisy(getattr(part, name), encoded.content[g])
     bounds = {g: -sum(kept[name][g] for name in names[:3]) for g in parts}
 
     def by_item(values: dict[str, Tensor]) -> Tensor:
@@ -317,6 +333,7 @@ def _gather(
 
     return MDMScoreOutput(
         log_likelihood=by_item(bounds),
+        standard_error=error,
         **{name: by_item(values) for name, values in kept.items()},
         position_log_likelihood=bounds,
         position_score_entropy=kept["score_entropy"],

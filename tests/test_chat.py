@@ -161,6 +161,21 @@ def test_words_of_the_assistant_are_marked(processor):
     assert spoken == [A, GOWN, END, A, END]
 
 
+@pytest.mark.parametrize(
+    ("talk", "asks", "expected"),
+    [
+        (QUESTION, {"add_generation_prompt": True}, [0, 0, 0, 1, 1]),
+        ([*QUESTION, assistant(say("a"))], {"continue_final_message": True}, [0, 0, 0, 1, 1, 1]),
+        (QUESTION, {"continue_final_message": True}, [0, 0, 0, 0]),  # the user goes on
+    ],
+)
+def test_words_of_a_region_are_those_of_who_writes_it(processor, talk, asks, expected):
+    options = {"generate": "text", "max_new_tokens": 2, "return_assistant_tokens_mask": True}
+    inputs = read(processor, talk, **asks, **options)
+    assert inputs["input_ids"][0, -2:].tolist() == [MASK, MASK]
+    assert inputs["assistant_masks"].tolist() == [expected]
+
+
 def test_pictures_may_come_from_files_or_beside_the_messages(processor, tmp_path):
     expected = read(processor, QUESTION)["pixel_values"]
     picture(1).save(tmp_path / "a.png")

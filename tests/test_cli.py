@@ -105,6 +105,14 @@ def test_score_ranks_texts(folder, capsys):
     assert run(folder, "score", *texts, "--num_evaluations", 2) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.endswith(results[0]["text"]) and f"{bounds[0]:.2f} nats" in first
+    # Three evaluations tell how far off the bound may be, two do not.
+    assert [result["standard_error"] for result in results] == [None] * 3
+    assert run(folder, "score", *texts, "--num_evaluations", 3, "--json") == 0
+    best = json.loads(capsys.readouterr().out)[0]
+    assert best["standard_error"] > 0
+    assert run(folder, "score", *texts, "--num_evaluations", 3) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"{best['log_likelihood']:.2f} ± {best['standard_error']:.2f} nats" in first
 
 
 def test_chat_answers_line_by_line(folder, capsys, monkeypatch):

@@ -122,6 +122,23 @@ def test_derivative_does_not_jump_where_the_clip_begins(schedule, dtype):
     assert slope[3] == pytest.approx(slope[2].item(), rel=1e-2)
 
 
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_derivative_at_the_ends_is_that_where_the_clip_begins(scale):
+    """In closed form: at t_0 with tan(pi t_0 / 2) = e^-10 / s, t_1 alike, and cos^2(a) known."""
+    ends, edge = torch.tensor([0.0, 1.0], dtype=float64), math.exp(-10)
+    first, last = math.atan(edge / scale), math.atan(1 / (edge * scale))  # of pi t / 2
+    expected = [-2 * math.pi / math.sin(2 * angle) for angle in (first, last)]
+    found = NoiseSchedule("tan", scale).log_snr_derivative(ends)
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    start, rate = 0.008 / 1.008 * math.pi / 2, math.pi / 2 / 1.008
+    little, expected = 1 / (1 + math.exp(20)), []
+    for abar, noise in ((1 - little, little), (little, 1 - little)):
+        angle = math.acos(math.cos(start) * math.sqrt(abar))
+        expected.append(-2 * rate * math.tan(angle) / noise)
+    found = NoiseSchedule("cosine").log_snr_derivative(ends)
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def clip_time(schedule, sign):
     low, high = (0.0, 0.5) if sign > 0 else (0.5, 1.0)
     for _ in range(60):
@@ -151,6 +168,18 @@ def test_shape_and_dtype_are_kept(name, shape, dtype):
 
 
 @every_schedule
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_times_of_half_precision_are_computed_in_float32(schedule, dtype):
+    """Only the times and the answer are rounded, nothing between."""
+    t = torch.linspace(0, 1, 101).to(dtype)
+    for name in ("log_snr", "alpha_bar", "alpha", "sigma", "log_snr_derivative"):
+        method = getattr(schedule, name)
+        found = method(t)
+        assert found.dtype == dtype
+        assert torch.equal(found, method(t.float()).to(dtype)), name
+
+
+@every_schedule
 def test_times_beyond_the_ends_saturate(schedule):
     t = torch.tensor([-0.5, 0.0, 1.0, 1.5], dtype=float64)
     for method in (schedule.log_snr, schedule.alpha_bar, schedule.log_snr_derivative):
@@ -161,6 +190,7 @@ def test_times_beyond_the_ends_saturate(schedule):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"name='quadratic'.*cosine.*linear.*tan"):
         NoiseSchedule("quadratic")
+    assert NoiseSchedule("tan", scale=0.25).scale == 0.25
     for scale in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"scale=.* must be a positive number"):
             NoiseSchedule("tan", scale=scale)

@@ -418,6 +418,31 @@ def test_confidence_of_a_word_is_its_probability(exact, monkeypatch):
     assert torch.allclose(out.confidence["text"][noisy], expected[noisy])
 
 
+def test_confidence_of_a_patch_falls_with_the_score_entropy_of_one_latent_dimension(
+    exact, monkeypatch
+):
+    """exp(-se / d), se from the head's log(1 + se), and no more than 1 where that is below 0."""
+    features = {}
+    original = exact.denoise
+
+    def denoise(*args, **kwargs):
+        out = original(*args, **kwargs)
+        features.update(out.features)
+        return out
+
+    monkeypatch.setattr(exact, "denoise", denoise)
+    predict = exact.score_entropy_head.predict
+    monkeypatch.setattr(predict, "bias", torch.nn.Parameter(torch.tensor([0.3]).double()))
+    batch = mixed_batch()
+    out = generate(exact, batch, guidance_scale=1.0, use_cache=False)
+    predicted = features["image"] @ predict.weight[0] + 0.3
+    entropy = predicted.exp() - 1
+    assert (entropy > 0.3).any() and (entropy < 0).any()
+    expected = torch.where(entropy > 0, torch.exp(-entropy / LATENT), 1.0).float()
+    noisy = ~patch_mask(batch["image_given"])
+    assert torch.allclose(out.confidence["image"][noisy], expected[noisy])
+
+
 def test_trajectory(exact):
     batch = mixed_batch()
     steps = {"image": 5, "text": 3}

@@ -17,6 +17,7 @@ from modeling_mdm.loss import (
     Prediction,
     count_items,
     diffusion_losses,
+    loss_counts,
     masked_mean,
     reconstruction_losses,
 )
@@ -103,6 +104,29 @@ def test_masked_mean_counts_only_what_the_mask_holds(length, mask):
     assert mean.item() == pytest.approx(sum(kept) / len(kept) if kept else 0.0)
     mean.backward()
     assert values.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_counts_are_shared_by_the_processes_whose_gradients_are_averaged(processes, monkeypatch):
+    """n / p, so that the mean over p processes of sums by it is the sum by n; never 0."""
+    monkeypatch.setattr("modeling_mdm.loss.num_processes", lambda: processes)
+    counts = {name: torch.tensor(n) for n, name in enumerate(("none", "one", "two"))}
+    found = loss_counts(tiny_config(), None, counts)
+    assert {name: n.item() for name, n in found.items()} == pytest.approx(
+        {"none": 1, "one": 1 / processes, "two": 2 / processes}
+    )
+
+
+def test_where_gradients_are_off_a_process_counts_for_itself(encoded, monkeypatch):
+    monkeypatch.setattr("modeling_mdm.loss.num_processes", lambda: 2)
+    monkeypatch.setattr("modeling_mdm.loss.sum_counts", lambda counts: pytest.fail("asked others"))
+    _, batch = encoded
+    with torch.no_grad():
+        found = loss_counts(tiny_config(), batch, None)
+    text, image = batch.content["text"], batch.content["image"]
+    assert found["noisy_text"] == (text.valid & ~text.given).sum() > 1
+    assert found["real_image"] == image.valid.sum() > 1
+    assert found["asking"] == 1
 
 
 def test_masked_mean_ignores_nan_outside_its_mask():

@@ -148,6 +148,18 @@ def test_one_past_serves_several_calls_and_stays_as_it_is():
     assert newly_read(again.cache, first.cache) == [0, 0]
 
 
+@pytest.mark.parametrize("mode", ["image", "joint"])
+def test_special_tokens_alone_are_read_once(mode):
+    """A class and nothing else is given: its token and the start tokens are all of turn 0."""
+    model, inputs = make_model(), {"class_labels": torch.tensor([1, 3])}
+    past = check_going_on(model, inputs, None, mode)
+    tokens = 1 + (2 if mode == "joint" else 1)
+    assert past.positions_read.tolist() == [tokens] * 2
+    assert past.stop.tolist() == [1, 1] and not past.content
+    again = check_going_on(model, inputs, past, mode)
+    assert newly_read(again, past) == [0, 0]
+
+
 def test_items_may_have_had_different_numbers_of_turns():
     model = make_model()
     past = check_going_on(model, make_inputs([TALKS[0][:3], TALKS[1][:1]]), None)

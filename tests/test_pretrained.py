@@ -139,8 +139,8 @@ def test_a_model_in_bf16_trains_and_generates(name, tmp_path):
 @pytest.fixture
 def uninitialised_is_nan():
     """Make memory that nobody fills stand out."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -66,6 +66,15 @@ def test_a_product_is_added(leading, dtype, onednn):
     assert bool(onednn) == (dtype == torch.float32 and not leading)
 
 
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_a_small_product_is_added(leading):
+    a, b = torch.randn(*leading, 5, 7), torch.randn(*leading, 7, 4)
+    total = torch.randn(*leading, 5, 4)
+    truth = total.double() + a.double() @ b.double()
+    with torch.no_grad():
+        close(products.add_product(total, a, b), truth)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_plain_linear_layer(bias, onednn, monkeypatch):
     layer, x = nn.Linear(6, 5, bias=bias), torch.randn(2, 3, 6)

@@ -51,6 +51,7 @@ def by_rank(labels, ranks):
 @examples(length=st.integers(0, 9), order=st.sampled_from([1, 2]))
 def test_text_orders_read_forward_and_in_reverse(length, order):
     assert by_rank(list(range(length)), text_rank(length, order)) == words_in(order, length)
+    assert sorted(text_rank(length, order).tolist()) == list(range(length))
 
 
 @examples(height=sides, width=sides, order=st.sampled_from([1, 2, 3, 4]))

@@ -78,6 +78,21 @@ def test_value_and_gradient_are_exactly_zero_at_equality(dtype, log_ratio):
     assert (log_score.grad == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, float64])
+def test_what_rounding_takes_below_zero_is_zero_and_still_descends(dtype):
+    """Where s and r are so close that (s - r) + r log(r / s) comes out below 0."""
+    log_ratio = torch.linspace(-3, 3, 4000, dtype=dtype)
+    step = 3 * torch.finfo(dtype).eps
+    log_score = (log_ratio * (1 + step) + step).requires_grad_()
+    s, r = log_score.detach().exp(), log_ratio.exp()
+    below = (s - r) + r * (log_ratio - log_score.detach()) < 0
+    assert below.sum() > 100
+    value = score_entropy(log_score[:, None], log_ratio[:, None])
+    assert (value >= 0).all() and (value[below] == 0).all()
+    value.sum().backward()
+    torch.testing.assert_close(log_score.grad[below], (s - r)[below], rtol=0, atol=1e-30)
+
+
 @given(log_ratio=logs, gap=st.floats(0.01, 3), sign=st.sampled_from([-1, 1]))
 def test_is_positive_away_from_equality_and_descends_towards_it(log_ratio, gap, sign):
     log_ratio = torch.tensor(log_ratio, dtype=float64)
@@ -334,19 +349,20 @@ def test_trajectory_score_entropy_is_zero_at_the_true_latent_and_positive_elsewh
     assert (other > 0).all()
 
 
-def test_trajectory_names_a_wrong_noise_shape():
+@pytest.mark.parametrize("shape", [(2, 5, 4), (2, 3, 4), (2, 1, 5, 4), (1, 3, 5, 4), (2, 3, 5, 1)])
+def test_trajectory_names_a_wrong_noise_shape(shape):
     z = torch.zeros(2, 3, 4)
-    with pytest.raises(ValueError, match=r"noise has shape \(2, 5, 4\): give \(2, 3, K, 4\)"):
-        trajectory_score_entropy(
-            z, z, z, torch.tensor(0.2), torch.tensor(0.5), z.new_zeros(2, 5, 4)
-        )
+    named = r"noise has shape \(" + ", ".join(map(str, shape)) + r"\): give \(2, 3, K, 4\)"
+    with pytest.raises(ValueError, match=named):
+        trajectory_score_entropy(z, z, z, torch.tensor(0.2), torch.tensor(0.5), z.new_zeros(shape))
 
 
 def test_denoising_weight_is_capped_and_does_not_vanish_at_high_noise():
     alpha_bar = torch.tensor([0.0, 0.5, 0.75, 0.9, 1.0])
     expected = torch.tensor([1.0, 2.0, 4.0, 5.0, 5.0])
     torch.testing.assert_close(denoising_weight(alpha_bar), expected)
-    assert denoising_weight(alpha_bar, maximum=3.0).max() == 3
+    for maximum in (3.0, 0.5):
+        assert denoising_weight(alpha_bar, maximum=maximum).max() == maximum
     with pytest.raises(ValueError, match=r"maximum=0 must be positive"):
         denoising_weight(alpha_bar, maximum=0)
 
@@ -373,3 +389,18 @@ def test_gradients():
     assert gradcheck(trajectory_score_entropy, (z0_pred, z_0, z_t, abar_t, abar_s, noise))
     y = torch.randn(5, 3, dtype=float64, requires_grad=True)
     assert gradcheck(vocabulary_log_ratio, (z_t, y, abar_t))
+
+
+def test_normalised_sums_the_chosen_axis_and_takes_the_weight():
+    logits, log_ratio = torch.randn(2, 2, 5, 3, dtype=float64)
+    weight = torch.rand(2, 5, 3, dtype=float64)
+    r, s = log_ratio.softmax(1), logits.softmax(1)
+    expected = (weight * (s - r - r * s.log() + r * r.log())).sum(1)
+    found = normalised_score_entropy(logits, log_ratio, weight, dim=1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gaussian_score_entropy_of_weight_one_is_half_the_squared_distance():
+    z_0, z0_pred = torch.randn(2, 2, 3, 4, dtype=float64)
+    expected = ((z_0 - z0_pred) ** 2).sum(-1) / 2
+    torch.testing.assert_close(gaussian_score_entropy(z0_pred, z_0), expected)

@@ -19,11 +19,18 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, scoring
 from modeling_mdm.diffusion import SCHEDULES, NoiseSchedule
-from modeling_mdm.likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, time_of
+from modeling_mdm.likelihood import (
+    LAST_LOG_SNR,
+    NoiseLevels,
+    Posterior,
+    standard_error,
+    time_of,
+)
 from modeling_mdm.modeling_mdm import Denoised
 from modeling_mdm.regions import open_content
 from modeling_mdm.scoring import first_log_snr
 from modeling_mdm.sequence import take_part, whole
+from modeling_mdm.training.captions import CaptionTable
 
 ROOT = Path(__file__).parent.parent
 F64 = torch.float64
@@ -196,8 +203,8 @@ def test_bound_equals_the_log_likelihood_of_a_linear_gaussian_model(latent_noise
     assert (exact - fine < 0.5 * (exact - coarse)).all()
 
 
-def test_bound_of_words_equals_their_log_probability():
-    """Words drawn independently: the exact posterior over words is the denoiser and the decoder."""
+def words_drawn_independently():
+    """A model whose denoiser and decoder are the exact posterior over words; their log shares."""
     model = make_model(latent_noise=0.5)
     shares = torch.rand(VOCABULARY, generator=seeded(8), dtype=F64) + 0.1
     log_shares = (shares / shares.sum()).log()
@@ -222,6 +229,11 @@ def test_bound_of_words_equals_their_log_probability():
         2 * model.vae.statistics[g].standardize(mean),
         logvar.exp() / (model.vae.statistics[g].variance + 1e-6),
     )
+    return model, log_shares
+
+
+def test_bound_of_words_equals_their_log_probability():
+    model, log_shares = words_drawn_independently()
     input_ids = torch.tensor([[5, 9, 20, 4, 11, 17]]).repeat(1500, 1)
     found = model.score(
         input_ids, num_evaluations=6, shared_noise=False, generator=seeded(9)
@@ -229,6 +241,83 @@ def test_bound_of_words_equals_their_log_probability():
     error = float(found.std()) / math.sqrt(len(found))
     exact = float(log_shares[input_ids[0]].sum())
     assert error < 0.1 and abs(float(found.mean()) - exact) < 4 * error
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_the_bounds_of_all_words_are_those_of_a_distribution(is_exact):
+    """Their exponentials sum to no more than 1: to 1 where the denoiser is exact."""
+    model = words_drawn_independently()[0] if is_exact else make_model()
+    repeats = 30 if is_exact else 1
+    words = torch.arange(VOCABULARY).repeat_interleave(repeats)[:, None]
+    options = {"num_evaluations": 8, "shared_noise": False, "generator": seeded(11)}
+    calls = [model.score(words, **options) for _ in range(5)]
+    bounds = torch.stack([out.log_likelihood.view(VOCABULARY, repeats).mean(1) for out in calls])
+    mean, error = bounds.mean(0), bounds.std(0) / math.sqrt(5)
+    total = float(mean.exp().sum())
+    margin = 4 * float((mean.exp() * error).square().sum().sqrt())
+    if is_exact:
+        assert margin < 0.2 and abs(total - 1) < margin
+    else:
+        assert 0 < total < 1 + margin
+
+
+# --- how far off the bound may be
+
+
+@pytest.mark.parametrize("count", [3, 4, 9, 40])
+def test_standard_error_of_a_sum_is_told_from_second_differences(count):
+    """Of terms whose means change evenly its square has the true variance for expectation."""
+    places = torch.arange(count, dtype=F64)
+    means, deviation = 5 - 3 * places, 0.7
+    terms = means[:, None] + deviation * torch.randn(count, 20_000, generator=seeded(), dtype=F64)
+    squares = standard_error(terms).square()
+    assert abs(float(squares.mean()) / (count * deviation**2) - 1) < 0.05
+    spread = float(terms.sum(0).std())
+    assert abs(float(squares.mean().sqrt()) / spread - 1) < 0.05
+    # By hand, of three: one second difference stands for the variance of all.
+    a, b, c = torch.tensor([1.0, 2.5, 3.0], dtype=F64)
+    found = standard_error(torch.stack([a, b, c])[:, None])
+    torch.testing.assert_close(found[0], (3 * (a - 2 * b + c) ** 2 / 6).sqrt())
+
+
+def test_a_bent_mean_makes_the_standard_error_too_large():
+    places = torch.linspace(0, 1, 20, dtype=F64)[:, None]
+    noise = torch.randn(20, 5000, generator=seeded(), dtype=F64)
+    straight = standard_error(noise).square().mean()
+    assert standard_error(20 * places**2 + noise).square().mean() > straight
+    assert standard_error(900 * places**2 + noise).square().mean() > 3 * straight
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_evaluations_have_no_standard_error(count):
+    out = make_model().score(**mixed_batch(), num_evaluations=count, generator=seeded())
+    assert out.standard_error.shape == (8,) and out.standard_error.isnan().all()
+    assert out.log_likelihood.isfinite().all()
+
+
+def share_of_the_spread(score, calls=200):
+    """What is stated as the standard error, by the spread of the bound over many calls."""
+    outs = [score() for _ in range(calls)]
+    spread = torch.stack([out.log_likelihood for out in outs]).std(0)
+    return torch.stack([out.standard_error for out in outs]).square().mean(0).sqrt() / spread
+
+
+def test_standard_error_is_the_spread_over_seeds():
+    """With a denoiser that costs nothing."""
+    model, _ = words_drawn_independently()
+    words = torch.tensor([[5, 9, 20, 4, 11, 17]])
+    options = {"num_evaluations": 5, "generator": seeded(12)}
+    share = share_of_the_spread(lambda: model.score(words, **options), calls=100)
+    assert abs(float(share) - 1) < 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", ["random", "grid"])
+def test_standard_error_of_words_pictures_and_both_is_the_spread_over_seeds(levels):
+    model, batch = make_model(torch.float32), mixed_batch(torch.float32)
+    options = {"num_evaluations": 8, "levels": levels, "generator": seeded(12)}
+    share = share_of_the_spread(lambda: model.score(**batch, **options))
+    assert ((share - 1).abs() < 0.25).all(), share
 
 
 # --- what is scored, and how it is put together ---
@@ -456,17 +545,55 @@ def test_what_cannot_be_scored_is_named(options, message):
 # --- the shipped checkpoint as a ranker ---
 
 
-def test_shipped_checkpoint_prefers_the_right_caption():
+PICTURES = ROOT / "examples" / "pictures" / "fashion_mnist"
+
+
+def load_shipped():
     path = ROOT / "examples" / "checkpoints" / "mdm-fashion"
-    processor = MDMProcessor.from_pretrained(path)
-    model = MDMForJointGeneration.from_pretrained(path).eval()
-    pictures = ROOT / "examples" / "pictures" / "fashion_mnist"
+    return MDMForJointGeneration.from_pretrained(path).eval(), MDMProcessor.from_pretrained(path)
+
+
+def test_shipped_checkpoint_prefers_the_right_caption():
+    model, processor = load_shipped()
     names = {"3_dress": 0, "9_ankle_boot": 1, "8_bag": 2, "1_trousers": 3}
     captions = [f"a photo of {name}" for name in ("a dress", "an ankle boot", "a bag")]
     captions.append("a photo of a pair of trousers")
-    images = [Image.open(pictures / f"{name}.png") for name in names for _ in captions]
+    images = [Image.open(PICTURES / f"{name}.png") for name in names for _ in captions]
     inputs = processor(images=images, text=captions * len(names), return_tensors="pt")
     out = model.score(**inputs, content="text", num_evaluations=8, generator=seeded())
     right = torch.tensor(list(names.values()))
     assert out.score_entropy.view(4, 4).argmin(-1).tolist() == right.tolist()
     assert out.log_likelihood.view(4, 4).argmax(-1).tolist() == right.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ["text", "image"])
+def test_standard_error_of_the_shipped_checkpoint_is_the_spread_over_seeds(content):
+    model, processor = load_shipped()
+    image = Image.open(PICTURES / "3_dress.png")
+    inputs = processor(images=[image], text=["a photo of a dress"], return_tensors="pt")
+    options = {"content": content, "num_evaluations": 32, "generator": seeded(13)}
+    share = share_of_the_spread(lambda: model.score(**inputs, **options))
+    assert abs(float(share) - 1) < 0.25
+
+
+@pytest.mark.slow
+def test_the_bounds_of_all_captions_of_a_picture_are_those_of_a_distribution():
+    """Probabilities of different captions cannot sum to more than 1, and most of it is theirs."""
+    model, processor = load_shipped()
+    captions = CaptionTable.from_json(ROOT / "examples" / "captions" / "fashion_mnist.json")
+    captions = captions.all_captions()
+    assert len(set(captions)) == len(captions) == 120
+    images = [Image.open(PICTURES / "3_dress.png")] * len(captions)
+    inputs = processor(images=images, text=captions, return_tensors="pt")
+    options = {"content": "text", "num_evaluations": 32, "generator": seeded()}
+    bounds = torch.stack([model.score(**inputs, **options).log_likelihood for _ in range(6)])
+
+    def total(calls):
+        return float(calls.double().mean(0).exp().sum())
+
+    # The captions share their noise, so the error of the sum is told by leaving calls out of it.
+    without = [total(torch.cat([bounds[:n], bounds[n + 1 :]])) for n in range(6)]
+    error = math.sqrt(5 * torch.tensor(without).var(correction=0))
+    assert error < 0.2
+    assert 0.6 < total(bounds) < 1 + 3 * error

@@ -205,7 +205,11 @@ def test_sampling_times_are_uniform_from_one_to_zero():
 
 
 @pytest.mark.parametrize(
-    "times", [[0.5], [0.5, 0.5], [0.2, 0.8], [1.5, 0.5], [0.5, -0.1], [[1, 0]]]
+    "times",
+    [
+        *([0.5], [0.5, 0.5], [0.2, 0.8], [1.5, 0.5], [0.5, -0.1], [0.5, 0.2, -0.1]),
+        *([[1, 0]], [[0.9, 0.5], [0.5, 0.2]]),
+    ],
 )
 def test_times_that_do_not_descend_are_refused(times):
     z = torch.zeros(1, 1, 1)

@@ -11,6 +11,9 @@ import os
 import random
 import resource
 import shutil
+import subprocess
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -336,44 +339,94 @@ class DiskFillsUp(TrainerCallback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, hard_limit))
 
 
-@pytest.fixture
-def disk_is_repaired():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def run_in_a_child(work):
+    """Run a function in a process of its own, whose limits are no one else's; it must end well."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(reading)
+            for stream in (1, 2):  # which may be files: they could not grow any more
+                os.dup2(writing, stream)
+            work()
+            code = 0
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        printed = pipe.read().decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, printed
 
 
 # Room for nothing, for the weights, for all but the optimizer's state.
 @pytest.mark.parametrize("num_bytes", [50, 300, 1500])
-@pytest.mark.usefixtures("disk_is_repaired")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_says_so(tmp_path, num_bytes):
     make_trainer(tmp_path, max_steps=4).train()
     trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="no")
     trainer.add_callback(DiskFillsUp(8, num_bytes))
-    with pytest.raises(OSError, match=r"checkpoint-8 could not be.*checkpoint-4, is whole"):
-        trainer.train(True)
+
+    def go_on():
+        with pytest.raises(OSError, match=r"checkpoint-8 could not be.*checkpoint-4, is whole"):
+            trainer.train(True)
+
+    run_in_a_child(go_on)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     assert find_fault(tmp_path / "checkpoint-4") is None
 
 
-@pytest.mark.usefixtures("disk_is_repaired")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_first_save_on_a_full_disk_says_that_there_is_no_earlier_one(tmp_path):
     trainer = make_trainer(tmp_path, logging_strategy="no")
     trainer.add_callback(DiskFillsUp(4, 50))
-    with pytest.raises(OSError, match="There is no earlier one"):
-        trainer.train()
+
+    def start():
+        with pytest.raises(OSError, match="There is no earlier one"):
+            trainer.train()
+
+    run_in_a_child(start)
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
-@pytest.mark.usefixtures("disk_is_repaired")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_full_disk_leaves_the_older_model_whole(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4)
     trainer.train()
     (tmp_path / "model.safetensors").write_text("an older model")
-    DiskFillsUp(4, 300).on_step_end(trainer.args, trainer.state, trainer.control)
-    with pytest.raises(OSError, match="nothing was changed"):
-        trainer.save_model()
+
+    def save():
+        DiskFillsUp(4, 300).on_step_end(trainer.args, trainer.state, trainer.control)
+        with pytest.raises(OSError, match="nothing was changed"):
+            trainer.save_model()
+
+    run_in_a_child(save)
     assert (tmp_path / "model.safetensors").read_text() == "an older model"
     assert not (tmp_path / STAGING_FOLDER).exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_run_is_none_of_the_tests_own_output(tmp_path):
+    """Which may be a file, and longer than the limit."""
+    printed = tmp_path / "printed.txt"
+    printed.write_text("x" * 5000)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "full_disk",
+    ]
+    with printed.open("a") as output:
+        done = subprocess.run(
+            [*command, "-m", "not slow"], stdout=output, cwd=Path(__file__).parent
+        )
+    assert done.returncode == 0, printed.read_text()[5000:]
 
 
 def test_a_finished_run_is_restored_without_another_step(tmp_path):

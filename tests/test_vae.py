@@ -79,6 +79,17 @@ def test_posteriors_stay_within_what_float32_can_hold():
     assert torch.exp(0.5 * logvar).isfinite().all() and (torch.exp(0.5 * logvar) > 0).all()
 
 
+def test_log_variances_are_kept_from_minus_20_to_10_and_as_they_are_between():
+    vae = make_vae(latent_dim=6)
+    asked = torch.tensor([-1e4, -20.1, -19.9, 0.5, 9.9, 10.1])
+    with torch.no_grad():
+        vae.posterior.weight.zero_()
+        vae.posterior.bias.copy_(torch.cat([3 * asked, asked]))
+    mean, logvar = vae.encode(torch.tensor([1]), "text")
+    assert torch.equal(mean[0], 3 * asked)
+    assert torch.equal(logvar[0], torch.tensor([-20.0, -20.0, -19.9, 0.5, 9.9, 10.0]))
+
+
 # --- Each position alone
 
 

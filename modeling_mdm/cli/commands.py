@@ -104,17 +104,23 @@ def score(chosen: Namespace) -> None:
         generator=torch.Generator().manual_seed(chosen.seed),
     )
     results = [
-        {"text": text, "log_likelihood": bound, "score_entropy": entropy}
-        for text, bound, entropy in zip(
-            chosen.text, out.log_likelihood.tolist(), out.score_entropy.tolist(), strict=True
-        )
+        {
+            "text": text,
+            "log_likelihood": float(out.log_likelihood[row]),
+            # JSON knows no nan: of fewer than three evaluations there is no error to tell.
+            "standard_error": None if error.isnan() else float(error),
+            "score_entropy": float(out.score_entropy[row]),
+        }
+        for row, (text, error) in enumerate(zip(chosen.text, out.standard_error, strict=True))
     ]
     results.sort(key=lambda result: -result["log_likelihood"])
     if chosen.json:
         print(json.dumps(results, indent=2))
     else:
         for result in results:
-            print(f"{result['log_likelihood']:10.2f} nats  {result['text']}")
+            error = result["standard_error"]
+            within = "" if error is None else f" ± {error:.2f}"
+            print(f"{result['log_likelihood']:10.2f}{within} nats  {result['text']}")
 
 
 @in_chosen_type

@@ -50,9 +50,9 @@ def _plain_tensors(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     for tensor in tensors:
         tensor = getattr(tensor, "ds_tensor", tensor)  # ZeRO-3's share of a weight
         if hasattr(tensor, "__tensor_flatten__"):
-            yield from _plain_tensors(
-                getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]
-            )
+            parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+            # A mesh of processes is among the parts of a sharded one.
+            yield from _plain_tensors(part for part in parts if isinstance(part, Tensor))
         else:
             yield tensor.detach()
 

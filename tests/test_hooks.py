@@ -43,7 +43,7 @@ OVERRIDES = {
         *("train", "get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
         *("_load_rng_state", "_load_best_model", "get_decay_parameter_names"),
-        *("get_eval_dataloader", "prediction_step"),
+        *("get_train_dataloader", "get_eval_dataloader", "prediction_step"),
     },
     "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
 }
@@ -62,6 +62,8 @@ OTHERS = (
 def own_classes():
     """Every class of the package, its optional parts included."""
     for module in pkgutil.walk_packages(modeling_mdm.__path__, "modeling_mdm."):
+        if module.name.endswith("__main__"):  # runs when it is imported
+            continue
         try:
             loaded = importlib.import_module(module.name)
         except ImportError:  # kernels

@@ -351,9 +351,16 @@ def test_a_checkpoint_says_whether_it_was_loaded(trained, tmp_path):
     assert not MDMForJointGeneration(loaded.config).vq.is_loaded  # a new one, of the same config
 
 
+def fitting_processor():
+    """A processor that cuts pictures as the VQ-VAE does."""
+    processor = make_processor()
+    processor.patch_size, processor.image_processor.num_channels = 2, 3
+    return processor
+
+
 def make_trained(folder, vq_config, **arguments):
     """What the training script makes of a configuration."""
-    processor = make_processor()
+    processor = fitting_processor()
     sizes = {"vocab_size": len(processor.tokenizer), "patch_size": 2, "num_channels": 3}
     config = make_config(sizes["vocab_size"]).to_dict() | sizes | {"vq_config": vq_config}
     MDMConfig(**config).save_pretrained(folder)
@@ -367,10 +374,10 @@ def test_the_training_script_loads_what_vq_model_names(tmp_path):
     assert torch.equal(model.vq.codebook, whole.model.vqmodel.quantize.embedding.weight)
     model.save_pretrained(tmp_path / "old")
     again = ModelArguments(config=str(tmp_path / "old"))
-    assert make_trainable(again, make_processor()).vq.is_loaded
+    assert make_trainable(again, fitting_processor()).vq.is_loaded
     again.vq_model = str(tmp_path / "janus")
     with pytest.raises(ValueError, match="has a trained VQ-VAE already"):
-        make_trainable(again, make_processor())
+        make_trainable(again, fitting_processor())
     assert make_trained(tmp_path / "new", JANUS, vq_model="untrained").vq.is_loaded
 
 

@@ -18,7 +18,8 @@ MATH_MODULES := $(addprefix modeling_mdm/, \
 	ssd.py ssd_factored.py ssd_mamba.py products.py)
 
 # Two test processes of one thread each use two cores better than one process of two threads.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+# The tests of a file stay together, because they share what is costly to make.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 # An environment that already has everything needs neither an index nor an isolated build, so that
 # is tried first; on a fresh machine it fails within seconds and the plain installation follows.

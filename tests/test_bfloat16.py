@@ -83,6 +83,8 @@ def test_an_older_processor_computes_in_float32_and_says_what_bfloat16_costs(hel
         "print(use_bfloat16('auto'), describe_processor())\n"
         "print(use_bfloat16(True), use_bfloat16('true'), bfloat16_cost())\n"
     )
+    if "avx2" not in held.values() and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("this processor has no AVX-512")
     lines = python(code, **held).splitlines()
     assert lines[0].startswith("False ") and lines[0].endswith("bfloat16 emulated")
     assert ("AVX2" in lines[0]) == (held["ONEDNN_MAX_CPU_ISA"] == "AVX2")

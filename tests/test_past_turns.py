@@ -13,6 +13,7 @@ from tiny_model import CLASSES, MIXERS, SIDE, VOCABULARY, make_model
 from modeling_mdm.fingerprint import weights_fingerprint
 from modeling_mdm.past_turns import PastTurns, read_given
 
+FAST = ("cyclic-separate", "attention", "mode head")  # of the ways to build a model
 OPTIONS = {
     "plain": {"guidance_scale": 1.0},
     "guided": {"guidance_scale": {"image": 3.0, "text": 1.5}},
@@ -373,8 +374,14 @@ def test_another_model_of_the_same_kind_reads_anew_and_a_copy_goes_on():
 
 @pytest.mark.parametrize(
     "changes",
-    [*MIXERS.values(), {"use_mode_head": True}, {"self_conditioning": False}],
-    ids=[*MIXERS, "mode head", "no self-conditioning"],
+    [
+        pytest.param(changes, id=name, marks=[] if name in FAST else pytest.mark.slow)
+        for name, changes in {
+            **MIXERS,
+            "mode head": {"use_mode_head": True},
+            "no self-conditioning": {"self_conditioning": False},
+        }.items()
+    ],
 )
 def test_every_weight_that_changes_what_is_read_is_told(changes):
     """Each in turn is moved a little; where the states of a conversation move, the digest does."""

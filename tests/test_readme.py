@@ -81,7 +81,7 @@ def blocks_that_stand_alone():
     return blocks + re.findall(r"## (Use it)\n\n```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("title", ["Pipelines", "Use it"])
+@pytest.mark.parametrize("title", ["Pipelines", pytest.param("Use it", marks=pytest.mark.slow)])
 def test_a_block_runs_as_a_process_of_its_own(title, tmp_path):
     """As a newcomer pastes it: nothing has imported the package before."""
     (block,) = [block for of, block in blocks_that_stand_alone() if of == title]

@@ -147,14 +147,21 @@ def test_a_run_goes_on_with_equal_batches_and_weights(kind, processor, folder, t
     )
 
 
-@pytest.mark.parametrize("kind", ["mixture", "set"])
+@pytest.mark.parametrize("kind", ["mixture", pytest.param("set", marks=pytest.mark.slow)])
 def test_a_run_that_accumulates_gradients_goes_on(kind, processor, folder, tmp_path):
     arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
     check(tmp_path, processor, lambda: DATA[kind](folder), 8, (3, 5), **arguments)
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("kind", "workers"), [("mixture", 1), ("plain", 1), ("set", 2)])
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("mixture", 1),
+        pytest.param("plain", 1, marks=pytest.mark.slow),
+        pytest.param("set", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_with_workers_goes_on(kind, workers, processor, folder, tmp_path):
     arguments = {"dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
     check(tmp_path, processor, lambda: DATA[kind](folder), 6, (4,), **arguments)

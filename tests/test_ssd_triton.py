@@ -6,6 +6,7 @@ The interpreter multiplies bfloat16 wrongly and needs a process of its own, so n
 there; `gpu` tests make the same comparisons on a device.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ["scan_kernel", "states_kernel", "input_gradient_kernel", "shared_gradient_kernel"]
 SSD_CASES = [name for name in CASES if name.startswith("ssd")]
+CONVOLUTION_CASES = [name for name in CASES if name.startswith("convolution")]
 
 
 def run_python(*arguments, **environment):
@@ -40,23 +42,33 @@ def run_python(*arguments, **environment):
     return done.stdout
 
 
-def test_equals_the_ground_truth_in_the_interpreter():
+@pytest.fixture(scope="module")
+def interpreted():
+    """Errors of every case, from one process of the interpreter."""
     script = str(ROOT / "tests" / "triton_cases.py")
-    printed = run_python(script, "ssd", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    results = json.loads(printed)
-    assert list(results) == SSD_CASES
-    for case, errors in results.items():
+    return json.loads(run_python(script, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"))
+
+
+def test_equals_the_ground_truth_in_the_interpreter(interpreted):
+    assert set(SSD_CASES) < set(interpreted)
+    for case in SSD_CASES:
+        errors = interpreted[case]
         # A decay of 25 a step leaves sums of many terms of which few matter: 5 digits are left.
         limit = 5e-5 if "strong" in case else 3e-6
         assert errors
         assert {name: e for name, e in errors.items() if not e < limit} == {}, case
 
 
-def test_a_whole_model_runs_on_the_kernels():
+@pytest.mark.parametrize("case", CONVOLUTION_CASES)
+def test_the_convolution_equals_the_ground_truth_in_the_interpreter(interpreted, case):
+    errors = interpreted[case]
+    assert errors
+    assert {name: e for name, e in errors.items() if not e < 1e-6} == {}
+
+
+def test_a_whole_model_runs_on_the_kernels(interpreted):
     """In the interpreter: training, and generation from a prompt cache."""
-    script = str(ROOT / "tests" / "triton_cases.py")
-    printed = run_python(script, "decoder", TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
-    (errors,) = json.loads(printed).values()
+    errors = interpreted["decoder"]
     assert {"loss", "images", "A_log", "conv_weight", "delta_bias"} <= set(errors)
     assert {name: e for name, e in errors.items() if not e < 1e-4} == {}
 
@@ -92,15 +104,17 @@ def test_compiles_for_an_h100_on_tensor_cores_without_spills(monkeypatch, sizes)
             assert version.shared <= SHARED_MEMORY, name
 
 
-def test_imports_without_triton_and_says_what_to_install():
-    code = (
-        "import sys; sys.modules['triton'] = None\n"
-        "import torch; from modeling_mdm.ssd_triton import ssd_triton\n"
-        "row = torch.zeros(1, 4, 2)\n"
-        "try: ssd_triton(row[..., None], row, row, row, row)\n"
-        "except ValueError as error: print(error)"
-    )
-    assert "install 'modeling-mdm[kernels]'" in run_python("-c", code)
+def test_imports_without_triton_and_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    name, path = "modeling_mdm.ssd_without_triton", ROOT / "modeling_mdm" / "ssd_triton.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    without = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, without)
+    monkeypatch.delitem(sys.modules, "modeling_mdm.ssd_kernels", raising=False)
+    spec.loader.exec_module(without)
+    row = torch.zeros(1, 4, 2)
+    with pytest.raises(ValueError, match=r"install 'modeling-mdm\[kernels\]'"):
+        without.ssd_triton(row[..., None], row, row, row, row)
 
 
 def test_errors_name_the_cause_and_the_fix():

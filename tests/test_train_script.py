@@ -86,7 +86,8 @@ def start(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path, start):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    killed = start("killed", yaml_file, "--output_dir", cut)
+    short = ["--max_steps", 40]
+    killed = start("killed", yaml_file, "--output_dir", cut, *short)
     deadline = time.monotonic() + 120
     while not (cut / "checkpoint-20").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -95,12 +96,14 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file
     assert not (cut / "model.safetensors").exists()  # it was not finished
     assert last_whole_checkpoint(cut) is not None, (tmp_path / "killed.log").read_text()
 
-    train.main([str(yaml_file), "--output_dir", str(whole)])
-    resumed = start("resumed", yaml_file, "--output_dir", cut, "--resume_from_checkpoint", "last")
+    train.main([str(yaml_file), "--output_dir", str(whole), *map(str, short)])
+    resumed = start(
+        "resumed", yaml_file, "--output_dir", cut, "--resume_from_checkpoint", "last", *short
+    )
     assert resumed.wait(120) == 0, (tmp_path / "resumed.log").read_text()
     expected, found = logged_losses(whole), logged_losses(cut)
-    assert len(expected) == 60 and found == expected
-    for name in ("model.safetensors", f"checkpoint-60/{EMA_FILE}"):
+    assert len(expected) == 40 and found == expected
+    for name in ("model.safetensors", f"checkpoint-40/{EMA_FILE}"):
         weights, again = load_file(whole / name), load_file(cut / name)
         assert all(torch.equal(value, again[key]) for key, value in weights.items())
 

@@ -159,16 +159,8 @@ def run_tests(python: Path, tests: Sequence[str], seconds: float | None = None) 
     with tempfile.TemporaryDirectory() as folder:
         report, warned = Path(folder, "report.xml"), Path(folder, "warnings.txt")
         command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", "-q"]
-        command += [
-            "-m",
-            "not slow and not gpu",
-            "-o",
-            "filterwarnings=default",
-            "-p",
-            "our_warnings",
-            "--timeout",
-            "600",
-        ]
+        command += ["-m", "not slow and not gpu", "-o", "filterwarnings=default"]
+        command += ["-p", "our_warnings", "--timeout", "600"]
         command += [f"--junitxml={report}", *tests]
         if seconds is not None:
             command += [f"--session-timeout={seconds}"]

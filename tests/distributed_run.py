@@ -127,11 +127,22 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
 
 
 def main():
-    """Do the runs that the command line describes in JSON; the first process reports."""
+    """Do the runs that the command line describes in JSON; the first process reports.
+
+    A run that is "split" checks models that are split over the processes.
+    """
+    from sharded_run import check_all  # which has sizes from here
+
     folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
     for name, run in runs.items():
-        report = train(folder / name, **run)
+        if run == "split":  # after a run, which has made the process group
+            (folder / name).mkdir(exist_ok=True)
+            agreed = [""] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(agreed, check_all(folder))
+            report = {"agreed": agreed}
+        else:
+            report = train(folder / name, **run)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:

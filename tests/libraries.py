@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class Outcome:
     passed: int = 0
     failed: int = 0
     reason: str | None = None  # why nothing was found
+    stopped: bool = False  # before all tests had run
     warnings: list[str] = field(default_factory=list)  # that come from our files
 
 
@@ -166,10 +168,12 @@ def run_tests(python: Path, tests: Sequence[str], seconds: float | None = None) 
             command += [f"--session-timeout={seconds}"]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "OUR_WARNINGS": str(warned)}
+        start = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=False)
         if not report.is_file():
             return Outcome(reason=f"pytest ended with {done.returncode} and no report")
         outcome = count(report.read_text(encoding="utf-8"))
+        outcome.stopped = seconds is not None and time.monotonic() - start > seconds
         if warned.is_file():
             outcome.warnings = sorted(set(warned.read_text(encoding="utf-8").splitlines()))
     return outcome
@@ -205,6 +209,7 @@ def report(kind: str, versions: dict[str, str], beyond: Sequence[str], outcome: 
     return (
         f"{kind}: transformers {versions['transformers']}, torch {versions['torch']}{bounds}: "
         f"{outcome.passed} passed, {outcome.failed} failed"
+        + (f" in {CANARY_SECONDS:.0f} s, not all were run" if outcome.stopped else "")
     )
 
 

@@ -128,6 +128,8 @@ def test_the_newest_release_is_taken_whatever_the_bounds_say(index, tmp_path):
     line = libraries.report("latest", versions, [beyond], libraries.Outcome(9, 1))
     torch = versions["torch"]
     assert line == f"latest: transformers {index}, torch {torch} ({beyond}): 9 passed, 1 failed"
+    cut = libraries.report("latest", versions, [], libraries.Outcome(9, stopped=True))
+    assert cut.endswith("9 passed, 0 failed in 180 s, not all were run")
 
 
 def test_the_lowest_releases_are_those_of_setup(index, tmp_path):

@@ -49,7 +49,7 @@ def agreements():
             yield pytest.param(mixer, options, id=f"{mixer}-{name}", marks=marks)
 
 
-@pytest.mark.parametrize(("mixer", "options"), agreements())
+@pytest.mark.parametrize(("mixer", "options"), [*agreements()])
 def test_cached_and_uncached_runs_agree_in_float64(mixer, options, scan_passes):
     model = make_model(**MIXERS[mixer])
     batch = mixed_batch()

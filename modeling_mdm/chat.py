@@ -9,7 +9,7 @@ makes of it, and a role is known by its turn.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from .request import check_length, check_task, is_list, is_picture
@@ -124,6 +124,13 @@ class ChatOptions:
         return [[row] if is_picture(row) else list(row) for row in rows]
 
 
+def as_dictionary(value: Any) -> Any:
+    """Give the fields of a dataclass or of a pydantic model by name; all else as it is."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: getattr(value, one.name) for one in fields(value)}
+    return value.model_dump() if callable(getattr(value, "model_dump", None)) else value
+
+
 def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], bool]:
     """Give a batch of conversations, and whether several were passed.
 
@@ -135,13 +142,15 @@ def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], b
     """
 
     def usual(part: Any) -> Any:
+        part = as_dictionary(part)
         if isinstance(part, dict) and part.get("type") == "image_url":
             address = part.get("image_url")
             address = address.get("url") if isinstance(address, dict) else address
             return {"type": "image", "url": address}
         return part
 
-    def read(message: dict[str, Any]) -> dict[str, Any]:
+    def read(message: Any) -> dict[str, Any]:
+        message = as_dictionary(message)
         if not isinstance(message, Mapping):
             raise ValueError(f"conversation has {message!r:.60}; {_MESSAGES}")
         if not isinstance(message.get("content"), str | list | tuple | None):

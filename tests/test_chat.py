@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations: roles, words and pictures become turns, and what generation makes of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,34 @@ def test_a_question_is_what_the_processor_makes_of_it(processor):
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
             assert found[name].dtype == value.dtype
+
+
+@dataclasses.dataclass
+class Message:
+    role: str
+    content: object
+    tool_calls: object = None
+
+
+class Part:
+    """As pydantic's models: it gives a dictionary when it is asked."""
+
+    def __init__(self, **values):
+        self.values = values
+
+    def model_dump(self):
+        return dict(self.values)
+
+
+@pytest.mark.parametrize("tokenize", [False, True])
+def test_messages_may_be_objects(processor, tokenize):
+    """What clients of servers hand over: dataclasses and pydantic's models."""
+    plain = [{"role": "user", "content": [{"type": "text", "text": "one two"}]}]
+    objects = [Message("user", [Part(type="text", text="one two")])]
+    asks = {"tokenize": tokenize, "add_generation_prompt": True}
+    assert processor.apply_chat_template(objects, **asks) == processor.apply_chat_template(
+        plain, **asks
+    )
 
 
 def test_every_turn_has_its_number(processor):

@@ -330,7 +330,16 @@ def check_schema(document):
             assert all(seconds > 0 for seconds in one["seconds"])
 
 
-@pytest.mark.parametrize("topic", run.TOPICS)
+IN_FAST_LANE = ("scan", "attention", "prompt_cache", "growth", "selection")
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        pytest.param(topic, marks=[] if topic in IN_FAST_LANE else pytest.mark.slow)
+        for topic in run.TOPICS
+    ],
+)
 def test_every_topic_runs_and_is_recorded(topic, tmp_path):
     path = tmp_path / "record.json"
     arguments = run.BenchmarkArguments(plan="dry", topics=[topic], output=str(path))

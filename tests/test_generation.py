@@ -605,8 +605,19 @@ def test_an_item_alone_equals_the_same_item_in_a_batch(sampler, exact):
     assert_alone_equals_batched(exact, torch.float64, 1e-10, **SAMPLERS[sampler])
 
 
-@pytest.mark.parametrize("sampler", ["deterministic", "stochastic"])
-@pytest.mark.parametrize("mixer", [name for name in MIXERS if name != "parallel"])
+@pytest.mark.parametrize(
+    ("mixer", "sampler"),
+    [
+        pytest.param(
+            mixer,
+            sampler,
+            marks=[] if (index + place) % 2 else pytest.mark.slow,
+            id=f"{mixer}-{sampler}",
+        )
+        for index, mixer in enumerate(name for name in MIXERS if name != "parallel")
+        for place, sampler in enumerate(("deterministic", "stochastic"))
+    ],
+)
 def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_mixer(mixer, sampler):
     options = dict(SAMPLERS[sampler])
     if mixer != "attention" and sampler == "stochastic":

@@ -101,8 +101,16 @@ def positions(talks, patches=4):
     return [sum(words + patches * pictures for words, pictures in talk) for talk in talks]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    ("mixer", "options"),
+    [
+        pytest.param(
+            mixer, options, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow, id=f"{mixer}-{name}"
+        )
+        for i, mixer in enumerate(MIXERS)
+        for j, (name, options) in enumerate(OPTIONS.items())
+    ],
+)
 def test_going_on_equals_reading_everything_at_every_step(mixer, options):
     """Three calls, each with a reply and a message more; only these are read."""
     model, past, before = make_model(**MIXERS[mixer]), None, 0

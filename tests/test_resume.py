@@ -140,7 +140,13 @@ def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
     assert seen[7] == TEXTS[8:12]
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in ("mixture", "datasets", "set") else pytest.mark.slow)
+        for kind in DATA
+    ],
+)
 def test_a_run_goes_on_with_equal_batches_and_weights(kind, processor, folder, tmp_path):
     check(
         tmp_path, processor, lambda: DATA[kind](folder), 10, (2, 8) if kind == "mixture" else (8,)

@@ -284,8 +284,8 @@ def test_half_precision_stays_finite_and_right(form, dtype, decay):
 
 
 @fast_forms
-@pytest.mark.parametrize("length", [1, 64, 130])
-@pytest.mark.parametrize("decay", [0.05, 2.0, 25.0])
+@pytest.mark.parametrize("length", [1, 130])
+@pytest.mark.parametrize("decay", [0.05, 25.0])
 def test_half_precision_without_gradients_is_right_from_any_state(fast, length, decay):
     """Products may be bfloat16 there; states and decays are float32."""
     inputs = [

@@ -73,7 +73,8 @@ def python(code, **environment):
     "held",
     [
         {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
-        {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},  # AVX-512 without bfloat16: emulated too
+        # AVX-512 without bfloat16: emulated too.
+        pytest.param({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, marks=pytest.mark.slow),
     ],
     ids=["avx2", "avx512"],
 )

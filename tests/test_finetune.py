@@ -656,6 +656,8 @@ def test_the_script_tunes_saves_merges_and_goes_on(trained, talks, tmp_path):
         for name in ("hub", "merged")
     )
     assert set(ours) == set(theirs) and (tmp_path / "hub" / "modeling_mdm.py").is_file()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def assert_filled(folder, base, library):

@@ -26,6 +26,7 @@ from mdm_cli.places import require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.training.carried_code import remove_code
 from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.ema import EMA_FILE, load_averaged_weights
 from modeling_mdm.training.loading import load_pretrained
 
 
@@ -59,7 +60,15 @@ def load_merged(checkpoint: str) -> Any:
     config = peft.PeftConfig.from_pretrained(checkpoint)
     options = {"use_mode_head": True} if "mode_head" in (config.modules_to_save or ()) else {}
     base = load_model("base model of checkpoint", config.base_model_name_or_path, **options)
-    return peft.PeftModel.from_pretrained(base, checkpoint).merge_and_unload()
+    model = peft.PeftModel.from_pretrained(base, checkpoint, is_trainable=True)
+    return take_average(model, checkpoint).merge_and_unload()
+
+
+def take_average(model: Any, checkpoint: str) -> Any:
+    """Put the averaged weights into a model, where they lie beside it, as in what a run leaves."""
+    if (Path(checkpoint) / EMA_FILE).is_file():
+        load_averaged_weights(model, checkpoint)
+    return model
 
 
 def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
@@ -67,8 +76,9 @@ def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
 
     Args:
         checkpoint: folder or Hub id of a model with its processor, the folder of a run or one of
-            its checkpoints (the weights that training goes on from). Adapters are merged into their
-            model. A `README.md` in the folder of a model is taken along as the model card.
+            its checkpoints, of which the averaged weights are taken if it has any. Adapters are
+            merged into their model. A `README.md` in the folder of a model is taken along as the
+            model card.
         output_dir: folder to write.
         code: False leaves the code out, and every mention of it.
 
@@ -80,7 +90,10 @@ def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
     """
     require_writable("output_dir", output_dir)
     merges = holds_adapters(checkpoint)
-    model = load_merged(checkpoint) if merges else load_model("checkpoint", checkpoint)
+    if merges:
+        model = load_merged(checkpoint)
+    else:
+        model = take_average(load_model("checkpoint", checkpoint), checkpoint)
     processor = load_pretrained(MDMProcessor, "checkpoint", checkpoint)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A processor and a model configuration for the 8 x 8 digits, small enough to train in a test."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
+from mdm_cli.endings import load_file as load_script
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.image_processing_mdm import MDMImageProcessor
 from modeling_mdm.processing_mdm import MDMProcessor
@@ -14,15 +13,6 @@ from modeling_mdm.training.captions import CaptionTable
 ROOT = Path(__file__).resolve().parent.parent
 CAPTIONS = ROOT / "examples" / "captions" / "digits.json"
 MAX_TEXT_LENGTH = 10
-
-
-def load_script(path: Path):
-    """Import a script that is not part of the package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_processor() -> MDMProcessor:

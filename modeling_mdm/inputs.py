@@ -90,18 +90,12 @@ class EncodedInputs:
 
 
 def check_inputs(inputs: Mapping[str, Tensor | None], config: MDMConfig) -> None:
-    """Check the types and shapes of a model's inputs by name, before anything is made of them.
+    """Check a model's inputs by name, before anything is made of them.
 
     Raises:
-        ValueError: an unknown name, no tensor, numbers of another kind, or shapes that do not fit.
+        ValueError: as `check_kinds`, or shapes or values that do not fit.
     """
-    if unknown := sorted(set(inputs) - set(MODEL_INPUTS)):
-        raise ValueError(
-            f"{', '.join(f'`{name}`' for name in unknown)} is no input of this model: leave it "
-            f"out; the inputs are {', '.join(MODEL_INPUTS)}."
-        )
-    for name, value in inputs.items():
-        _check_kind(name, value)
+    check_kinds(inputs)
     words, pixels, labels = map(inputs.get, ("input_ids", "pixel_values", "class_labels"))
     if words is not None:
         names = ("attention_mask", "text_given", "turn_ids")
@@ -110,16 +104,31 @@ def check_inputs(inputs: Mapping[str, Tensor | None], config: MDMConfig) -> None
         channels = 3 if config.vq_config else config.num_channels
         masks = map(inputs.get, ("pixel_attention_mask", "image_given"))
         _check_pictures(channels, config.patch_size, pixels, *masks)
+    sizes = [len(value) for value in (words, pixels) if value is not None]
+    if labels is not None:
+        batch = sizes[0] if sizes else labels.shape[0] if labels.dim() else 1
+        encode_classes(labels, config.num_classes, batch, labels.device)
+    check_sizes(words, pixels)
+
+
+def check_kinds(inputs: Mapping[str, Tensor | None]) -> None:
+    """Check what a model's inputs are, without reading them: encoding checks what they hold.
+
+    Raises:
+        ValueError: an unknown name, no tensor, numbers of another kind, or a mask of nothing.
+    """
+    if unknown := sorted(set(inputs) - set(MODEL_INPUTS)):
+        raise ValueError(
+            f"{', '.join(f'`{name}`' for name in unknown)} is no input of this model: leave it "
+            f"out; the inputs are {', '.join(MODEL_INPUTS)}."
+        )
+    for name, value in inputs.items():
+        _check_kind(name, value)
     for name, owner in _OWNERS.items():
         if inputs.get(name) is not None and inputs.get(owner) is None:
             raise ValueError(
                 f"`{name}` is of `{owner}`, which is None: pass both, or leave it out."
             )
-    sizes = [len(value) for value in (words, pixels) if value is not None]
-    if labels is not None:
-        batch = sizes[0] if sizes else labels.shape[0] if labels.dim() else 1
-        encode_classes(labels, config.num_classes, batch, labels.device)
-    _check_sizes(words, pixels)
 
 
 def _check_kind(name: str, value: Any) -> None:
@@ -140,7 +149,8 @@ def _check_kind(name: str, value: Any) -> None:
         )
 
 
-def _check_sizes(words: Tensor | None, pixels: Tensor | None) -> None:
+def check_sizes(words: Tensor | None, pixels: Tensor | None) -> None:
+    """Refuse words and pictures of different numbers of items."""
     if words is not None and pixels is not None and len(words) != len(pixels):
         raise ValueError(
             f"`input_ids` holds {len(words)} items, `pixel_values` {len(pixels)}: pass as many of "

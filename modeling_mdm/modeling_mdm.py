@@ -28,7 +28,8 @@ from .inputs import (
     NOTHING_PASSED,
     EncodedInputs,
     EncodedModality,
-    check_inputs,
+    check_kinds,
+    check_sizes,
     encode_classes,
     encode_images,
     encode_text,
@@ -275,7 +276,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             self.vq.require_loaded()
         given = (input_ids, attention_mask, text_given, turn_ids, pixel_values)
         given += (pixel_attention_mask, image_given, image_turn_ids, class_labels)
-        check_inputs(dict(zip(MODEL_INPUTS, given, strict=True)), self.config)
+        check_kinds(dict(zip(MODEL_INPUTS, given, strict=True)))
         modalities: dict[str, EncodedModality] = {}
         grid = (0, 0, 0)
         if input_ids is not None:
@@ -294,6 +295,7 @@ class MDMForJointGeneration(MDMPreTrainedModel, MDMGenerationMixin, MDMScoringMi
             )
         if not modalities:
             raise ValueError(NOTHING_PASSED)
+        check_sizes(input_ids, pixel_values)
         first = next(iter(modalities.values())).target
         labels = encode_classes(class_labels, self.config.num_classes, first.shape[0], first.device)
         return EncodedInputs(modalities, labels, grid)

@@ -14,8 +14,8 @@ DEV_STAMP := $(VENV)/.modeling-mdm-dev
 APP_STAMP := $(VENV)/.modeling-mdm-app
 
 MATH_MODULES := $(addprefix modeling_mdm/, \
-	diffusion.py likelihood.py score_entropy.py solvers.py scans.py selection.py \
-	ssd.py ssd_factored.py ssd_mamba.py products.py)
+	diffusion.py likelihood.py score_entropy.py solvers.py scan_orders.py selection.py \
+	ssd.py ssd_factored.py ssd_mamba.py matmul.py)
 
 # Two test processes of one thread each use two cores better than one process of two threads.
 # The tests of a file stay together, because they share what is costly to make.
@@ -63,31 +63,31 @@ test: $(DEV_STAMP) ## the environment and all fast tests, under 5 minutes on two
 
 .PHONY: test-latest
 test-latest: $(DEV_STAMP) ## the tests that touch the libraries, with their newest releases, bounds or not
-	$(RUN) tests/libraries.py latest
+	$(RUN) tests/support/libraries.py latest
 
 .PHONY: test-lowest
 test-lowest: $(DEV_STAMP) ## the same with the oldest releases that setup.py allows
-	$(RUN) tests/libraries.py lowest
+	$(RUN) tests/support/libraries.py lowest
 
 .PHONY: canary
 canary: $(DEV_STAMP) ## test-latest in 3 minutes, which reports and fails nothing: CI's look ahead
-	@$(RUN) tests/libraries.py canary
+	@$(RUN) tests/support/libraries.py canary
 
 .PHONY: lock
 lock: | $(RUN) ## resolve constraints.txt anew: what demo, test and app install
 	$(RUN) -m pip install --quiet --disable-pip-version-check packaging setuptools uv
-	$(RUN) tests/libraries.py lock
+	$(RUN) tests/support/libraries.py lock
 
 .PHONY: slow
 slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
-# Of the modules that tests/mutants.py knows, those whose survivors have each been read.
-MUTATED := diffusion score_entropy solvers scans selection products
+# Of the modules that tests/support/mutants.py knows, those whose survivors have each been read.
+MUTATED := diffusion score_entropy solvers scan_orders selection matmul
 
 .PHONY: mutants
 mutants: $(DEV_STAMP) ## break the mathematics in small ways and see a test fail, in 40 minutes
-	$(RUN) tests/mutants.py $(MUTATED)
+	$(RUN) tests/support/mutants.py $(MUTATED)
 
 .PHONY: app
 app: $(APP_STAMP) ## a web page of the shipped checkpoint, on this machine's port 7860
@@ -95,7 +95,7 @@ app: $(APP_STAMP) ## a web page of the shipped checkpoint, on this machine's por
 
 .PHONY: test-app
 test-app: $(DEV_STAMP) $(APP_STAMP) ## the web page in a headless Chromium (Debian: chromium-driver)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/test_app.py
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/cli/test_app.py
 
 .PHONY: bench
 bench: $(DEV_STAMP) ## speed and memory on the CPU: JSON, tables and plots in benchmarks/results/

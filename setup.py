@@ -98,8 +98,11 @@ setup(
     packages=[
         "mdm_cli",
         "modeling_mdm",
+        "modeling_mdm.processor",
+        "modeling_mdm.data",
         "modeling_mdm.training",
         "modeling_mdm.evaluation",
+        "modeling_mdm.display",
         "modeling_mdm.cli",
     ],
     package_data={"modeling_mdm": ["py.typed"]},

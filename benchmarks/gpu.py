@@ -50,7 +50,7 @@ class GpuArguments:
 
 def test_files(word: str) -> list[str]:
     """Test files in which a word occurs: others may import what this machine lacks."""
-    found = sorted((ROOT / "tests").glob("test_*.py"))
+    found = sorted((ROOT / "tests").rglob("test_*.py"))
     return [
         str(path.relative_to(ROOT)) for path in found if word in path.read_text(encoding="utf-8")
     ]

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.bfloat16 import has_bfloat16, processor_name
-from modeling_mdm.products import project, takes_onednn
+from modeling_mdm.matmul import project, takes_onednn
+from modeling_mdm.precision import has_bfloat16, processor_name
 
 from .timing import stopwatch
 

@@ -17,9 +17,10 @@ from transformers.models.mamba2 import modeling_mamba2
 
 from modeling_mdm.block import MDMMamba2Mixer
 from modeling_mdm.configuration_mdm import MDMConfig
-from modeling_mdm.products import project
-from modeling_mdm.scans import image_rank, merge, spread
-from modeling_mdm.sequence import JointSequence, ModalityContent, build_sequence
+from modeling_mdm.content import ModalityContent
+from modeling_mdm.matmul import project
+from modeling_mdm.scan_orders import image_rank, merge, spread
+from modeling_mdm.sequence import JointSequence, build_sequence
 from modeling_mdm.ssd import resolve_backend, ssd
 
 from .plans import Plan

@@ -33,10 +33,10 @@ import torch
 from PIL import Image, ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample, MDMStreamer
-from modeling_mdm.image_processing_pil_mdm import upright
+from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.matching import check_processor
+from modeling_mdm.processor.image_processing_pil_mdm import upright
 from modeling_mdm.solvers import SOLVERS
-from modeling_mdm.training.captions import CaptionTable
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained, require_device
 

@@ -34,11 +34,22 @@ from transformers import set_seed
 
 from mdm_cli.interrupts import unwinding
 from mdm_cli.places import require_place, require_writable
-from modeling_mdm.bfloat16 import autocast
+from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.conversations import (
+    ConversationCollator,
+    adapter_targets,
+    draw_embeddings,
+    unseen_words,
+)
+from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
+from modeling_mdm.data.lengths import check_answers
+from modeling_mdm.data.pictures import FASHION_MNIST_ID, load_training_data
+from modeling_mdm.data.questions import KINDS, FashionQuestions
+from modeling_mdm.data.talks import Conversations, load_talks
 from modeling_mdm.evaluation.questions import answer_accuracy
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.processing_mdm import MDMProcessor
-from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.precision import autocast
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.cards import (
     Tuning,
     shown_command,
@@ -47,18 +58,7 @@ from modeling_mdm.training.cards import (
 )
 from modeling_mdm.training.checkpoints import how_to_go_on
 from modeling_mdm.training.command_line import read_command_line
-from modeling_mdm.training.conversations import (
-    ConversationCollator,
-    adapter_targets,
-    draw_embeddings,
-    unseen_words,
-)
-from modeling_mdm.training.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
-from modeling_mdm.training.data import FASHION_MNIST_ID, load_training_data
-from modeling_mdm.training.lengths import check_answers
 from modeling_mdm.training.loading import load_pretrained
-from modeling_mdm.training.questions import KINDS, FashionQuestions
-from modeling_mdm.training.talks import Conversations, load_talks
 from modeling_mdm.training.train import checkpoint_to_resume
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from mdm_cli.places import require_folder, require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMSample
-from modeling_mdm.evaluation.pictures import contact_sheet
-from modeling_mdm.image_processing_pil_mdm import open_picture
+from modeling_mdm.display.pictures import contact_sheet
+from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained
 

@@ -13,17 +13,18 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_mdm import MDMConfig
+from .display.animation import save_trajectory
+from .display.streamer import MDMStreamer
 from .generation_outputs import MDMGenerateOutput
 from .generation_settings import MDMGenerationConfig
-from .image_processing_mdm import MDMImageProcessor
-from .image_processing_pil_mdm import MDMImageProcessorPil
+from .hub import JOINT_TASK
 from .modeling_mdm import MDMForJointGeneration, MDMOutput
 from .pipeline_mdm import MDMJointGenerationPipeline
-from .processing_mdm import MDMProcessor
-from .samples import MDMSample
+from .processor.image_processing_mdm import MDMImageProcessor
+from .processor.image_processing_pil_mdm import MDMImageProcessorPil
+from .processor.processing_mdm import MDMProcessor
+from .processor.samples import MDMSample
 from .scoring import MDMScoreOutput
-from .sharing import JOINT_TASK
-from .streaming import MDMStreamer, save_trajectory
 from .version import __version__
 
 # With the package imported, local folders load through the Auto classes without trust_remote_code.

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .products import project
-from .prompt_cache import LayerCache
+from .cache import LayerCache
+from .matmul import project
 
 
 def given_first_mask(given: Tensor, valid: Tensor, turn: Tensor | None = None) -> Tensor:

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import MDMAttentionMixer, MDMFeedForward
+from .cache import LayerCache, last_inputs
 from .configuration_mdm import MDMConfig
 from .convolution import causal_convolution, convolution_at, ordered_convolution
 from .convolution_triton import convolution_triton
-from .norms import RMSNorm
-from .precision import KeepsPrecision, at_least_float32
-from .products import project
-from .prompt_cache import LayerCache, last_inputs
+from .matmul import project
+from .precision import KeepsPrecision, RMSNorm, at_least_float32
+from .scan_orders import gather_rows, reorder
 from .scan_pass import ScanPass, scans_at_once, stretch_length
-from .scans import gather_rows, reorder
 from .selection import Selection, SelectionHead, compact_order
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd

@@ -17,8 +17,7 @@ from huggingface_hub.errors import (
 from transformers.configuration_utils import PreTrainedConfig
 
 from .checks import plain
-from .compatibility import warn_if_untested
-from .version import check_readable
+from .version import check_readable, warn_if_untested
 
 warn_if_untested()
 

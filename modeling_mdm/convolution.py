@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scans import gather_rows, reorder, sum_rows
+from .scan_orders import gather_rows, reorder, sum_rows
 
 
 class _CausalConvolution(torch.autograd.Function):

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ssd_kernels import kernel
 from .ssd_triton import require_triton
+from .ssd_triton_kernels import kernel
 
 try:
     import triton.language as tl

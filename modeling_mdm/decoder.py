@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .block import MDMBlock, modulate, modulation_parts
+from .cache import PromptCache
 from .configuration_mdm import MDMConfig
-from .norms import RMSNorm
-from .precision import at_least_float32
-from .prompt_cache import PromptCache
-from .sequence import JointSequence, ModalityContent, build_sequence
+from .content import ModalityContent
+from .precision import RMSNorm, at_least_float32
+from .sequence import JointSequence, build_sequence
 
 MODALITIES = ("text", "image")
 

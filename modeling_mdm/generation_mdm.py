@@ -16,16 +16,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
-from .bfloat16 import warn_if_computes_emulated
 from .checks import flag
-from .generation_outputs import MDMGenerateOutput
-from .generation_settings import MDMGenerationConfig, read_settings
-from .guidance import GuidedDenoiser
-from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs, encode_text
-from .mode_head import choose_modes
-from .past_turns import PastTurns
-from .precision import at_least_float32
-from .regions import (
+from .content import ModalityContent
+from .generation_guidance import GuidedDenoiser
+from .generation_outputs import MDMGenerateOutput, StreamFeed
+from .generation_regions import (
     GENERATION_MODES,
     Inputs,
     Region,
@@ -33,7 +28,7 @@ from .regions import (
     open_region,
     with_masks,
 )
-from .sampling import (
+from .generation_sampling import (
     NoiseStreams,
     StepInfo,
     joint_windows,
@@ -41,9 +36,12 @@ from .sampling import (
     run_solvers,
     written,
 )
-from .sequence import ModalityContent
+from .generation_settings import MDMGenerationConfig, read_settings
+from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs, encode_text
+from .mode_head import choose_modes
+from .past_turns import PastTurns
+from .precision import at_least_float32, warn_if_computes_emulated
 from .ssd import resolve_backend
-from .streaming import StreamFeed
 from .vae import unpatchify
 
 

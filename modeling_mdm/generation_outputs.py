@@ -6,13 +6,19 @@ Axes: b batch (items x num_return_sequences), t words.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
+from .generation_sampling import StepInfo
+from .inputs import EncodedInputs
 from .past_turns import PastTurns
+
+if TYPE_CHECKING:
+    from .generation_mdm import MDMGenerationMixin
 
 logger = logging.get_logger(__name__)
 
@@ -96,6 +102,63 @@ class MDMGenerateOutput(ModelOutput):
     def get(self, key: str, default: Any = None) -> Any:
         """Read a field by name, or a default where it is None."""
         return super().get(_current_name(key), default)
+
+
+class StreamFeed:
+    """Gives a streamer the prompt, what every step of `generate` decodes to, and what it ends at.
+
+    Raises:
+        ValueError: the call has several items, of which a streamer could show one.
+    """
+
+    def __init__(
+        self,
+        streamer: BaseStreamer,
+        model: "MDMGenerationMixin",
+        encoded: EncodedInputs,
+        inputs: dict[str, Tensor],
+    ) -> None:
+        batch = encoded.has_class.shape[0]
+        if batch != 1:
+            raise ValueError(
+                f"`streamer` shows one item, but this call writes {batch}: pass one, with "
+                "`num_return_sequences` = 1."
+            )
+        self.streamer, self.model, self.encoded, self.inputs = streamer, model, encoded, inputs
+        if "text" in encoded.modalities:
+            part = encoded.modalities["text"]
+            self.prompt = part.content.prompt()
+            streamer.put(part.target[self.prompt][None].cpu())
+
+    def step(self, info: StepInfo) -> None:
+        """Decode the estimates of a step and pass them on as a draft."""
+        if not hasattr(self.streamer, "put_draft"):
+            return
+        draft: dict[str, Tensor] = {}
+        if "text" in info.clean_estimates:
+            words = self.model.write_text(info.clean_estimates["text"], self.encoded)
+            draft["value"] = self._region(words)
+        if "image" in info.clean_estimates and hasattr(self.streamer, "put_image"):
+            estimate = info.clean_estimates["image"]
+            image = self.model.write_images(estimate, self.encoded, self.inputs)
+            draft["image"] = image.float().cpu()
+        if draft:
+            self.streamer.put_draft(**draft)
+
+    def end(self, output: MDMGenerateOutput) -> None:
+        """Pass on what is final."""
+        if output.sequences is not None:
+            self.streamer.put(self._region(output.sequences))
+        if output.images is not None and hasattr(self.streamer, "put_image"):
+            self.streamer.put_image(output.images.float().cpu())
+        self.streamer.end()
+
+    def _region(self, words: Tensor) -> Tensor:
+        """Words (1, t) without the prompt, up to the first `<end>`."""
+        content = self.encoded.content["text"]
+        region = words[content.valid & ~self.prompt]
+        end = (region == self.model.config.eos_token_id).nonzero()
+        return (region[: int(end[0]) + 1] if len(end) else region)[None].cpu()
 
 
 __all__ = ["MDMGenerateOutput"]

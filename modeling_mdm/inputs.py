@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
-from .sequence import ModalityContent
-from .vae import MDMVAE, patchify
-from .vq import VQFrontEnd
+from .content import ModalityContent
+from .vae import MDMVAE, VQFrontEnd, patchify
 
 NOTHING_PASSED = "Neither `input_ids` nor `pixel_values` was given: pass text, images or both."
 

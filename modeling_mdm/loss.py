@@ -15,20 +15,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
+from .content import ModalityContent
 from .diffusion import NoiseSchedule
+from .distributed import num_processes, sum_counts
 from .inputs import EncodedInputs, lay_out_content
-from .mode_head import asking
 from .precision import at_least_float32
-from .processes import num_processes, sum_counts
 from .score_entropy import (
     denoising_weight,
     gaussian_score_entropy,
     trajectory_score_entropy,
     vocabulary_score_entropy,
 )
-from .sequence import ModalityContent
-from .tallies import MEANS, Tallies
 from .vae import MDMVAE, kl_divergence
+
+# The means that the loss is made of; `Tallies` keeps what each is over.
+MEANS = (
+    *("loss_se_text", "loss_se_image", "loss_se_prediction_text", "loss_se_prediction_image"),
+    *("loss_rec_text", "loss_rec_image", "loss_kl_text", "loss_kl_image", "loss_mode"),
+)
+
+
+class Tallies:
+    """Sum and count of every item for each of `MEANS`, from which any mean of items follows.
+
+    A mean over many batches is not the mean of theirs: some have fewer positions than others.
+    """
+
+    def __init__(self, items: Tensor) -> None:
+        self.values = torch.zeros(len(items), len(MEANS), 2, device=items.device)  # items: (b,)
+
+    def add(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Take in values (b, n) or (b,) where the mask is true, and how many these are."""
+        if mask.dim() == 1:
+            values, mask = values[:, None], mask[:, None]
+        own = torch.stack([torch.where(mask, values.detach(), 0), mask], dim=-1)  # (b, n, 2)
+        self.values[:, MEANS.index(name)] += own.float().sum(1)
 
 
 @dataclass
@@ -105,6 +126,17 @@ def count_items_in_batches(
     """
     counts = [count_items(config, lay_out_content(config.patch_size, batch)) for batch in batches]
     return sum_counts({name: sum(each[name] for each in counts) for name in counts[0]})
+
+
+def asking(content: dict[str, ModalityContent]) -> Tensor:
+    """Items that teach the head, (b,) bool: they give something, but no part of what they write."""
+    parts = content.values()
+    written = torch.stack([part.noisy.any(-1) for part in parts]).any(0)
+    given = torch.stack([(part.valid & part.given).any(-1) for part in parts]).any(0)
+    in_part = torch.stack(
+        [(part.valid & part.given & ~part.prompt()).any(-1) for part in parts]
+    ).any(0)
+    return written & given & ~in_part
 
 
 def loss_counts(

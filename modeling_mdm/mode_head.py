@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fingerprint import weights_fingerprint
+from .content import ModalityContent
+from .generation_regions import GENERATION_MODES, Inputs
 from .inputs import EncodedInputs
-from .past_turns import PastTurns, last_given, read_given
-from .regions import GENERATION_MODES, Inputs
-from .sequence import ModalityContent, take_part
-from .tallies import Tallies
+from .loss import Tallies, asking
+from .past_turns import PastTurns, last_given, read_given, weights_fingerprint
+from .sequence import take_part
 
 if TYPE_CHECKING:
     from .modeling_mdm import MDMForJointGeneration
@@ -58,17 +58,6 @@ class ModeHead(nn.Module):
             found.append(hidden_states.masked_fill(~read[..., None], LOWEST))
         logits: Tensor = self.out_proj(torch.cat(found, dim=1).amax(1))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def asking(content: dict[str, ModalityContent]) -> Tensor:
-    """Items that teach the head, (b,) bool: they give something, but no part of what they write."""
-    parts = content.values()
-    written = torch.stack([part.noisy.any(-1) for part in parts]).any(0)
-    given = torch.stack([(part.valid & part.given).any(-1) for part in parts]).any(0)
-    in_part = torch.stack(
-        [(part.valid & part.given & ~part.prompt()).any(-1) for part in parts]
-    ).any(0)
-    return written & given & ~in_part
 
 
 def mode_loss(

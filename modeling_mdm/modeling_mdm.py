@@ -19,10 +19,14 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
+from .cache import PromptCache
 from .configuration_mdm import MDMConfig
+from .content import ModalityContent
 from .decoder import MDMDecoder, StartTokens, TimeEmbedding, ZeroLinear, recorded_states
 from .diffusion import NoiseSchedule, add_noise
+from .distributed import num_processes
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin, usual_length_unsaid
+from .hub import MODEL_TAGS, name_code, write_model_card
 from .inputs import (
     MODEL_INPUTS,
     NOTHING_PASSED,
@@ -36,25 +40,21 @@ from .inputs import (
 )
 from .loss import (
     Prediction,
+    Tallies,
     diffusion_losses,
     loss_counts,
     reconstruction_losses,
     total_loss,
 )
+from .matmul import project
 from .mode_head import ModeHead, mode_loss
 from .precision import at_least_float32
-from .processes import num_processes
-from .products import project
-from .prompt_cache import PromptCache
-from .randomness import Randomness
 from .score_entropy import vocabulary_log_ratio
 from .scoring import MDMScoringMixin
 from .selection import ScoreEntropyHead
-from .sequence import JointSequence, ModalityContent, drop_prompt
-from .sharing import MODEL_TAGS, name_code, write_model_card
-from .tallies import Tallies
-from .vae import MDMVAE, LatentStatistics
-from .vq import VQFrontEnd
+from .sequence import JointSequence, drop_prompt
+from .training_step import Randomness
+from .vae import MDMVAE, LatentStatistics, VQFrontEnd
 
 logger = logging.get_logger(__name__)
 

@@ -8,16 +8,20 @@ it is when the conversation goes on: a call reads only the turns that are new.
 Axes: b batch, n positions of one modality, m those of them that were read.
 """
 
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .cache import PromptCache
+from .content import ModalityContent
+from .generation_regions import GENERATION_MODES
 from .inputs import EncodedInputs
-from .prompt_cache import PromptCache
-from .regions import GENERATION_MODES
-from .sequence import JointSequence, ModalityContent, SequencePart, take_part
+from .sequence import JointSequence, SequencePart, take_part
 
 if TYPE_CHECKING:
     from .modeling_mdm import MDMForJointGeneration
@@ -252,3 +256,82 @@ def _given_before(encoded: EncodedInputs, stop: Tensor) -> dict[str, dict[str, T
             value = value.gather(1, index[..., None].expand(-1, -1, value.shape[-1]))
             found[g][name] = value.masked_fill(~real[..., None], 0)
     return found
+
+
+BLOCK = 64  # whole numbers that are summed without weights
+SMALL = 1 << 15  # numbers; smaller tensors are joined first
+_INTERNALS = set(vars(nn.Module()))
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> bytes:
+    """Give 16 bytes, equal for equal weights under equal settings, in a copy of the model too.
+
+    Weights that cannot be seen now, because they are offloaded, give other bytes at every call.
+    """
+    tensors = list(_plain_tensors([*model.parameters(), *model.buffers()]))
+    if any(tensor.is_meta for tensor in tensors):
+        return os.urandom(16)
+    small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    large = []
+    for tensor in tensors:
+        if tensor.numel() < SMALL:
+            small.setdefault((tensor.dtype, tensor.device), []).append(tensor.reshape(-1))
+        else:
+            large.append(tensor)
+    sums = [_sum_of_bits(tensor) for tensor in [*large, *map(torch.cat, small.values())]]
+    digest = hashlib.blake2b(repr(_settings(model)).encode(), digest_size=16)
+    digest.update(repr([tuple(tensor.shape) for tensor in tensors]).encode())
+    for device in dict.fromkeys(value.device for value in sums):
+        own = torch.stack([value for value in sums if value.device == device])
+        digest.update(repr(own.tolist()).encode())
+    return digest.digest()
+
+
+def _plain_tensors(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that quantised, sharded and other tensors are made of."""
+    for tensor in tensors:
+        tensor = getattr(tensor, "ds_tensor", tensor)  # ZeRO-3's share of a weight
+        if hasattr(tensor, "__tensor_flatten__"):
+            parts = (getattr(tensor, name) for name in tensor.__tensor_flatten__()[0])
+            # A mesh of processes is among the parts of a sharded one.
+            yield from _plain_tensors(part for part in parts if isinstance(part, Tensor))
+        else:
+            yield tensor.detach()
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    """Sum the bits of a tensor as whole numbers, blocks of them weighted by place; 0-dim long."""
+    if tensor.storage_offset() * tensor.element_size() % 8:  # part of another, between words
+        tensor = tensor.clone()
+    octets = tensor.contiguous().view(-1).view(torch.uint8)
+    whole = octets.numel() // (8 * BLOCK) * (8 * BLOCK)
+    blocks = octets[:whole].view(torch.int64).view(-1, BLOCK).sum(-1)
+    rest = octets[whole:].long()
+    numbers = torch.cat([blocks, rest])
+    # Odd weights: a product with one loses no bit.
+    weights = torch.arange(1, 2 * len(numbers), 2, device=tensor.device)
+    return (numbers * weights).sum()
+
+
+def _settings(model: nn.Module) -> list[Any]:
+    """What modules beside torch's own are set to (active adapters, their scales), and hooks."""
+    found: list[Any] = [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")]
+    for name, module in model.named_modules():
+        found += (name, *module._forward_hooks, *module._forward_pre_hooks)
+        if name and not type(module).__module__.startswith("torch."):
+            found += [
+                (key, value)
+                for key, value in vars(module).items()
+                if key not in _INTERNALS and _is_plain(value)
+            ]
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is numbers and names, and shows as the same in a copy."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, bool | int | float | str | None)

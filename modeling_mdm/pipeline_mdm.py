@@ -3,15 +3,16 @@
 """The pipeline of joint generation: text and pictures in, text, pictures or both at once out."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.pipelines.base import Pipeline
 
 from .matching import check_processor
-from .request import is_list, is_picture
 
 # What goes to the processor; everything else goes to `generate`.
 PROCESSOR_OPTIONS = (
@@ -169,11 +170,19 @@ def _read_request(request: dict[str, Any]) -> dict[str, Any]:
             f"text has {first!r:.60}; pass messages with role and content, or text=[...] and "
             "images=[...]."
         )
-    if not isinstance(first, str) and (is_picture(first) or _holds_pictures(first)):
+    if not isinstance(first, str) and (_is_picture(first) or _holds_pictures(first)):
         if request["images"] is not None:
             raise ValueError(f"text is {text!r:.60}; pass words there, and pictures as images=.")
         return request | {"text": None, "images": text}
     return request
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value that is no string is one picture, or names one."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        is_of_names = isinstance(value, np.ndarray) and value.dtype.kind in "UO"
+        return value.ndim < 4 and not is_of_names
+    return isinstance(value, Image.Image | Path | bytes)
 
 
 def _holds_pictures(value: Any) -> bool:
@@ -184,7 +193,8 @@ def _holds_items(value: Any) -> bool:
     """Whether a value is of several items: a list, or a stack of pictures or classes."""
     if isinstance(value, np.ndarray | torch.Tensor):
         return value.ndim in (1, 4)
-    return is_list(value) and not is_picture(value)
+    is_single = isinstance(value, str | Mapping | set) or _is_picture(value)
+    return isinstance(value, Iterable) and not is_single
 
 
 def _is_chat(text: Any) -> bool:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .prompt_cache import LayerCache
-from .scans import add_rows, gather_rows, merge, reorder
+from .cache import LayerCache
+from .scan_orders import add_rows, gather_rows, merge, reorder
 
 # A CPU runs as many scans at once as have this many numbers: more of them in new memory, and out of
 # its caches, cost more than one pass after the other.

@@ -20,18 +20,19 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 
-from .bfloat16 import warn_if_computes_emulated
+from .cache import PromptCache
 from .checks import choice, flag, integer, number
 from .configuration_mdm import MDMConfig
+from .content import ModalityContent
 from .diffusion import MAX_LOG_SNR
+from .generation_regions import GENERATION_MODES, open_content
+from .generation_sampling import written
 from .inputs import EncodedInputs, check_inputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, standard_error, time_of
 from .past_turns import read_part
-from .prompt_cache import PromptCache
-from .regions import GENERATION_MODES, open_content
-from .sampling import written
+from .precision import warn_if_computes_emulated
 from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
-from .sequence import ModalityContent, SequencePart, take_part
+from .sequence import SequencePart, take_part
 
 if TYPE_CHECKING:
     from .modeling_mdm import Denoised

@@ -15,11 +15,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .products import multiply
+from .matmul import multiply
 from .ssd_factored import MAX_FACTORED_DECAY, into_chunks, ssd_factored, state_dtype
-from .ssd_kernels import INTERPRETED
 from .ssd_mamba import load_kernels, ssd_mamba
 from .ssd_triton import MAX_STATE, MAX_WIDTH, ssd_triton
+from .ssd_triton_kernels import INTERPRETED
 
 
 def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .products import add_product, is_faster_alone, multiply
+from .matmul import add_product, is_faster_alone, multiply
 
 # Half of the range of a block's decay is exponentiated: exp(60) in float32 leaves room for products
 # of 1e12 (exp(88) overflows).

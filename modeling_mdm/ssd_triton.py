@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ssd_kernels import (
+from .ssd_triton_kernels import (
     INTERPRETED,
     input_gradient_kernel,
     scan_kernel,

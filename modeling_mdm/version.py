@@ -4,6 +4,11 @@
 
 import re
 
+import transformers
+from transformers.utils import logging
+
+logger = logging.get_logger("modeling_mdm")
+
 __version__ = "0.1.0"
 
 # The first version whose checkpoints this one reads. It rises when weights or settings get other
@@ -48,4 +53,14 @@ def check_readable(written_by: str) -> None:
             f"than this one, {__version__}: upgrade by pip install --upgrade modeling-mdm, or load "
             "it by the code beside it, with trust_remote_code=True in a process that does not "
             "import modeling_mdm."
+        )
+
+
+def warn_if_untested(installed: str = transformers.__version__) -> None:
+    """Say, once in a process, that a version of transformers is newer than those tested."""
+    if numbers(installed)[:2] > numbers(TESTED_TRANSFORMERS):
+        logger.warning_once(
+            f"transformers {installed} is newer than {TESTED_TRANSFORMERS}, the newest that this "
+            "code of modeling-mdm was tested with. If anything fails, upgrade modeling-mdm or "
+            f"install transformers=={TESTED_TRANSFORMERS}.*"
         )

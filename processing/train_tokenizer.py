@@ -308,7 +308,7 @@ def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
     Raises:
         ValueError: if it holds neither.
     """
-    from modeling_mdm.training.data import load_training_data
+    from modeling_mdm.data.pictures import load_training_data
     from modeling_mdm.training.train import pairs
 
     columns = pairs("columns", arguments.columns)
@@ -348,8 +348,8 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments]:
 
 def run(arguments: ScriptArguments) -> None:
     """Train the tokenizer and save the processor."""
-    from modeling_mdm.image_processing_mdm import MDMImageProcessor
-    from modeling_mdm.processing_mdm import MDMProcessor
+    from modeling_mdm.processor.image_processing_mdm import MDMImageProcessor
+    from modeling_mdm.processor.processing_mdm import MDMProcessor
 
     require_writable("output_dir", arguments.output_dir)
     texts, num_classes = read_texts(arguments)

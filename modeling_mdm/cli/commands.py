@@ -17,9 +17,9 @@ import torch
 from PIL import ImageOps
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, MDMStreamer
-from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
-from modeling_mdm.image_processing_pil_mdm import open_picture
 from modeling_mdm.matching import check_processor
+from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
+from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."

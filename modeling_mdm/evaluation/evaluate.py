@@ -26,7 +26,8 @@ import torch
 import transformers
 
 from mdm_cli.places import require_place, require_writable_file
-from modeling_mdm.bfloat16 import autocast, describe_processor, load_dtype, use_bfloat16
+from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.pictures import load_training_data
 from modeling_mdm.evaluation.figures import (
     CaptioningFigures,
     JointFigures,
@@ -39,10 +40,9 @@ from modeling_mdm.evaluation.figures import (
 from modeling_mdm.evaluation.judge import JudgeNetwork
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.processing_mdm import MDMProcessor
-from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
-from modeling_mdm.training.data import load_training_data
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 TASKS = ("text_to_image", "captioning", "joint")

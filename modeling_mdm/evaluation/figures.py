@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.pictures import PictureDataset
 from modeling_mdm.evaluation.judge import JudgeNetwork
-from modeling_mdm.training.captions import CaptionTable
-from modeling_mdm.training.data import PictureDataset
 
 NUM_EXAMPLES = 10
 

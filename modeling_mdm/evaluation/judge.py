@@ -33,10 +33,10 @@ from tqdm.auto import tqdm
 
 from mdm_cli.endings import perform
 from mdm_cli.places import require_folder, require_writable
-from modeling_mdm.bfloat16 import autocast, describe_processor, use_bfloat16
-from modeling_mdm.image_processing_pil_mdm import upright
+from modeling_mdm.data.pictures import PictureDataset, load_training_data
+from modeling_mdm.precision import autocast, describe_processor, use_bfloat16
+from modeling_mdm.processor.image_processing_pil_mdm import upright
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
-from modeling_mdm.training.data import PictureDataset, load_training_data
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "judge.json"

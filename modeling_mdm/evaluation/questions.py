@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.training.conversations import answer_parts
+from modeling_mdm.data.conversations import answer_parts
 
 
 @torch.no_grad()

@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 
 from mdm_cli.endings import perform
 from mdm_cli.places import require_writable_file
-from modeling_mdm.bfloat16 import autocast, load_dtype, use_bfloat16
+from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.pictures import PictureDataset, load_training_data
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.processing_mdm import MDMProcessor
-from modeling_mdm.training.captions import CaptionTable
+from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
-from modeling_mdm.training.data import PictureDataset, load_training_data
 from modeling_mdm.training.loading import load_pretrained
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from modeling_mdm.bfloat16 import default_device, use_bfloat16
+from modeling_mdm.precision import default_device, use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 
 

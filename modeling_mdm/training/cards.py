@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from mdm_cli.places import is_hub_id
-from modeling_mdm.sharing import MODEL_TAGS
+from modeling_mdm.hub import MODEL_TAGS
 
 LOAD_ADAPTERS = """import peft
 

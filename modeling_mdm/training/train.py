@@ -32,17 +32,17 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from mdm_cli.interrupts import unwinding
 from mdm_cli.places import require_file, require_writable
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
+from modeling_mdm.data.lengths import check_text, check_texts
+from modeling_mdm.data.pictures import PictureDataset, load_training_data
+from modeling_mdm.data.streams import MixedStream, read_recipe
+from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoint, list_checkpoints
 from modeling_mdm.training.command_line import read_command_line
-from modeling_mdm.training.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
-from modeling_mdm.training.data import PictureDataset, load_training_data
-from modeling_mdm.training.lengths import check_text, check_texts
 from modeling_mdm.training.loading import load_pretrained
-from modeling_mdm.training.streams import MixedStream, read_recipe
-from modeling_mdm.training.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
 
 # Of `DataArguments`, what a recipe of streams has no use for.

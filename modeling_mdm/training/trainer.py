@@ -27,12 +27,12 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_utils import TrainOutput, has_length, rotate_checkpoints
 from transformers.utils import logging
 
-from modeling_mdm.bfloat16 import describe_processor, warn_if_emulated
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.data.tasks import SeededItems
 from modeling_mdm.loss import combine_tallies, count_items_in_batches
 from modeling_mdm.matching import check_processor
-from modeling_mdm.precision import cast_parameters_alike
-from modeling_mdm.processing_mdm import MDMProcessor
+from modeling_mdm.precision import cast_parameters_alike, describe_processor, warn_if_emulated
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.carried_code import replace_code_by_signpost
 from modeling_mdm.training.checkpoints import (
@@ -45,7 +45,6 @@ from modeling_mdm.training.checkpoints import (
 from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
 from modeling_mdm.training.item_noise import ITEM_SEEDS, WithItemSeeds, draw_for_items
 from modeling_mdm.training.passes import START, EndlessStream
-from modeling_mdm.training.tasks import SeededItems
 
 logger = logging.get_logger(__name__)
 
@@ -592,7 +591,7 @@ def fixed_random_state(seed: int) -> Iterator[None]:
 
 def joint_sample_sheet(model: Any, processor: Any, args: MDMTrainingArguments) -> Image.Image:
     """Draw pictures with their captions from nothing, and lay them out on one sheet."""
-    from modeling_mdm.evaluation.pictures import contact_sheet
+    from modeling_mdm.display.pictures import contact_sheet
 
     inputs = processor(generate="joint", return_tensors="pt").to(model.device)
     out = model.generate(

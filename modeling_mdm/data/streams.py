@@ -1,0 +1,409 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Streams of items from several sources: read as they come, never whole, and gone on with exactly.
+
+Axis legend: height, width.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+from mdm_cli.places import require_place
+from modeling_mdm.data.damage import check_max_skipped, check_skipped
+from modeling_mdm.data.shards import (
+    PEEKED,
+    Row,
+    alternatives,
+    pick,
+    read_image,
+    read_label,
+    read_messages,
+    read_text,
+    readers,
+)
+from modeling_mdm.processor.image_processing_pil_mdm import upright
+
+logger = logging.get_logger(__name__)
+
+BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
+# Samples from which on a share of them says something.
+JUDGED_FROM = 200
+ROLES = ("image", "text", "prompt", "label", "messages")
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """Where items come from.
+
+    Args:
+        path: an id on the Hub, a folder, or a builder of `datasets` such as `"parquet"` or
+            `"webdataset"` (tar shards), with `data_files`.
+        weight: how often it is drawn from, beside the others; > 0.
+        columns: its columns by role: image, text, prompt, label, messages. Of `messages`, the first
+            question is the prompt and its answer the text. Several columns, of which an item has
+            one, are written as WebDataset does, `"jpg;png"`, or as a list.
+        split: the split to read.
+        name: configuration of the set, where it has several.
+        data_files: files or patterns.
+
+    Raises:
+        ValueError: if weight is not above 0, or a role is unknown.
+    """
+
+    path: str
+    weight: float = 1.0
+    columns: Mapping[str, str | list[str]] = field(
+        default_factory=lambda: {"image": "image", "text": "text"}
+    )
+    split: str = "train"
+    name: str | None = None
+    data_files: Any = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.weight) and self.weight > 0):
+            raise ValueError(f"weight={self.weight} of {self.path!r} must be > 0.")
+        if not self.columns or (unknown := sorted(set(self.columns) - set(ROLES))):
+            unknown = sorted(set(self.columns) - set(ROLES))
+            raise ValueError(f"columns of {self.path!r} has the roles {unknown}: use {[*ROLES]}.")
+
+    def open(self, number: int = 0) -> Any:
+        """Return a stream of raw items, `{role: value}` in one pickled column `row`.
+
+        Nothing is decoded, and `datasets` is not shown what they hold: it would take the types of
+        the first items for those of all.
+
+        `source` is the number of this source, `name` and `fault` say what an item is called and
+        why it cannot be read, `holds` which columns have a value.
+
+        Raises:
+            ValueError: if there is no such split, or none of the columns of a role.
+        """
+        import datasets
+
+        require_place("path", self.path)
+        builder = datasets.load_dataset_builder(self.path, self.name, data_files=self.data_files)
+        by_role = {role: alternatives(names) for role, names in self.columns.items()}
+        found = readers(builder, self.split)
+        if found is None:
+            stream = builder.as_streaming_dataset(split=self.split)
+            stream = self._undecoded(stream, by_role)
+            known = stream.column_names
+        else:
+            read, files = found
+            if not files:
+                splits = [*(builder.config.data_files or {})]
+                raise ValueError(f"split={self.split!r} of {self.path!r}: there are {splits}.")
+            stream = datasets.IterableDataset.from_generator(
+                _rows, _opaque(), gen_kwargs={"read": read, "files": files}
+            )
+            peeked = (row for file in files for row in read(file) if row.fault is None)
+            known = {name for row in islice(peeked, PEEKED) for name in row.values}
+        for role, names in by_role.items():
+            if known and not set(names) & set(known):
+                shown = sorted(name for name in known if name != "__folder__")
+                raise ValueError(
+                    f"columns of {self.path!r} names {names} as its {role}: there are {shown}."
+                )
+        is_read = found is not None
+
+        def rename(row: dict[str, Any]) -> dict[str, bytes]:
+            if is_read:
+                values, name, fault = pickle.loads(row["row"])
+            else:
+                values, name, fault = row, _path_of(pick(row, by_role.get("image", []))), None
+            raw = {
+                **{role: pick(values, by_role.get(role, [])) for role in ROLES},
+                "source": number,
+                "folder": values.get("__folder__", ""),
+                "holds": [name for name, value in values.items() if value is not None],
+                "name": name,
+                "fault": fault,
+            }
+            return {"row": pickle.dumps(raw)}
+
+        return stream.map(rename, remove_columns=stream.column_names, features=_opaque())
+
+    @staticmethod
+    def _undecoded(stream: Any, by_role: Mapping[str, list[str]]) -> Any:
+        """Leave pictures and texts as the bytes that they are."""
+        import datasets
+
+        features = stream.features or {}
+        for role, names in by_role.items():
+            for name in names:
+                if role == "image" and (not features or name in features):
+                    stream = stream.cast_column(name, datasets.Image(decode=False))
+                elif role in ("text", "prompt") and is_string(features.get(name)):
+                    stream = stream.cast_column(name, datasets.Value("binary"))
+        return stream
+
+
+def _rows(read: Callable[[str], Iterator[Row]], files: list[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for row in read(file):
+            yield {"row": pickle.dumps(tuple(row))}
+
+
+def _opaque() -> Any:
+    import datasets
+
+    return datasets.Features({"row": datasets.Value("binary")})
+
+
+def _path_of(image: Any) -> str | None:
+    return image.get("path") if isinstance(image, dict) else None
+
+
+def is_string(feature: Any) -> bool:
+    """Tell whether a feature of `datasets` is a text."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def read_recipe(path: str | Path) -> list[StreamSource]:
+    """Read the sources of a mixture from a YAML file: a list of `StreamSource`'s fields.
+
+    Raises:
+        ValueError: if it is no such list, or has unknown keys.
+    """
+    import yaml
+
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    known = {f.name for f in fields(StreamSource)}
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"path={str(path)!r} must hold a list of sources.")
+    for entry in content:
+        if unknown := sorted(set(entry) - known):
+            raise ValueError(f"path={str(path)!r} has the unknown keys {unknown}: use {[*known]}.")
+    return [StreamSource(**entry) for entry in content]
+
+
+class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """Items of several sources, drawn by weight, until the first source is at its end.
+
+    A sample that cannot be read is skipped, counted in `skipped` and warned of by its name; one
+    that lacks what a role of its source names is given without it, counted in `lacking` and warned
+    of once. `state_dict` and `load_state_dict` go on in the middle, with no item twice and none
+    lost; so does a trainer that is resumed. What is drawn for an item depends on its `seed`, which
+    depends on (seed, epoch, place in the stream).
+
+    Args:
+        sources: at least one.
+        size: (height, width) that pictures are for: they are cut, at the middle, to this ratio of
+            sides, so that resizing does not stretch them. None leaves them as they are.
+        seed: seed of the mixture and of items, >= 0.
+        batch_size: items of like length come in groups of this size.
+        buckets: groups that are sorted by length together; 0 keeps the order of the stream.
+        max_skipped: share of the samples that may be skipped, of all that were read at the end of a
+            pass, and before it of those or of `JUDGED_FROM`, whichever are more.
+        check_text: raises a ValueError for a text or a prompt that is to be skipped.
+
+    Raises:
+        ValueError: if sources is empty, or batch_size, buckets or max_skipped is out of range.
+        TooManySkippedError: when iterated, if more is skipped.
+    """
+
+    def __init__(
+        self,
+        sources: list[StreamSource],
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        batch_size: int = 1,
+        buckets: int = 0,
+        max_skipped: float = 1.0,
+        check_text: Callable[[str], None] | None = None,
+    ) -> None:
+        check_max_skipped(max_skipped)
+        if not sources:
+            raise ValueError("sources is empty: name at least one.")
+        if batch_size < 1 or buckets < 0:
+            raise ValueError(f"batch_size={batch_size} must be >= 1 and buckets={buckets} >= 0.")
+        self.sources, self.size, self.seed = sources, size, seed
+        self.batch_size, self.block = batch_size, max(1, batch_size * buckets)
+        # In shared memory: workers read the one and write the other.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.max_skipped, self.check_text = max_skipped, check_text
+        self._skipped = torch.zeros(len(sources), dtype=torch.int64).share_memory_()
+        self._lacking = torch.zeros(len(sources), len(ROLES), dtype=torch.int64).share_memory_()
+        self._num_read = 0
+        self._names: list[str] = []
+        self._state: dict[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and with it the seeds of items."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many samples of each source could not be read."""
+        counts: dict[str, int] = {}
+        for source, count in zip(self.sources, self._skipped.tolist(), strict=True):
+            counts[source.path] = counts.get(source.path, 0) + count
+        return counts
+
+    @property
+    def lacking(self) -> dict[str, int]:
+        """How many samples were given without a picture, a text and so on that a role names."""
+        counts = zip(ROLES, self._lacking.sum(0).tolist(), strict=True)
+        return {role: count for role, count in counts if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where in the stream the last item was given out; of use to `load_state_dict`."""
+        return dict(self._state or BEGINNING)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin the next pass where `state_dict` was called."""
+        self._start = dict(state)
+
+    def _open(self) -> Any:
+        import datasets
+
+        streams = [source.open(number) for number, source in enumerate(self.sources)]
+        if len(streams) == 1:
+            return streams[0]
+        weights = np.array([source.weight for source in self.sources])
+        seed = int(np.random.SeedSequence((self.seed, int(self._epoch))).generate_state(1)[0])
+        shares = (weights / weights.sum()).tolist()
+        return datasets.interleave_datasets(streams, probabilities=shares, seed=seed)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError(
+                f"dataloader_num_workers={worker.num_workers}: a stream has one order, use 0 or 1."
+            )
+        stream = self._open()
+        start, self._start = self._start, None
+        if start is not None and "skipped" in start:
+            self._skipped.copy_(torch.tensor(start["skipped"]))
+            self._lacking.copy_(torch.tensor(start["lacking"]))
+            self._num_read = start["read"]
+        start = start or BEGINNING
+        if start["stream"] is not None:
+            stream.load_state_dict(start["stream"])
+        place, given = start["place"], start["given"]
+        rows = iter(stream)
+        while True:
+            here = {
+                "stream": stream.state_dict() if place else start["stream"],
+                "place": place,
+                "read": self._num_read,
+                "skipped": self._skipped.tolist(),
+                "lacking": self._lacking.tolist(),
+            }
+            block, place, is_over = self._read_block(rows, place)
+            for number, item in enumerate(self._in_buckets(block, here["place"])):
+                if number >= given:
+                    self._state = {**here, "given": number + 1}
+                    yield item
+            given = 0
+            if is_over:
+                return
+
+    def _read_block(
+        self, rows: Iterator[dict[str, Any]], place: int
+    ) -> tuple[list[dict[str, Any]], int, bool]:
+        """Read so many good items, and say the next place and whether the stream is over."""
+        block: list[dict[str, Any]] = []
+        while len(block) < self.block:
+            try:
+                row = pickle.loads(next(rows)["row"])
+            except StopIteration:
+                self._check_skipped(self._num_read)
+                return block, place, True
+            except Exception as error:
+                paths = ", ".join(repr(source.path) for source in self.sources)
+                raise ValueError(
+                    f"{paths} cannot be read on after sample {place} ({error}): mend or remove the "
+                    "file that is damaged."
+                ) from error
+            self._num_read += 1
+            if (item := self._read(row, place)) is not None:
+                block.append(item)
+            place += 1
+        return block, place, False
+
+    def _read(self, row: dict[str, Any], place: int) -> dict[str, Any] | None:
+        """Decode one row; None, with a warning, where it is damaged."""
+        called = f"sample {place}, of {self.sources[row['source']].path!r}"
+        called += f", {row['name']}," if row["name"] else ","
+        try:
+            item = self._decode(row)
+        except Exception as error:  # whatever a decoder raises, a run of weeks goes on
+            self._skip(row, called, error)
+            return None
+        self._count_lacking(row, called)
+        entropy = np.random.SeedSequence((self.seed, int(self._epoch), place))
+        return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
+
+    def _decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["fault"] is not None:
+            raise ValueError(row["fault"])
+        values = {role: row[role] for role in ("text", "prompt")}
+        if messages := read_messages(row["messages"]):
+            first, second = messages[:2]
+            values = {"prompt": first["content"], "text": second["content"]}
+        item: dict[str, Any] = {role: read_text(value, role) for role, value in values.items()}
+        for text in item.values():
+            if text is not None and self.check_text is not None:
+                self.check_text(text)
+        item["label"] = read_label(row["label"])
+        item["image"] = read_image(row["image"], row["folder"])
+        if item["image"] is None and item["text"] is None:
+            raise ValueError("it holds neither a picture nor a text")
+        if item["image"] is not None and self.size is not None:
+            item["image"] = crop_to_ratio(item["image"], self.size)
+        return item
+
+    def _skip(self, row: dict[str, Any], called: str, error: Exception) -> None:
+        self._skipped[row["source"]] += 1
+        self._names.append(f"{called[:-1]}: {error}")
+        logger.warning(f"{called} is skipped: {error}.")
+        self._check_skipped(max(self._num_read, JUDGED_FROM))
+
+    def _check_skipped(self, total: int) -> None:
+        check_skipped(int(self._skipped.sum()), total, self.max_skipped, self._names)
+
+    def _count_lacking(self, row: dict[str, Any], called: str) -> None:
+        """Count the roles that a sample has nothing for, and warn of the first sample of each."""
+        for role, columns in self.sources[row["source"]].columns.items():
+            if row[role] is not None:
+                continue
+            self._lacking[row["source"], ROLES.index(role)] += 1
+            if self._lacking[row["source"], ROLES.index(role)] == 1:
+                names = alternatives(columns)
+                logger.warning(
+                    f"{called} has no {role} ({' or '.join(names)}) and is used without; it holds "
+                    f"{row['holds']}. A role may name several columns, as in {role}: 'jpg;png'. "
+                    "Further samples like this are counted alone."
+                )
+
+    def _in_buckets(self, block: list[dict[str, Any]], place: int) -> list[dict[str, Any]]:
+        """Sort by length, cut into groups, and shuffle the groups."""
+        if self.block == 1:
+            return block
+        block = sorted(block, key=lambda item: len(item["prompt"] or "") + len(item["text"] or ""))
+        starts = list(range(0, len(block), self.batch_size))
+        np.random.default_rng((self.seed, int(self._epoch), place)).shuffle(starts)
+        return [item for start in starts for item in block[start : start + self.batch_size]]
+
+
+def crop_to_ratio(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Cut the middle out of a picture, as large as possible in the ratio of (height, width)."""
+    image = upright(image)
+    height, width = size
+    scale = min(image.height / height, image.width / width)
+    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    left, top = (image.width - wide) // 2, (image.height - tall) // 2
+    return image.crop((left, top, left + wide, top + tall))

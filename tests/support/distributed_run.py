@@ -1,0 +1,153 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the tiny digits model in as many processes as a launcher starts, and reports.
+
+All that is random in a training step is drawn for each item from its own seed, so that runs with
+different numbers of processes can be compared number by number.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from tiny_digits import CAPTIONS, MAX_TEXT_LENGTH, make_config
+
+from modeling_mdm.data.pictures import load_training_data
+from modeling_mdm.data.tasks import MDMDataCollator, TaskMixture
+from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processor.processing_mdm import MDMProcessor
+from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments
+
+PATCHES = 4
+LATENT = 4
+
+
+class NoisyCollator(MDMDataCollator):
+    """Adds the noise of the step, drawn for each item, and drops a modality that nobody has."""
+
+    def __call__(self, items):
+        batch = super().__call__(items)
+        draws = [torch.Generator().manual_seed(item["seed"] % 2**62) for item in items]
+        lengths = {"text": MAX_TEXT_LENGTH, "image": PATCHES}
+
+        def normal():
+            return {
+                g: torch.stack([torch.randn(n, LATENT, generator=draw) for draw in draws])
+                for g, n in lengths.items()
+            }
+
+        batch |= {name: normal() for name in ("noise", "posterior_noise", "decoder_noise")}
+        batch["times"] = {
+            g: torch.cat([torch.rand(1, generator=draw) for draw in draws]) for g in lengths
+        }
+        batch["drop_prompt"] = torch.cat([torch.rand(1, generator=d) < 0.2 for d in draws])
+        batch |= {"keep": 1.0, "self_condition": False}
+        for mask, inputs in (
+            ("attention_mask", ("input_ids", "attention_mask", "text_given")),
+            ("pixel_attention_mask", ("pixel_values", "pixel_attention_mask", "image_given")),
+        ):
+            if mask in batch and not batch[mask].any():
+                batch = {name: value for name, value in batch.items() if name not in inputs}
+        return batch
+
+
+class CountingModel(MDMForJointGeneration):
+    """Counts the batches that lacked a modality."""
+
+    lacking = 0
+
+    def forward(self, *args, return_loss=True, **kwargs):
+        type(self).lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
+        return super().forward(*args, return_loss=return_loss, **kwargs)
+
+
+def evaluate(trainer, collator):
+    """Losses of the new model on nine items, with the noise that the trainer draws."""
+    usual, trainer.data_collator = trainer.data_collator, collator
+    metrics = trainer.evaluate()
+    trainer.data_collator = usual
+    return {name: value for name, value in metrics.items() if "loss" in name}
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Items of a set, in order."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        yield from (self.items[index] for index in range(len(self.items)))
+
+
+def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
+    """Train and return what there is to compare."""
+    processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
+    values = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.9,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "num_samples": 0,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "seed": 3,
+    }
+    args = MDMTrainingArguments(**{**values, **arguments})
+    torch.manual_seed(0)
+    model = CountingModel(make_config(len(processor.tokenizer)))
+    data = load_training_data("digits", captions=CAPTIONS, limit=limit)
+    trainer = MDMTrainer(
+        model,
+        args,
+        train_dataset=Stream(data) if streamed else data,
+        eval_dataset=load_training_data("digits", captions=CAPTIONS, limit=9),
+        data_collator=NoisyCollator(processor, TaskMixture(tasks)),
+        processing_class=processor,
+    )
+    evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
+    CountingModel.lacking = 0
+    trainer.train(resume)
+    trainer.save_model()
+    history = [h for h in trainer.state.log_history if "loss" in h]
+    lacking = torch.tensor([CountingModel.lacking])
+    return {
+        "processes": args.world_size,
+        "lacking": trainer.accelerator.gather(lacking).tolist(),
+        "history": {
+            h["step"]: {k: v for k, v in h.items() if "loss" in k or k == "grad_norm"}
+            for h in history
+        },
+        "evaluated": evaluated,
+        "random": trainer.accelerator.gather(torch.rand(1)).tolist(),
+    }
+
+
+def main():
+    """Do the runs that the command line describes in JSON; the first process reports.
+
+    A run that is "split" checks models that are split over the processes.
+    """
+    from sharded_run import check_all  # which has sizes from here
+
+    folder, runs = Path(sys.argv[1]), json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    for name, run in runs.items():
+        if run == "split":  # after a run, which has made the process group
+            (folder / name).mkdir(exist_ok=True)
+            agreed = [""] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(agreed, check_all(folder))
+            report = {"agreed": agreed}
+        else:
+            report = train(folder / name, **run)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            (folder / name / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

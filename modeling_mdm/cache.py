@@ -87,7 +87,9 @@ class PromptCache:
         for mine, theirs in zip(chosen.layers, self.layers, strict=True):
             mine.is_recording = theirs.is_recording
             mine.tensors = {name: t.index_select(0, index) for name, t in theirs.tensors.items()}
-        chosen.places = {g: places.index_select(0, index) for g, places in self.places.items()}
+        chosen.places = {
+            modality: places.index_select(0, index) for modality, places in self.places.items()
+        }
         return chosen
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+MODALITIES = ("text", "image")
+GENERATION_MODES = ("text", "image", "joint")  # what a reply may hold, as a mode head counts them
+
 
 @dataclass
 class ModalityContent:
@@ -74,3 +77,9 @@ class ModalityContent:
         places = torch.searchsorted(written, self.turn.contiguous())
         in_region = written.gather(1, places.clamp(max=max(0, noisy.shape[1] - 1))) == self.turn
         return self.valid & self.given & ~in_region
+
+
+def written(content: dict[str, ModalityContent]) -> dict[str, Tensor]:
+    """Positions to be written (b, n), of the modalities that have any."""
+    noisy = {modality: positions.noisy for modality, positions in content.items()}
+    return {modality: mask for modality, mask in noisy.items() if bool(mask.any())}

@@ -8,6 +8,7 @@ Axes: b batch, l positions of the joint sequence, n positions of one modality, d
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,33 @@ from torch import Tensor, nn
 from .block import MDMBlock, modulate, modulation_parts
 from .cache import PromptCache
 from .configuration_mdm import MDMConfig
-from .content import ModalityContent
+from .content import MODALITIES, ModalityContent
 from .precision import RMSNorm, at_least_float32
 from .sequence import JointSequence, build_sequence
 
-MODALITIES = ("text", "image")
+
+@dataclass
+class DecoderInputs:
+    """All that one evaluation of the decoder reads.
+
+    sequence: from `lay_out`, for this content, or a part of it.
+    content: by modality; latents count where given.
+    z_t: noisy latents (b, n, d) by modality, count where noisy.
+    times: (r,) by modality; r divides b, and b / r items that follow each other share one.
+    class_labels: (b,), -1 where there is none.
+    estimates: last clean estimates (b, n, d) by modality, or None.
+    keep: share of items that each scan reads.
+    cache: given positions that come before these; see [`PromptCache`].
+    """
+
+    sequence: JointSequence
+    content: dict[str, ModalityContent]
+    z_t: dict[str, Tensor]
+    times: dict[str, Tensor]
+    class_labels: Tensor
+    estimates: dict[str, Tensor] | None = None
+    keep: float = 1.0
+    cache: PromptCache | None = None
 
 
 def sinusoids(values: Tensor, size: int, longest: float) -> Tensor:
@@ -44,8 +67,8 @@ class StartTokens(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        for g in sorted(MODALITIES):  # the order in which seeds fill them
-            self.register_parameter(g, nn.Parameter(torch.zeros(hidden_size)))
+        for modality in sorted(MODALITIES):  # the order in which seeds fill them
+            self.register_parameter(modality, nn.Parameter(torch.zeros(hidden_size)))
 
     def forward(self, modality: str) -> Tensor:
         """Give one of them, (hidden,)."""
@@ -122,7 +145,7 @@ class MDMDecoder(nn.Module):
         self.config = config
         width = config.hidden_size
         inputs = config.latent_dim * (2 if config.self_conditioning else 1)
-        self.latent_proj = nn.ModuleDict({g: nn.Linear(inputs, width) for g in MODALITIES})
+        self.latent_proj = nn.ModuleDict({m: nn.Linear(inputs, width) for m in MODALITIES})
         self.place_embedding = nn.ModuleDict(
             {"text": PlaceEmbedding(1, width), "image": PlaceEmbedding(2, width)}
         )
@@ -130,7 +153,7 @@ class MDMDecoder(nn.Module):
         self.null_tokens = nn.Parameter(torch.zeros(config.num_null_tokens, width))
         self.start_tokens = StartTokens(width)
         self.time_embedding = TimeEmbedding(width)
-        self.time_token = nn.ModuleDict({g: nn.Linear(width, width) for g in MODALITIES})
+        self.time_token = nn.ModuleDict({m: nn.Linear(width, width) for m in MODALITIES})
         self.modulation = ZeroLinear(width, modulation_parts(config) * width)
         self.layers = nn.ModuleList(
             MDMBlock(config, index) for index in range(config.num_hidden_layers)
@@ -153,91 +176,65 @@ class MDMDecoder(nn.Module):
             content, has_class, has_null, num_null, grid, config.joint_scans, used
         )
 
-    def _embed(
-        self,
-        z_t: dict[str, Tensor],
-        estimates: dict[str, Tensor] | None,
-        content: dict[str, ModalityContent],
-        class_labels: Tensor,
-        clock: Tensor,
-        sequence: JointSequence,
-        cache: PromptCache | None,
-    ) -> Tensor:
+    def _embed(self, inputs: DecoderInputs, clock: Tensor) -> Tensor:
         """Embed special tokens and positions in storage order: (b, l, hidden)."""
-        batch, parts = class_labels.shape[0], []
+        sequence, labels = inputs.sequence, inputs.class_labels
+        batch, tokens = labels.shape[0], []
         clock = clock.repeat_interleave(batch // max(1, clock.shape[0]), dim=0)
         if sequence.has_given:
-            parts.append(self.class_embedding(class_labels.clamp(min=0))[:, None])
-            parts.append(self.null_tokens[: sequence.num_null].expand(batch, -1, -1))
-        for index, g in enumerate(MODALITIES, start=1):
-            if g not in content:
+            tokens.append(self.class_embedding(labels.clamp(min=0))[:, None])
+            tokens.append(self.null_tokens[: sequence.num_null].expand(batch, -1, -1))
+        for index, modality in enumerate(MODALITIES, start=1):
+            if modality not in inputs.content:
                 continue
-            part = content[g]
-            written = part.noisy[..., None]
-            latents = torch.where(written, z_t[g], part.latents)
-            if self.config.self_conditioning:
-                # What is given carries no estimate: its features never depend on what is noisy.
-                fed_back = (estimates or {}).get(g)
-                last = torch.zeros_like(latents) if fed_back is None else fed_back * written
-                latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
-            latents = latents.to(self.latent_proj[g].bias.dtype)
             if sequence.has_given:
-                parts.append(self.start_tokens(g).expand(batch, 1, -1))
+                tokens.append(self.start_tokens(modality).expand(batch, 1, -1))
             if sequence.has_noisy:
-                parts.append(self.time_token[g](clock[:, index, None]))
-            parts.append(self.latent_proj[g](latents) + self._places(g, part, cache))
-        return torch.cat([part.to(clock.dtype) for part in parts], dim=1)
+                tokens.append(self.time_token[modality](clock[:, index, None]))
+            tokens.append(self._embed_positions(modality, inputs))
+        return torch.cat([token.to(clock.dtype) for token in tokens], dim=1)
 
-    def _places(self, g: str, part: ModalityContent, cache: PromptCache | None) -> Tensor:
+    def _embed_positions(self, modality: str, inputs: DecoderInputs) -> Tensor:
+        """Embed what stands at every position, and where that is: (b, n, hidden)."""
+        positions = inputs.content[modality]
+        noisy = positions.noisy[..., None]
+        latents = torch.where(noisy, inputs.z_t[modality], positions.latents)
+        if self.config.self_conditioning:
+            # What is given carries no estimate: its features never depend on what is noisy.
+            fed_back = (inputs.estimates or {}).get(modality)
+            last = torch.zeros_like(latents) if fed_back is None else fed_back * noisy
+            latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
+        latents = latents.to(self.latent_proj[modality].bias.dtype)
+        places = self._embed_places(modality, positions, inputs.cache)
+        return self.latent_proj[modality](latents) + places
+
+    def _embed_places(
+        self, modality: str, positions: ModalityContent, cache: PromptCache | None
+    ) -> Tensor:
         """Embed places and turns (b, n, hidden), once for all steps that share a cache."""
+        embed = self.place_embedding[modality]
         if cache is None or cache.is_recording:
-            return self.place_embedding[g](part.place, part.turn)
-        if g not in cache.places:
-            cache.places[g] = self.place_embedding[g](part.place, part.turn)
-        return cache.places[g]
+            return embed(positions.place, positions.turn)
+        if modality not in cache.places:
+            cache.places[modality] = embed(positions.place, positions.turn)
+        return cache.places[modality]
 
-    def forward(
-        self,
-        sequence: JointSequence,
-        content: dict[str, ModalityContent],
-        z_t: dict[str, Tensor],
-        times: dict[str, Tensor],
-        class_labels: Tensor,
-        estimates: dict[str, Tensor] | None = None,
-        keep: float = 1.0,
-        cache: PromptCache | None = None,
-    ) -> dict[str, Tensor]:
-        """Give features of every position of every modality.
-
-        Args:
-            sequence: from `lay_out`, for this content, or a part of it.
-            content: by modality; latents count where given.
-            z_t: noisy latents (b, n, d) by modality, count where noisy.
-            times: (r,) by modality; r divides b, and b / r items that follow each other share one.
-            class_labels: (b,), -1 where there is none.
-            estimates: last clean estimates (b, n, d) by modality, or None.
-            keep: share of items that each scan reads.
-            cache: given positions that come before these; see [`PromptCache`].
-
-        Returns:
-            (b, n, hidden) by modality.
-        """
+    def forward(self, inputs: DecoderInputs) -> dict[str, Tensor]:
+        """Give features (b, n, hidden) of every position of every modality."""
+        sequence, times = inputs.sequence, inputs.times
         zero = torch.zeros_like(next(iter(times.values())))
         clock = self.time_embedding(
-            torch.stack([zero, *(times.get(g, zero) for g in MODALITIES)], dim=1)
+            torch.stack([zero, *(times.get(modality, zero) for modality in MODALITIES)], dim=1)
         )
-        hidden_states = self._embed(z_t, estimates, content, class_labels, clock, sequence, cache)
+        hidden_states = self._embed(inputs, clock)
         activated = F.silu(clock)
         modulation = (
             self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
         )
-        caches = [None] * len(self.layers) if cache is None else cache.layers
-        for layer, past in zip(self.layers, caches, strict=True):
-            hidden_states = layer(hidden_states, modulation, sequence, keep, past)
+        caches = [None] * len(self.layers) if inputs.cache is None else inputs.cache.layers
+        for layer, cache in zip(self.layers, caches, strict=True):
+            hidden_states = layer(hidden_states, modulation, sequence, inputs.keep, cache)
         final = self.norm_modulation(activated).unflatten(-1, (2, -1)).to(clock.dtype)
         features = modulate(self.norm(hidden_states), *sequence.at_positions(final))
-        return {
-            g: features[:, where]
-            for g, where in (("text", sequence.words), ("image", sequence.patches))
-            if g in content
-        }
+        places = {"text": sequence.words, "image": sequence.patches}
+        return {m: features[:, where] for m, where in places.items() if m in inputs.content}

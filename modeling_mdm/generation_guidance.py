@@ -7,21 +7,19 @@ evaluated, d latent_dim, v vocabulary.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .cache import PromptCache
-from .content import ModalityContent
-from .generation_sampling import written
+from .content import ModalityContent, written
+from .decoder import DecoderInputs
 from .inputs import EncodedInputs
-from .past_turns import PastTurns, read_given, read_part, weights_fingerprint
+from .network import Denoised, MDMNetwork
+from .past_turns import PastTurns, read_given, weights_fingerprint
 from .sequence import JointSequence, SequencePart, drop_prompt, take_part, whole
-
-if TYPE_CHECKING:
-    from .modeling_mdm import Denoised, MDMForJointGeneration
 
 
 @dataclass
@@ -89,7 +87,7 @@ class GuidedDenoiser:
 
     def __init__(
         self,
-        model: "MDMForJointGeneration",
+        model: MDMNetwork,
         encoded: EncodedInputs,
         noise: dict[str, Tensor],
         settings: dict[str, Any],
@@ -193,7 +191,7 @@ class GuidedDenoiser:
             cache = PromptCache(len(self.model.decoder.layers))
             own = {g: part.rows(rows) for g, part in content.items()}
             given = take_part(sequence.rows(rows), own, given=True)
-            read_part(self.model, given, class_labels[rows], cache, self.settings["keep"])
+            self.model.read(given, class_labels[rows], cache, self.settings["keep"])
             return cache
 
         if self.settings["keep"] < 1:  # of the whole given part: it cannot be read turn by turn
@@ -213,11 +211,11 @@ class GuidedDenoiser:
             cache = cache.rows(rows.repeat_interleave(self.copies))
         return past, cache
 
-    def _choose_step(self) -> Callable[..., "Denoised"]:
+    def _choose_step(self) -> Callable[..., Denoised]:
         """One evaluation of the network: as it is, compiled, or replayed as a CUDA graph."""
         denoise = self.model.denoise
-        if self.settings["compile"]:
-            return self.model.compiled_denoise()
+        if self.settings["compile"]:  # what was compiled of it before is found again
+            return torch.compile(denoise)
         is_static = self.branches.cache is not None and not self.settings["stopping_entropy"]
         # The grid of the linear schedule comes from the host, which a graph does not capture.
         is_static &= all(self.model.schedules[g].name != "linear" for g in self.noise)
@@ -291,16 +289,16 @@ class GuidedDenoiser:
             return dict(self.results)
         rows = None if items is None else self.branches.index(items)
         fed_back = {g: part if rows is None else part[rows] for g, part in self.fed_back.items()}
-        denoised = self._step(
+        inputs = DecoderInputs(
             branches.part.sequence,
             branches.part.content,
             *self._branch_inputs(branches, items, z, t),
             branches.class_labels,
-            self.candidates,
             fed_back,
             self.settings["keep"],
             branches.cache,
         )
+        denoised = self._step(inputs, self.candidates)
         self.evaluations += 1
         self.item_evaluations[slice(None) if items is None else items] += 1
         for g in self.noise:
@@ -310,7 +308,7 @@ class GuidedDenoiser:
         return dict(self.results)
 
     def _take_result(
-        self, g: str, denoised: "Denoised", branches: Branches, items: Tensor | None
+        self, g: str, denoised: Denoised, branches: Branches, items: Tensor | None
     ) -> None:
         """Guide one modality, keep what came out, and see which items are finished with it."""
         # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
@@ -356,67 +354,54 @@ WARM_UP = 2  # evaluations before one is captured
 
 
 class GraphedStep:
-    """Calls `MDMForJointGeneration.denoise`; from the third call on it is a captured graph.
+    """Calls `MDMNetwork.denoise`; from the third call on it is a captured CUDA graph.
 
-    The first calls run as they are, which also lets kernels choose their configurations. Sequence,
-    content, cache and the rest must be the same objects in all calls.
+    So no launch of a kernel waits for Python. The first calls run as they are, which also lets
+    kernels choose their configurations. Of the inputs only states, times and fed-back estimates
+    may change from call to call: all else is captured.
     """
 
-    def __init__(self, denoise: Callable[..., "Denoised"]) -> None:
+    def __init__(self, denoise: Callable[[DecoderInputs, dict[str, Tensor]], Denoised]) -> None:
         self.denoise, self.calls = denoise, 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
     @torch.no_grad()
-    def __call__(
-        self,
-        sequence: JointSequence,
-        content: dict[str, ModalityContent],
-        z_t: dict[str, Tensor],
-        times: dict[str, Tensor],
-        class_labels: Tensor,
-        candidates: dict[str, Tensor],
-        estimates: dict[str, Tensor],
-        keep: float,
-        cache: PromptCache,
-    ) -> "Denoised":
-        """Evaluate the network; arguments as for `MDMForJointGeneration.denoise`."""
-        fixed = (class_labels, candidates)
+    def __call__(self, inputs: DecoderInputs, candidates: dict[str, Tensor]) -> Denoised:
+        """Evaluate the network; arguments as for `MDMNetwork.denoise`."""
         # Nothing fed back is the same as zeros, and a graph needs all of its inputs.
-        fed_back = {g: estimates.get(g, torch.zeros_like(z)) for g, z in z_t.items()}
+        estimates = inputs.estimates or {}
+        estimates = {m: estimates.get(m, torch.zeros_like(z)) for m, z in inputs.z_t.items()}
+        inputs = replace(inputs, estimates=estimates)
         self.calls += 1
         if self.calls <= WARM_UP:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                out = self.denoise(sequence, content, z_t, times, *fixed, fed_back, keep, cache)
+                denoised = self.denoise(inputs, candidates)
             torch.cuda.current_stream().wait_stream(stream)
-            return out
-        inputs = {"z": z_t, "t": times, "fed_back": fed_back}
+            return denoised
         if self.graph is None:
-            self.inputs = {
-                name: {g: value.clone() for g, value in values.items()}
-                for name, values in inputs.items()
-            }
-            static = self.inputs
+            self.inputs = replace(
+                inputs,
+                z_t=_cloned(inputs.z_t),
+                times=_cloned(inputs.times),
+                estimates=_cloned(estimates),
+            )
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
-                self.output = self.denoise(
-                    sequence,
-                    content,
-                    static["z"],
-                    static["t"],
-                    *fixed,
-                    static["fed_back"],
-                    keep,
-                    cache,
-                )
-        for name, values in inputs.items():
-            for g, value in values.items():
-                self.inputs[name][g].copy_(value)
-        self.graph.replay()
-        return type(self.output)(
-            *(
-                {g: value.clone() for g, value in getattr(self.output, name).items()}
-                for name in ("clean", "logits", "features")
-            )
+                self.denoised = self.denoise(self.inputs, candidates)
+        pairs = (
+            (self.inputs.z_t, inputs.z_t),
+            (self.inputs.times, inputs.times),
+            (self.inputs.estimates, estimates),
         )
+        for static, values in pairs:
+            for modality, value in values.items():
+                static[modality].copy_(value)
+        self.graph.replay()
+        out = self.denoised
+        return Denoised(_cloned(out.clean), _cloned(out.logits), _cloned(out.features))
+
+
+def _cloned(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}

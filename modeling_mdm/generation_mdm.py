@@ -17,11 +17,10 @@ from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .checks import flag
-from .content import ModalityContent
+from .content import GENERATION_MODES, ModalityContent, written
 from .generation_guidance import GuidedDenoiser
 from .generation_outputs import MDMGenerateOutput, StreamFeed
 from .generation_regions import (
-    GENERATION_MODES,
     Inputs,
     Region,
     leaves_something_to_write,
@@ -34,7 +33,6 @@ from .generation_sampling import (
     joint_windows,
     make_solvers,
     run_solvers,
-    written,
 )
 from .generation_settings import MDMGenerationConfig, read_settings
 from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs, encode_text

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .checks import choice, sides
 from .configuration_mdm import MDMConfig
+from .content import GENERATION_MODES
 
-GENERATION_MODES = ("text", "image", "joint")
 _MODES = f"choose one of {', '.join((*GENERATION_MODES, 'auto'))}."
 Inputs = dict[str, Tensor | None]
 

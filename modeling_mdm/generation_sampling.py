@@ -7,16 +7,12 @@ Axes: b batch, r branches of guidance, n positions of one modality, d latent_dim
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .content import ModalityContent
+from .network import MDMNetwork
 from .solvers import SOLVERS, Evaluation, sampling_times
-
-if TYPE_CHECKING:
-    from .modeling_mdm import MDMForJointGeneration
 
 
 class NoiseStreams:
@@ -183,7 +179,7 @@ def joint_windows(num_steps: dict[str, int], overlap: float) -> dict[str, tuple[
 
 
 def make_solvers(
-    model: "MDMForJointGeneration",
+    model: MDMNetwork,
     noise: dict[str, Tensor],
     names: dict[str, str],
     num_steps: dict[str, int],
@@ -200,8 +196,3 @@ def make_solvers(
         )
         for g, z in noise.items()
     }
-
-
-def written(content: dict[str, ModalityContent]) -> dict[str, Tensor]:
-    """Positions to be written (b, n), of the modalities that have any."""
-    return {g: part.noisy for g, part in content.items() if bool(part.noisy.any())}

@@ -65,7 +65,7 @@ class EncodedInputs:
     @property
     def content(self) -> dict[str, ModalityContent]:
         """Content by modality."""
-        return {g: part.content for g, part in self.modalities.items()}
+        return {modality: encoding.content for modality, encoding in self.modalities.items()}
 
     @property
     def has_class(self) -> Tensor:
@@ -74,17 +74,18 @@ class EncodedInputs:
 
     def rows(self, index: Tensor) -> "EncodedInputs":
         """Some items (m,)."""
-        modalities = {g: part.rows(index) for g, part in self.modalities.items()}
+        modalities = {modality: own.rows(index) for modality, own in self.modalities.items()}
         return EncodedInputs(modalities, self.class_labels.index_select(0, index), self.grid)
 
     def sample_posterior(self, noise: dict[str, Tensor], vae: MDMVAE) -> dict[str, Tensor]:
         """Draw standardised z_0 of every position (b, n, d), by modality."""
         return {
-            g: vae.statistics[g](
-                part.posterior_mean
-                + torch.exp(0.5 * part.posterior_logvar) * noise[g].to(part.posterior_mean.dtype)
+            modality: vae.statistics[modality](
+                encoding.posterior_mean
+                + torch.exp(0.5 * encoding.posterior_logvar)
+                * noise[modality].to(encoding.posterior_mean.dtype)
             )
-            for g, part in self.modalities.items()
+            for modality, encoding in self.modalities.items()
         }
 
 

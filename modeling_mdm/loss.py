@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
-from .content import ModalityContent
+from .content import MODALITIES, ModalityContent
 from .diffusion import NoiseSchedule
 from .distributed import num_processes, sum_counts
 from .inputs import EncodedInputs, lay_out_content
@@ -105,10 +105,10 @@ def count_items(config: MDMConfig, content: dict[str, ModalityContent]) -> dict[
     """Count what the means of the loss are over: positions by kind and modality, asking items."""
     zero = next(iter(content.values())).valid.new_zeros((), dtype=torch.long)
     counts = {}
-    for g in ("text", "image"):
-        part = content.get(g)
-        counts[f"noisy_{g}"] = zero if part is None else part.noisy.sum()
-        counts[f"real_{g}"] = zero if part is None else part.valid.sum()
+    for modality in MODALITIES:
+        positions = content.get(modality)
+        counts[f"noisy_{modality}"] = zero if positions is None else positions.noisy.sum()
+        counts[f"real_{modality}"] = zero if positions is None else positions.valid.sum()
     counts["asking"] = asking(content).sum() if config.use_mode_head else zero
     return counts
 
@@ -129,14 +129,16 @@ def count_items_in_batches(
 
 
 def asking(content: dict[str, ModalityContent]) -> Tensor:
-    """Items that teach the head, (b,) bool: they give something, but no part of what they write."""
-    parts = content.values()
-    written = torch.stack([part.noisy.any(-1) for part in parts]).any(0)
-    given = torch.stack([(part.valid & part.given).any(-1) for part in parts]).any(0)
-    in_part = torch.stack(
-        [(part.valid & part.given & ~part.prompt()).any(-1) for part in parts]
-    ).any(0)
-    return written & given & ~in_part
+    """Items that teach the head, (b,) bool: they give something, but nothing of what they write."""
+    written, given, in_region = [], [], []
+    for positions in content.values():
+        known = positions.valid & positions.given
+        written.append(positions.noisy.any(-1))
+        given.append(known.any(-1))
+        in_region.append((known & ~positions.prompt()).any(-1))
+    found = (torch.stack(each).any(0) for each in (written, given, in_region))
+    is_written, is_given, is_in_region = found
+    return is_written & is_given & ~is_in_region
 
 
 def loss_counts(
@@ -226,13 +228,13 @@ def diffusion_losses(
     first = next(iter(predicted_score_entropy.values()))
     zero, tallies = first.sum() * 0, tallies or Tallies(first)
     losses = {"loss_se_image": zero, "loss_se_text": zero, "loss_se_prediction": zero}
-    for g, prediction in predictions.items():
+    for modality, prediction in predictions.items():
         entropy = position_score_entropy(config, prediction).float()
-        noisy, count = content[g].noisy, counts[f"noisy_{g}"]
-        tallies.add(f"loss_se_{g}", entropy, noisy)
-        losses[f"loss_se_{g}"] = masked_mean(entropy, noisy, count)
-        error = (predicted_score_entropy[g] - torch.log1p(entropy.detach())).square()
-        tallies.add(f"loss_se_prediction_{g}", error, noisy)
+        noisy, count = content[modality].noisy, counts[f"noisy_{modality}"]
+        tallies.add(f"loss_se_{modality}", entropy, noisy)
+        losses[f"loss_se_{modality}"] = masked_mean(entropy, noisy, count)
+        error = (predicted_score_entropy[modality] - torch.log1p(entropy.detach())).square()
+        tallies.add(f"loss_se_prediction_{modality}", error, noisy)
         fit = masked_mean(error, noisy, count)
         losses["loss_se_prediction"] = losses["loss_se_prediction"] + fit
     losses["loss_se"] = _weighted(config, losses)
@@ -263,17 +265,23 @@ def reconstruction_losses(
     """
     zero, tallies = vae.posterior.weight.sum() * 0, tallies or Tallies(encoded.class_labels)
     losses = {"loss_rec_image": zero, "loss_rec_text": zero, "loss_kl": zero}
-    for g, part in encoded.modalities.items():
-        decoded = vae.decode(z_0[g] + latent_noise * noise[g].to(z_0[g].dtype), g)
-        if g == "text":
-            error = F.cross_entropy(decoded.transpose(1, 2).float(), part.target, reduction="none")
+    for modality, encoding in encoded.modalities.items():
+        decoded = vae.decode(
+            z_0[modality] + latent_noise * noise[modality].to(z_0[modality].dtype), modality
+        )
+        if modality == "text":
+            error = F.cross_entropy(
+                decoded.transpose(1, 2).float(), encoding.target, reduction="none"
+            )
         else:
-            error = (decoded - part.target).float().square().sum(-1)
-        valid, count = part.content.valid, counts[f"real_{g}"]
-        tallies.add(f"loss_rec_{g}", error, valid)
-        losses[f"loss_rec_{g}"] = masked_mean(error, valid, count)
-        divergence = kl_divergence(part.posterior_mean.float(), part.posterior_logvar.float())
-        tallies.add(f"loss_kl_{g}", divergence, valid)
+            error = (decoded - encoding.target).float().square().sum(-1)
+        valid, count = encoding.content.valid, counts[f"real_{modality}"]
+        tallies.add(f"loss_rec_{modality}", error, valid)
+        losses[f"loss_rec_{modality}"] = masked_mean(error, valid, count)
+        divergence = kl_divergence(
+            encoding.posterior_mean.float(), encoding.posterior_logvar.float()
+        )
+        tallies.add(f"loss_kl_{modality}", divergence, valid)
         mean = masked_mean(divergence, valid, count)
         losses["loss_kl"] = losses["loss_kl"] + mean
     return losses

@@ -12,19 +12,16 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .cache import PromptCache
-from .content import ModalityContent
-from .generation_regions import GENERATION_MODES
+from .content import GENERATION_MODES, MODALITIES, ModalityContent
 from .inputs import EncodedInputs
+from .network import MDMNetwork
 from .sequence import JointSequence, SequencePart, take_part
-
-if TYPE_CHECKING:
-    from .modeling_mdm import MDMForJointGeneration
 
 # Behind every turn: `given_first_order` keeps turns apart that are below it.
 END = 1 << 20
@@ -71,10 +68,10 @@ class PastTurns:
     def batch_select_indices(self, indices: Tensor) -> "PastTurns":
         """Choose some conversations (m,), which may repeat."""
         content = {}
-        for g, read in self.content.items():
+        for modality, read in self.content.items():
             chosen = {name: value[indices] for name, value in read.items()}
             if longest := int(chosen["real"].sum(-1).max()):
-                content[g] = {name: value[:, :longest] for name, value in chosen.items()}
+                content[modality] = {name: value[:, :longest] for name, value in chosen.items()}
         return replace(
             self,
             cache=self.cache.rows(indices),
@@ -96,12 +93,12 @@ class PastTurns:
             return False
         content = _given_before(encoded, self.stop)
         return content.keys() == self.content.keys() and all(
-            torch.equal(value, self.content[g][name])
-            for g, given in content.items()
+            torch.equal(value, self.content[modality][name])
+            for modality, given in content.items()
             for name, value in given.items()
         )
 
-    def check(self, model: "MDMForJointGeneration", batch: int) -> None:
+    def check(self, network: MDMNetwork, batch: int) -> None:
         """Refuse what cannot be gone on from by this model with so many items.
 
         Raises:
@@ -114,7 +111,7 @@ class PastTurns:
                 "`batch_select_indices` repeat and choose conversations."
             )
         mine = (len(self.cache.layers), self.dtype, self.stop.device)
-        theirs = (len(model.decoder.layers), model.dtype, model.device)
+        theirs = (len(network.decoder.layers), network.dtype, network.device)
         if mine != theirs:
             raise ValueError(
                 "`cache` was made by a model of {} layers in {} on {}, and this one has "
@@ -123,7 +120,7 @@ class PastTurns:
 
 
 def read_given(
-    model: "MDMForJointGeneration",
+    network: MDMNetwork,
     encoded: EncodedInputs,
     sequence: JointSequence,
     weights: bytes,
@@ -134,7 +131,7 @@ def read_given(
     All is read anew where it does not, or where other weights have read them.
 
     Args:
-        model: whose decoder reads. encoded: the items. sequence: their layout.
+        network: whose decoder reads. encoded: the items. sequence: their layout.
         weights: of the model, from `weights_fingerprint`. past: of as many items.
 
     Returns:
@@ -145,67 +142,53 @@ def read_given(
     nothing = torch.zeros_like(labels)
     count = nothing if past is None else past.positions_read
     if past is None or past.weights != weights or not past.begin(encoded):
-        cache = PromptCache(len(model.decoder.layers))
-        past = PastTurns(cache, model.dtype, nothing, labels, {}, nothing)
-    limit = torch.stack([_first_unfinished(part) for part in content.values()]).amin(0)
+        cache = PromptCache(len(network.decoder.layers))
+        past = PastTurns(cache, network.dtype, nothing, labels, {}, nothing)
+    limit = torch.stack([_first_unfinished(positions) for positions in content.values()]).amin(0)
     limit = torch.maximum(past.stop, limit)
-    last = torch.stack([last_given(part, limit) for part in content.values()]).amax(0)
+    last = torch.stack([last_given(positions, limit) for positions in content.values()]).amax(0)
     stop = torch.minimum(limit, torch.maximum(past.stop, last + 1).clamp(min=1))
     part = take_part(sequence, content, given=True, turns=(past.stop, stop))
-    cache, features = _read(model, part, labels, past.cache)
+    cache, features = _read(network, part, labels, past.cache)
     turns = PastTurns(
         cache,
-        model.dtype,
+        network.dtype,
         stop,
         _special_tokens(encoded),
         _given_before(encoded, stop),
         count,
-        _mode_logits(model, past, part, features, last),
+        _mode_logits(network, past, part, features, last),
         weights,
     )
     rest = take_part(sequence, content, given=True, turns=(stop, torch.full_like(stop, END)))
-    cache, _ = _read(model, rest, labels, cache)
+    cache, _ = _read(network, rest, labels, cache)
     count = count + part.sequence.valid.sum(-1) + rest.sequence.valid.sum(-1)
     return replace(turns, positions_read=count), cache
 
 
 def _read(
-    model: "MDMForJointGeneration", part: SequencePart, class_labels: Tensor, cache: PromptCache
+    network: MDMNetwork, part: SequencePart, class_labels: Tensor, cache: PromptCache
 ) -> tuple[PromptCache, dict[str, Tensor] | None]:
     """Read some more: a cache that has it too, and its features; None if there is nothing."""
     if not bool(part.sequence.valid.any()):
         return cache, None
     cache = PromptCache.join([cache])
-    return cache, read_part(model, part, class_labels, cache)
+    return cache, network.read(part, class_labels, cache)
 
 
 def _mode_logits(
-    model: "MDMForJointGeneration",
+    network: MDMNetwork,
     past: PastTurns,
     part: SequencePart,
     features: dict[str, Tensor] | None,
     last: Tensor,
 ) -> Tensor | None:
     """What replies may hold, (b, modes): from the last turn (b,), or as before where it is old."""
-    if not model.config.use_mode_head or features is None:
+    if not network.config.use_mode_head or features is None:
         return past.mode_logits
-    logits = model.mode_head(features, part.content, last)
+    logits = network.mode_head(features, part.content, last)
     before = torch.zeros_like(logits) if past.mode_logits is None else past.mode_logits
     return torch.where((last >= past.stop)[:, None], logits, before)
-
-
-def read_part(
-    model: "MDMForJointGeneration",
-    part: SequencePart,
-    class_labels: Tensor,
-    cache: PromptCache,
-    keep: float = 1.0,
-) -> dict[str, Tensor]:
-    """Evaluate given positions, which adds them to a cache: features (b, m, hidden) by modality."""
-    latents = {g: content.latents for g, content in part.content.items()}
-    times = {g: values.new_zeros(1) for g, values in latents.items()}
-    inputs = (part.sequence, part.content, latents, times, class_labels)
-    return model.decoder(*inputs, None, keep, cache)
 
 
 def _special_tokens(encoded: EncodedInputs) -> Tensor:
@@ -213,23 +196,24 @@ def _special_tokens(encoded: EncodedInputs) -> Tensor:
     labels, content = encoded.class_labels, encoded.content
     absent = torch.zeros_like(labels)
     starts = [
-        content[g].valid.any(-1).long() if g in content else absent for g in ("text", "image")
+        content[modality].valid.any(-1).long() if modality in content else absent
+        for modality in MODALITIES
     ]
     return torch.stack([labels, *starts], dim=-1)
 
 
-def _first_unfinished(part: ModalityContent) -> Tensor:
+def _first_unfinished(positions: ModalityContent) -> Tensor:
     """First turn in which something is known of a region that is being written; (b,), or `END`."""
-    known = part.valid & part.given & ~part.prompt()
-    return _with_end(part.turn, known, END).amin(-1)
+    known = positions.valid & positions.given & ~positions.prompt()
+    return _with_end(positions.turn, known, END).amin(-1)
 
 
-def last_given(part: ModalityContent, limit: Tensor | None = None) -> Tensor:
+def last_given(positions: ModalityContent, limit: Tensor | None = None) -> Tensor:
     """Last turn, of those before a limit (b,), in which anything is given; (b,), or -1."""
-    known = part.valid & part.given
+    known = positions.valid & positions.given
     if limit is not None:
-        known = known & (part.turn < limit[:, None])
-    return _with_end(part.turn, known, -1).amax(-1)
+        known = known & (positions.turn < limit[:, None])
+    return _with_end(positions.turn, known, -1).amax(-1)
 
 
 def _with_end(turn: Tensor, mask: Tensor, value: int) -> Tensor:
@@ -241,20 +225,20 @@ def _with_end(turn: Tensor, mask: Tensor, value: int) -> Tensor:
 def _given_before(encoded: EncodedInputs, stop: Tensor) -> dict[str, dict[str, Tensor]]:
     """Given content of the turns before some turn (b,), of the modalities that have any."""
     found = {}
-    for g, part in encoded.modalities.items():
-        content = part.content
-        mask = content.valid & content.given & (content.turn < stop[:, None])
+    for modality, encoding in encoded.modalities.items():
+        positions = encoding.content
+        mask = positions.valid & positions.given & (positions.turn < stop[:, None])
         longest = int(mask.sum(-1).max()) if len(mask) else 0
         if not longest:
             continue
         index = (~mask).long().argsort(dim=-1, stable=True)[:, :longest]
         real = mask.gather(1, index)
-        found[g] = {"real": real}
-        values = {"target": part.target, "turn": content.turn, "place": content.place}
+        found[modality] = {"real": real}
+        values = {"target": encoding.target, "turn": positions.turn, "place": positions.place}
         for name, value in values.items():
             value = value.flatten(2) if value.dim() > 2 else value[..., None]  # (b, n, c)
             value = value.gather(1, index[..., None].expand(-1, -1, value.shape[-1]))
-            found[g][name] = value.masked_fill(~real[..., None], 0)
+            found[modality][name] = value.masked_fill(~real[..., None], 0)
     return found
 
 

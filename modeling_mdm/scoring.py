@@ -14,7 +14,7 @@ Axes: b batch, n positions of one modality, d latent_dim, v vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,19 +23,16 @@ from transformers.modeling_outputs import ModelOutput
 from .cache import PromptCache
 from .checks import choice, flag, integer, number
 from .configuration_mdm import MDMConfig
-from .content import ModalityContent
+from .content import GENERATION_MODES, ModalityContent, written
+from .decoder import DecoderInputs
 from .diffusion import MAX_LOG_SNR
-from .generation_regions import GENERATION_MODES, open_content
-from .generation_sampling import written
+from .generation_regions import open_content
 from .inputs import EncodedInputs, check_inputs
 from .likelihood import LAST_LOG_SNR, NoiseLevels, Posterior, standard_error, time_of
-from .past_turns import read_part
+from .network import Denoised
 from .precision import warn_if_computes_emulated
 from .score_entropy import denoising_weight, gaussian_score_entropy, vocabulary_score_entropy
 from .sequence import SequencePart, take_part
-
-if TYPE_CHECKING:
-    from .modeling_mdm import Denoised
 
 LEVELS = ("random", "grid")
 Belief = tuple[Tensor, Tensor]  # mean and variance of z_0, (b, n, d) each
@@ -130,27 +127,33 @@ class MDMScoringMixin:
         walk = NoiseLevels.draw(
             first_log_snr(self.config), num_evaluations, levels == "grid", generator
         )
-        times = {g: time_of(self.schedules[g], walk.log_snrs) for g in posteriors}
+        times = {
+            modality: time_of(self.schedules[modality], walk.log_snrs) for modality in posteriors
+        }
         believe = self._believer(encoded, posteriors)
-        parts = {g: _Parts.of(q.prior(walk.last)) for g, q in posteriors.items()}
+        found = {modality: _Nats.of(q.prior(walk.last)) for modality, q in posteriors.items()}
         scatter = []  # nats of every evaluation, (b,) each
         for index, log_snr in enumerate(walk.log_snrs):
             noise = _draw_noise(posteriors, shared_noise, generator)
-            z_t = {g: q.diffuse(noise[g], log_snr) for g, q in posteriors.items()}
-            at = {g: t[index] for g, t in times.items()}
+            z_t = {
+                modality: q.diffuse(noise[modality], log_snr) for modality, q in posteriors.items()
+            }
+            at = {modality: t[index] for modality, t in times.items()}
             beliefs, entropies = believe(z_t, at, log_snr)
             nats = []
-            for g, q in posteriors.items():
-                true = q.given(z_t[g], log_snr)
-                divergence = walk.divergence(index, true, beliefs[g])
-                z_1 = q.diffuse(noise[g], walk.first)
-                surprise = self._surprise(g, z_1, walk.first, encoded, pixel_std) / num_evaluations
-                parts[g].diffusion += divergence
-                parts[g].reconstruction += surprise
-                parts[g].score_entropy += entropies[g] / num_evaluations
-                nats.append(_over_noisy(divergence + surprise, encoded.content[g]).sum(-1))
+            for modality, q in posteriors.items():
+                true = q.given(z_t[modality], log_snr)
+                divergence = walk.divergence(index, true, beliefs[modality])
+                z_1 = q.diffuse(noise[modality], walk.first)
+                surprise = (
+                    self._surprise(modality, z_1, walk.first, encoded, pixel_std) / num_evaluations
+                )
+                found[modality].diffusion += divergence
+                found[modality].reconstruction += surprise
+                found[modality].score_entropy += entropies[modality] / num_evaluations
+                nats.append(_over_noisy(divergence + surprise, encoded.content[modality]).sum(-1))
             scatter.append(sum(nats))
-        return _gather(parts, encoded, standard_error(torch.stack(scatter)), num_evaluations)
+        return _gather(found, encoded, standard_error(torch.stack(scatter)), num_evaluations)
 
     def _posteriors(self, encoded: EncodedInputs) -> dict[str, Posterior]:
         """Give q(z_0 | x) (b, n, d) of every modality that is scored."""
@@ -160,15 +163,15 @@ class MDMScoringMixin:
                 "Nothing to score: every position is given or padding. Pass `content`, or masks "
                 "(`text_given`, `image_given`) that leave something noisy."
             )
-        parts = {g: encoded.modalities[g] for g in noisy}
+        encodings = {modality: encoded.modalities[modality] for modality in noisy}
         return {
-            g: self._posterior(g, part.posterior_mean, part.posterior_logvar)
-            for g, part in parts.items()
+            modality: self._posterior(modality, own.posterior_mean, own.posterior_logvar)
+            for modality, own in encodings.items()
         }
 
-    def _posterior(self, g: str, mean: Tensor, logvar: Tensor) -> Posterior:
+    def _posterior(self, modality: str, mean: Tensor, logvar: Tensor) -> Posterior:
         """Standardise what the encoder gives of one modality."""
-        statistics = self.vae.statistics[g]
+        statistics = self.vae.statistics[modality]
         mean = statistics.standardize(mean.to(torch.promote_types(mean.dtype, torch.float32)))
         return Posterior(mean, logvar.to(mean).exp() * statistics.scale.to(mean).square())
 
@@ -197,74 +200,79 @@ class MDMScoringMixin:
         none_dropped = torch.zeros_like(encoded.has_class)
         sequence = self.decoder.lay_out(content, encoded.has_class, none_dropped, encoded.grid)
         cache = PromptCache(len(self.decoder.layers))
-        read_part(self, take_part(sequence, content, given=True), labels, cache)
+        self.read(take_part(sequence, content, given=True), labels, cache)
         cache.freeze()
         part = take_part(sequence, content, given=False)
         latents = self.candidate_latents(part.content)
         candidates = self._candidate_posteriors(posteriors)
 
-        def put(g: str, values: Tensor) -> Tensor:
-            others = values.new_zeros(*content[g].given.shape, values.shape[-1])
-            return part.put(g, values, others)
+        def put(modality: str, values: Tensor) -> Tensor:
+            others = values.new_zeros(*content[modality].given.shape, values.shape[-1])
+            return part.put(modality, values, others)
 
         def believe(
             states: dict[str, Tensor], at: dict[str, Tensor], log_snr: Tensor
         ) -> tuple[dict[str, Belief], dict[str, Tensor]]:
-            z_t = {g: part.take(g, state).to(content[g].latents) for g, state in states.items()}
-            times = {g: at[g].to(state).expand(1) for g, state in z_t.items()}
-            arguments = (part.sequence, part.content, z_t, times, labels, latents)
-            denoised = self.denoise(*arguments, cache=cache)
+            z_t = {
+                modality: part.take(modality, state).to(content[modality].latents)
+                for modality, state in states.items()
+            }
+            times = {modality: at[modality].to(state).expand(1) for modality, state in z_t.items()}
+            inputs = DecoderInputs(part.sequence, part.content, z_t, times, labels, cache=cache)
+            denoised = self.denoise(inputs, latents)
             beliefs, entropies = {}, {}
-            for g, state in states.items():
-                taken = part.take(g, state)
-                if g in candidates:
-                    belief = candidates[g].mixture(denoised.logits[g], taken, log_snr)
+            for modality, state in states.items():
+                taken = part.take(modality, state)
+                if modality in candidates:
+                    belief = candidates[modality].mixture(denoised.logits[modality], taken, log_snr)
                 else:
                     # The network says nothing of its own error: Eq. 3's step as it is.
-                    belief = denoised.clean[g].to(state), torch.zeros_like(taken)
-                beliefs[g] = put(g, belief[0]), put(g, belief[1])
-                entropy = self._score_entropy(g, denoised, posteriors[g], log_snr, encoded, part)
-                entropies[g] = put(g, entropy[..., None])[..., 0]
+                    belief = denoised.clean[modality].to(state), torch.zeros_like(taken)
+                beliefs[modality] = put(modality, belief[0]), put(modality, belief[1])
+                entropy = self._score_entropy(
+                    modality, denoised, posteriors[modality], log_snr, encoded, part
+                )
+                entropies[modality] = put(modality, entropy[..., None])[..., 0]
             return beliefs, entropies
 
         return believe
 
     def _surprise(
-        self, g: str, z_1: Tensor, log_snr: Tensor, encoded: EncodedInputs, pixel_std: float
+        self, modality: str, z_1: Tensor, log_snr: Tensor, encoded: EncodedInputs, pixel_std: float
     ) -> Tensor:
         """-log p(x | z_1) of every position, (b, n): Eq. 16, or a Gaussian about Eq. 15's patch."""
         # The decoder reads z_0 plus noise: z_1 without its factor of the signal.
         latents = z_1 / torch.sigmoid(log_snr).sqrt().to(z_1)
-        decoded = self.vae.decode(latents.to(self.dtype), g).to(z_1)
-        part = encoded.modalities[g]
-        if g == "text":
-            return vocabulary_score_entropy(decoded, part.target)
+        decoded = self.vae.decode(latents.to(self.dtype), modality).to(z_1)
+        encoding = encoded.modalities[modality]
+        if modality == "text":
+            return vocabulary_score_entropy(decoded, encoding.target)
         if self.vq is not None:
             squares = torch.cdist(decoded, self.vq.codebook.to(decoded)).square()
-            return vocabulary_score_entropy(-squares / (2 * pixel_std**2), part.symbols)
-        squares = (decoded - part.target).square().sum(-1) / (2 * pixel_std**2)
-        return squares + part.target.shape[-1] * math.log(pixel_std * math.sqrt(2 * math.pi))
+            return vocabulary_score_entropy(-squares / (2 * pixel_std**2), encoding.symbols)
+        squares = (decoded - encoding.target).square().sum(-1) / (2 * pixel_std**2)
+        return squares + encoding.target.shape[-1] * math.log(pixel_std * math.sqrt(2 * math.pi))
 
     def _score_entropy(
         self,
-        g: str,
-        denoised: "Denoised",
+        modality: str,
+        denoised: Denoised,
         posterior: Posterior,
         log_snr: Tensor,
         encoded: EncodedInputs,
         part: SequencePart,
     ) -> Tensor:
         """Eq. 4 of every position of a part over training's exact candidates, (b, m)."""
-        if g in denoised.logits:
-            symbols = part.take(g, encoded.modalities[g].symbols[..., None])[..., 0]
-            return vocabulary_score_entropy(denoised.logits[g], symbols)
-        z_0 = part.take(g, posterior.mean)
+        if modality in denoised.logits:
+            symbols = part.take(modality, encoded.modalities[modality].symbols[..., None])[..., 0]
+            return vocabulary_score_entropy(denoised.logits[modality], symbols)
+        z_0 = part.take(modality, posterior.mean)
         weight = denoising_weight(torch.sigmoid(log_snr), self.config.denoising_weight_max)
-        return gaussian_score_entropy(denoised.clean[g].to(z_0), z_0, weight.to(z_0))
+        return gaussian_score_entropy(denoised.clean[modality].to(z_0), z_0, weight.to(z_0))
 
 
 @dataclass
-class _Parts:
+class _Nats:
     """Nats of every position of one modality, (b, n) each."""
 
     prior: Tensor
@@ -273,7 +281,7 @@ class _Parts:
     score_entropy: Tensor
 
     @classmethod
-    def of(cls, prior: Tensor) -> "_Parts":
+    def of(cls, prior: Tensor) -> "_Nats":
         """Start with what needs no evaluation of the network."""
         return cls(prior, *(torch.zeros_like(prior) for _ in range(3)))
 
@@ -305,29 +313,29 @@ def _draw_noise(
 ) -> dict[str, Tensor]:
     """Draw Gaussian noise by modality: (1, n, d) for all items, or (b, n, d)."""
     noise = {}
-    for g, q in posteriors.items():
+    for modality, q in posteriors.items():
         shape = (1, *q.mean.shape[1:]) if shared else q.mean.shape
         device = q.mean.device if generator is None else generator.device
         drawn = torch.randn(shape, generator=generator, device=device, dtype=q.mean.dtype)
-        noise[g] = drawn.to(q.mean.device)
+        noise[modality] = drawn.to(q.mean.device)
     return noise
 
 
-def _over_noisy(values: Tensor, part: ModalityContent) -> Tensor:
+def _over_noisy(values: Tensor, positions: ModalityContent) -> Tensor:
     """Keep what is of positions that are scored, (b, n); 0 elsewhere."""
-    return torch.where(part.noisy, values, 0)
+    return torch.where(positions.noisy, values, 0)
 
 
 def _gather(
-    parts: dict[str, _Parts], encoded: EncodedInputs, error: Tensor, num_evaluations: int
+    found: dict[str, _Nats], encoded: EncodedInputs, error: Tensor, num_evaluations: int
 ) -> MDMScoreOutput:
-    """Sum every part over the positions that are scored."""
+    """Sum all nats over the positions that are scored."""
     names = ("reconstruction", "diffusion", "prior", "score_entropy")
     kept: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for g, part in parts.items():
+    for modality, nats in found.items():
         for name in names:
-            kept[name][g] = _over_noisy(getattr(part, name), encoded.content[g])
-    bounds = {g: -sum(kept[name][g] for name in names[:3]) for g in parts}
+            kept[name][modality] = _over_noisy(getattr(nats, name), encoded.content[modality])
+    bounds = {modality: -sum(kept[name][modality] for name in names[:3]) for modality in found}
 
     def by_item(values: dict[str, Tensor]) -> Tensor:
         return sum(value.sum(-1) for value in values.values())

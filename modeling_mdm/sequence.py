@@ -81,8 +81,8 @@ class JointSequence:
         if keep not in self.longest_by_keep:
             counted = self.valid & ~self.special
             total = (self.valid & self.special).sum(-1)
-            for part in (counted & self.given, counted & ~self.given):
-                total = total + kept_count(part.sum(-1), keep)
+            for kind in (counted & self.given, counted & ~self.given):
+                total = total + kept_count(kind.sum(-1), keep)
             self.longest_by_keep[keep] = int(total.max()) if len(total) else 0
         return self.longest_by_keep[keep]
 
@@ -142,7 +142,10 @@ def drop_prompt(
     Args:
         content: by modality. has_class, dropped: (b,) bool.
     """
-    kept = {g: part.without(part.prompt() & dropped[:, None]) for g, part in content.items()}
+    kept = {
+        modality: positions.without(positions.prompt() & dropped[:, None])
+        for modality, positions in content.items()
+    }
     return kept, has_class & ~dropped
 
 
@@ -177,20 +180,20 @@ def build_sequence(
     for modality, time_of in (("text", TIME_TEXT), ("image", TIME_IMAGE)):
         if modality not in content:
             continue
-        part = content[modality]
-        start, clock = _special_tokens(part)
+        own = content[modality]
+        start, clock = _special_tokens(own)
         tokens[modality] += 2
-        valid += [start, clock, part.valid]
+        valid += [start, clock, own.valid]
         time += [
             torch.full((batch, 1), TIME_GIVEN, device=device),
             torch.full((batch, 1), time_of, device=device),
-            torch.where(part.given, TIME_GIVEN, time_of),
+            torch.where(own.given, TIME_GIVEN, time_of),
         ]
         special += [
             torch.ones(2, dtype=torch.bool, device=device),
-            torch.zeros(part.given.shape[1], dtype=torch.bool, device=device),
+            torch.zeros(own.given.shape[1], dtype=torch.bool, device=device),
         ]
-        turn += [torch.zeros(batch, 2, dtype=torch.long, device=device), part.turn]
+        turn += [torch.zeros(batch, 2, dtype=torch.long, device=device), own.turn]
 
     valid_all, time_all, turn_all = torch.cat(valid, 1), torch.cat(time, 1), torch.cat(turn, 1)
     special_all = torch.cat(special).expand(batch, -1)
@@ -259,9 +262,12 @@ class SequencePart:
         """Some items (m,), which may repeat."""
         return SequencePart(
             self.sequence.rows(index),
-            {g: part.rows(index) for g, part in self.content.items()},
-            {g: positions.index_select(0, index) for g, positions in self.index.items()},
-            {g: real.index_select(0, index) for g, real in self.real.items()},
+            {modality: own.rows(index) for modality, own in self.content.items()},
+            {
+                modality: positions.index_select(0, index)
+                for modality, positions in self.index.items()
+            },
+            {modality: real.index_select(0, index) for modality, real in self.real.items()},
         )
 
 
@@ -271,10 +277,10 @@ def whole(sequence: JointSequence, content: dict[str, ModalityContent]) -> Seque
         sequence,
         content,
         {
-            g: torch.arange(part.given.shape[1], device=part.given.device).expand_as(part.given)
-            for g, part in content.items()
+            modality: torch.arange(own.given.shape[1], device=own.given.device).expand_as(own.given)
+            for modality, own in content.items()
         },
-        {g: part.noisy for g, part in content.items()},
+        {modality: own.noisy for modality, own in content.items()},
     )
 
 
@@ -304,24 +310,24 @@ def take_part(
     reals = [sequence.valid[:, : len(leading)] & with_tokens]
     part = SequencePart(sequence, {}, {}, {})
     tokens, segment = {"text": len(leading), "image": 0}, len(leading)
-    for g, first in offsets.items():
-        if g not in content:
+    for modality, first in offsets.items():
+        if modality not in content:
             continue
-        mask = content[g].valid & (content[g].given == given)  # (b, n)
+        mask = content[modality].valid & (content[modality].given == given)  # (b, n)
         if turns is not None:
-            mask = mask & (content[g].turn >= turns[0]) & (content[g].turn < turns[1])
+            mask = mask & (content[modality].turn >= turns[0]) & (content[modality].turn < turns[1])
         longest = int(mask.sum(-1).max()) if batch else 0
         if not (longest or given):
             continue
         index = (~mask).long().argsort(dim=-1, stable=True)[:, :longest]
-        part.index[g], part.real[g] = index, mask.gather(1, index)
-        part.content[g] = content[g].take(index, part.real[g])
+        part.index[modality], part.real[modality] = index, mask.gather(1, index)
+        part.content[modality] = content[modality].take(index, part.real[modality])
         token = first - 2 if given else first - 1
-        tokens[g] += 1
+        tokens[modality] += 1
         positions += [torch.full((batch, 1), token, device=device), index + first]
-        reals += [sequence.valid[:, token, None] & with_tokens, part.real[g]]
-        if g == "text":
-            segment = tokens[g] + longest
+        reals += [sequence.valid[:, token, None] & with_tokens, part.real[modality]]
+        if modality == "text":
+            segment = tokens[modality] + longest
     part.sequence = sequence.part(
         torch.cat(positions, 1),
         torch.cat(reals, 1),

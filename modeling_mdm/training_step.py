@@ -1,6 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is random in a training step: each source is an argument, and drawn where it is None.
+"""A training step: what is drawn, how content is noised, and the losses of what is made of it.
+
+`MDMForJointGeneration.forward` calls these one after the other. Each source of randomness is an
+argument there, and drawn where it is None.
 
 Axes: b batch, n positions of one modality, d latent_dim, K candidates.
 """
@@ -8,14 +11,27 @@ Axes: b batch, n positions of one modality, d latent_dim, K candidates.
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
-from .distributed import first_process_says
+from .decoder import DecoderInputs
+from .diffusion import add_noise
+from .distributed import first_process_says, num_processes
 from .inputs import EncodedInputs
+from .loss import (
+    Prediction,
+    Tallies,
+    asking,
+    diffusion_losses,
+    loss_counts,
+    reconstruction_losses,
+    total_loss,
+)
+from .network import Denoised, MDMNetwork
+from .past_turns import last_given
 from .precision import at_least_float32
-
-Draws = dict[str, Tensor]
+from .sequence import drop_prompt, take_part
 
 
 @dataclass
@@ -28,11 +44,11 @@ class Randomness:
     """
 
     drop_prompt: Tensor | None = None
-    times: Draws | None = None
-    noise: Draws | None = None
-    posterior_noise: Draws | None = None
-    decoder_noise: Draws | None = None
-    candidate_noise: Draws | None = None
+    times: dict[str, Tensor] | None = None
+    noise: dict[str, Tensor] | None = None
+    posterior_noise: dict[str, Tensor] | None = None
+    decoder_noise: dict[str, Tensor] | None = None
+    candidate_noise: dict[str, Tensor] | None = None
     keep: float | None = None
     self_condition: bool | None = None
 
@@ -45,13 +61,14 @@ class Randomness:
             drop_prompt = uniform(encoded) < rate
         if encoded.content.keys() - times.keys():
             times = {**draw_times(encoded, config, training), **times}
-        times = {g: time.to(at_least_float32(time.dtype)) for g, time in times.items()}
+        times = {m: time.to(at_least_float32(time.dtype)) for m, time in times.items()}
         candidates = dict(self.candidate_noise or {})
         if config.se_candidates == "trajectory":
-            for g, part in encoded.content.items():
-                if g not in candidates:
+            for modality, positions in encoded.content.items():
+                if modality not in candidates:
                     shape = (-1, -1, config.num_trajectory_candidates, -1)
-                    candidates[g] = torch.randn_like(part.latents[:, :, None].expand(shape))
+                    latents = positions.latents[:, :, None].expand(shape)
+                    candidates[modality] = torch.randn_like(latents)
         drawn = replace(
             self,
             drop_prompt=drop_prompt,
@@ -79,19 +96,22 @@ def uniform(encoded: EncodedInputs) -> Tensor:
     return torch.rand(encoded.has_class.shape, device=encoded.has_class.device)
 
 
-def gaussians(encoded: EncodedInputs, passed: Draws | None) -> Draws:
+def gaussians(encoded: EncodedInputs, passed: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """Standard normal noise (b, n, d) of each modality, where none was passed."""
     passed = passed or {}
-    return {g: passed.get(g, torch.randn_like(part.latents)) for g, part in encoded.content.items()}
+    return {
+        modality: passed.get(modality, torch.randn_like(positions.latents))
+        for modality, positions in encoded.content.items()
+    }
 
 
-def draw_times(encoded: EncodedInputs, config: MDMConfig, training: bool) -> Draws:
+def draw_times(encoded: EncodedInputs, config: MDMConfig, training: bool) -> dict[str, Tensor]:
     """Uniform times (b,); where both modalities are noisy, sometimes t = 1 for one of them.
 
     That is what joint guidance asks of the network.
     """
     content = encoded.content
-    times = {g: uniform(encoded) for g in content}
+    times = {modality: uniform(encoded) for modality in content}
     if len(times) == 2 and training:
         both = content["image"].noisy.any(-1) & content["text"].noisy.any(-1)
         hidden = both & (uniform(encoded) < config.null_modality_probability)
@@ -106,3 +126,151 @@ def draw_keep(config: MDMConfig, training: bool) -> float:
     if not (training and config.use_selection and config.mixer == "mamba2"):
         return 1.0
     return float(config.selection_keep[int(torch.randint(len(config.selection_keep), ()))])
+
+
+@dataclass
+class NoisyStep:
+    """A batch on its way into the network.
+
+    encoded: its content. drawn: what is random. z_0: standardised latents (b, n, d) by modality.
+    diffused: the same, with the share of their gradient that diffusion may send to the VAE.
+    inputs, candidates: of [`MDMNetwork.denoise`].
+    """
+
+    encoded: EncodedInputs
+    drawn: Randomness
+    z_0: dict[str, Tensor]
+    diffused: dict[str, Tensor]
+    inputs: DecoderInputs
+    candidates: dict[str, Tensor]
+
+
+def noise_inputs(network: MDMNetwork, encoded: EncodedInputs, drawn: Randomness) -> NoisyStep:
+    """Sample z_0, drop prompts, noise what is to be written (Eq. 1), lay out the sequence."""
+    scale = network.config.latent_gradient_scale
+    z_0 = encoded.sample_posterior(drawn.posterior_noise, network.vae)
+    diffused = {modality: scale_gradient(latents, scale) for modality, latents in z_0.items()}
+    given = {
+        modality: replace(positions, latents=scale_gradient(positions.latents, scale))
+        for modality, positions in encoded.content.items()
+    }
+    content, has_class = drop_prompt(given, encoded.has_class, drawn.drop_prompt)
+    z_t = {}
+    for modality, latents in diffused.items():
+        alpha_bar = network.schedules[modality].alpha_bar(drawn.times[modality])[:, None, None]
+        z_t[modality] = add_noise(latents, drawn.noise[modality], alpha_bar)
+    candidates = network.candidate_latents(content)
+    inputs = DecoderInputs(
+        network.decoder.lay_out(content, has_class, drawn.drop_prompt, encoded.grid),
+        content,
+        z_t,
+        drawn.times,
+        torch.where(has_class, encoded.class_labels, -1),
+        keep=drawn.keep,
+    )
+    candidates = {modality: scale_gradient(y, scale) for modality, y in candidates.items()}
+    return NoisyStep(encoded, drawn, z_0, diffused, inputs, candidates)
+
+
+def feed_back(network: MDMNetwork, step: NoisyStep) -> dict[str, Tensor] | None:
+    """Estimate once for self-conditioning, without a gradient."""
+    if not step.drawn.self_condition:
+        return None
+    with torch.no_grad():
+        return network.denoise(step.inputs, step.candidates).clean
+
+
+def update_statistics(
+    network: MDMNetwork, encoded: EncodedInputs, num_items_in_batch: dict[str, Tensor] | None
+) -> None:
+    """Let the running latent statistics see this batch, where latents learn.
+
+    Under an adapter of peft they stand still: it is saved without them.
+    """
+    if getattr(network, "peft_config", None):
+        return
+    for modality, statistics in network.vae.statistics.items():
+        if not network.vae.learns(modality):
+            continue
+        total = None if num_items_in_batch is None else num_items_in_batch[f"real_{modality}"]
+        if encoding := encoded.modalities.get(modality):
+            means = encoding.posterior_mean.detach()
+            statistics.update(means, encoding.content.valid, total)
+        elif num_processes() > 1:  # another process may have what this batch lacks
+            statistics.update(None, None, total)
+
+
+def gather_losses(
+    network: MDMNetwork,
+    step: NoisyStep,
+    denoised: Denoised,
+    predicted: dict[str, Tensor],
+    num_items_in_batch: dict[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Eq. 18, its parts and what they are means of, by their names in [`MDMOutput`].
+
+    Args:
+        predicted: log(1 + se) of every position (b, n), by modality.
+        num_items_in_batch: as for [`MDMForJointGeneration.forward`].
+    """
+    config, encoded, drawn, content = network.config, step.encoded, step.drawn, step.inputs.content
+    counts = loss_counts(config, encoded, num_items_in_batch)
+    predictions = {
+        modality: Prediction(
+            step.diffused[modality],
+            step.inputs.z_t[modality],
+            denoised.clean[modality],
+            drawn.times[modality],
+            network.schedules[modality],
+            drawn.candidate_noise.get(modality),
+            denoised.logits.get(modality),
+            encoded.modalities[modality].symbols,
+        )
+        for modality in content
+    }
+    tallies = Tallies(encoded.class_labels)
+    losses = diffusion_losses(config, content, predictions, predicted, counts, tallies)
+    # Latent statistics are float32 in a model of any type, the weights of the VAE are not.
+    z_0 = {modality: latents.to(network.dtype) for modality, latents in step.z_0.items()}
+    noise = drawn.decoder_noise
+    losses |= reconstruction_losses(
+        network.vae, encoded, z_0, noise, config.latent_noise, counts, tallies
+    )
+    # CODEPATH: as where the head is made.
+    if config.use_mode_head:
+        losses["loss_mode"] = mode_loss(network, encoded, counts["asking"], tallies)
+    return {**losses, "loss": total_loss(config, losses), "tallies": tallies.values}
+
+
+def mode_loss(
+    network: MDMNetwork, encoded: EncodedInputs, count: Tensor, tallies: Tallies | None = None
+) -> Tensor:
+    """Cross-entropy of what the masks leave to be written, given the last turn before it; 0-dim.
+
+    The given part is evaluated once more, without what is to be written: its start tokens would
+    tell. A sum over the asking items, by a count of such, which goes into `tallies`.
+    """
+    content = encoded.content
+    absent = torch.zeros_like(encoded.has_class)
+    noisy = {modality: positions.noisy.any(-1) for modality, positions in content.items()}
+    has_text, has_image = noisy.get("text", absent), noisy.get("image", absent)
+    mode = torch.where(has_image, 1 + has_text.long(), 0)  # as in GENERATION_MODES
+    given = {m: positions.without(positions.noisy) for m, positions in content.items()}
+    with torch.no_grad():
+        sequence = network.decoder.lay_out(given, encoded.has_class, absent, encoded.grid)
+        part = take_part(sequence, given, given=True)
+        features = network.read(part, encoded.class_labels)
+    turn = torch.stack([last_given(positions) for positions in given.values()]).amax(0)
+    logits = network.mode_head(features, part.content, turn)
+    taught = asking(content)
+    error = F.cross_entropy(logits, mode, reduction="none")
+    if tallies is not None:
+        tallies.add("loss_mode", error, taught)
+    return torch.where(taught, error, 0).sum() / count
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """x, with its gradient multiplied by `scale`."""
+    if scale == 1:
+        return x
+    return x.detach() if scale == 0 else x.detach() + scale * (x - x.detach())

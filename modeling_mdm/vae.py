@@ -178,8 +178,8 @@ class MDMVAE(nn.Module):
         self.word_head = nn.Linear(size, config.vocab_size)
         self.statistics = nn.ModuleDict(
             {
-                g: LatentStatistics(config.latent_dim, config.latent_momentum)
-                for g in ("image", "text")
+                modality: LatentStatistics(config.latent_dim, config.latent_momentum)
+                for modality in ("image", "text")
             }
         )
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from modeling_mdm.block import MDMMamba2Mixer
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.past_turns import PastTurns
 
@@ -204,12 +205,11 @@ def evaluation_call(
     z = {g: torch.randn_like(part.latents) for g, part in encoded.content.items()}
     times = {g: torch.full((batch,), 0.5, device=device, dtype=model.dtype) for g in z}
     labels = torch.full((batch,), -1, device=device)
+    inputs = DecoderInputs(sequence, encoded.content, z, times, labels, estimates=z)
 
     def call() -> object:
         with torch.no_grad():
-            return model.denoise(
-                sequence, encoded.content, z, times, labels, candidates, estimates=z
-            ).clean
+            return model.denoise(inputs, candidates).clean
 
     return call
 

@@ -113,8 +113,6 @@ class MDMConfig(PreTrainedConfig):
         use_mode_head (`bool`): learn to decide whether a reply holds words, a picture or both, for
             `generate(generation_mode="auto")`. A model without may get it at loading, by
             `from_pretrained(..., use_mode_head=True)`, to be trained.
-        exact_ratio_gain (`bool`): add Eq. 5's log ratio to the word logits with a learned gain per
-            time.
 
     Origin:
         mdm_version (`str`, *optional*): version of this package that wrote the weights; set by
@@ -177,7 +175,6 @@ class MDMConfig(PreTrainedConfig):
     null_modality_probability: float = 0.1
     se_candidates: str = "exact"
     num_trajectory_candidates: int = 8
-    exact_ratio_gain: bool = False
     use_mode_head: bool = False
 
     se_weight: float = 1.0
@@ -196,6 +193,11 @@ class MDMConfig(PreTrainedConfig):
     mdm_version: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.pop("exact_ratio_gain", False):
+            raise ValueError(
+                "`exact_ratio_gain` is True, which modeling-mdm 0.1.0 was the last to have: load "
+                "this checkpoint with modeling-mdm==0.1.0."
+            )
         if self.num_attention_heads is None:
             self.num_attention_heads = max(1, self.hidden_size // 64)
         if self.intermediate_size is None:

@@ -66,26 +66,6 @@ def normalised_score_entropy(
 # --- Candidates: the vocabulary (text, VQ codes)
 
 
-def vocabulary_log_ratio(z_t: Tensor, y: Tensor, alpha_bar_t: Tensor) -> Tensor:
-    """How much better each word explains z_t than chance does, as a logarithm.  Eq. 5 (Theorem 1).
-
-    Eq. 5's exponent with y in the place of z_0 is this plus |z_t|^2 / 2 - |z_t|^2 / (2 (1 - abar)),
-    which is equal for all candidates and is left out: a softmax over them removes it.
-
-    Args:
-        z_t: noisy latents, (B, L, d).
-        y: the latent of every word (its posterior mean), (V, d).
-        alpha_bar_t: (B, L, 1) or (B, 1, 1).
-
-    Returns:
-        (B, L, V), in float32 at least.
-    """
-    z_t, y, alpha_bar_t = (_at_least_float32(x) for x in (z_t, y, alpha_bar_t))
-    match = alpha_bar_t.sqrt() * (z_t @ y.T)  # (B, L, V)
-    size = alpha_bar_t * (y.square().sum(-1) / 2)  # (B, L, V)
-    return (match - size) / noise_variance(alpha_bar_t)
-
-
 def vocabulary_score_entropy(pair_logits: Tensor, target: Tensor) -> Tensor:
     """Score entropy over the vocabulary where the true word has all the probability.  Eq. 4, 7, 14.
 

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger("modeling_mdm")
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The first version whose checkpoints this one reads. It rises when weights or settings get other
 # names or another meaning.

@@ -118,13 +118,17 @@ def test_compiled_evaluations_give_the_same_result(mixer):
     assert [plain.kernel_backend, compiled.kernel_backend] == chosen
 
 
-def test_a_copy_of_a_model_compiles_its_own_weights():
-    model = make_model()
-    made = model.compiled_denoise()
-    assert model.compiled_denoise() is made
+def test_what_was_compiled_serves_the_next_call_and_a_copy_computes_with_its_own_weights():
+    model, batch = make_model(torch.float32), mixed_batch(torch.float32)
+    options = {"guidance_scale": 1.0, "compile": True, "num_inference_steps": 2}
+    run(model, batch, **options)
+    frames = dict(torch._dynamo.utils.counters["frames"])
+    run(model, batch, **options)
+    assert dict(torch._dynamo.utils.counters["frames"]) == frames  # nothing was compiled anew
     other = copy.deepcopy(model)
-    assert other.compiled_denoise() is not made and model.compiled_denoise() is made
-    assert other.compiled_denoise() is other.compiled_denoise()
+    other.image_head.bias.data += 1.0
+    plain = run(other, batch, **{**options, "compile": False})
+    assert (run(other, batch, **options).images - plain.images).abs().max() < 1e-4
 
 
 @pytest.mark.gpu

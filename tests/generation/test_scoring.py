@@ -19,6 +19,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from modeling_mdm import MDMForJointGeneration, MDMProcessor, scoring
 from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.diffusion import SCHEDULES, NoiseSchedule
 from modeling_mdm.generation_regions import open_content
 from modeling_mdm.likelihood import (
@@ -28,7 +29,7 @@ from modeling_mdm.likelihood import (
     standard_error,
     time_of,
 )
-from modeling_mdm.modeling_mdm import Denoised
+from modeling_mdm.network import Denoised
 from modeling_mdm.scoring import first_log_snr
 from modeling_mdm.sequence import take_part, whole
 
@@ -162,9 +163,9 @@ def linear_gaussian_model(latent_noise, factor, pixel_noise):
     def decode(latents, modality):
         return factor * snr / (1 + snr) * latents @ rotation.T
 
-    def denoise(sequence, content, z_t, times, labels, candidates, cache):
-        signal = model.schedules["image"].alpha(times["image"])[:, None, None]
-        return Denoised({"image": signal * z_t["image"]}, {}, {})
+    def denoise(inputs, candidates):
+        signal = model.schedules["image"].alpha(inputs.times["image"])[:, None, None]
+        return Denoised({"image": signal * inputs.z_t["image"]}, {}, {})
 
     model.vae.encode, model.vae.decode, model.denoise = encode, decode, denoise
     # What z_1 leaves open of z_0 is noise of the pixels too.
@@ -216,9 +217,9 @@ def words_drawn_independently():
         states = Normal(abar.sqrt() * words.mean, (abar * words.variance + 1 - abar).sqrt())
         return log_shares + states.log_prob(z_t[:, :, None]).sum(-1)
 
-    def denoise(sequence, content, z_t, times, labels, candidates, cache):
-        log_snr = model.schedules["text"].log_snr(times["text"])[0]
-        return Denoised({}, {"text": log_odds(z_t["text"], log_snr)}, {})
+    def denoise(inputs, candidates):
+        log_snr = model.schedules["text"].log_snr(inputs.times["text"])[0]
+        return Denoised({}, {"text": log_odds(inputs.z_t["text"], log_snr)}, {})
 
     def decode(latents, modality):
         log_snr = torch.tensor(first_log_snr(model.config), dtype=F64)
@@ -388,9 +389,8 @@ def test_parts_of_one_evaluation_are_what_the_parts_of_the_model_say():
     sequence = model.decoder.lay_out(
         content, encoded.has_class, torch.zeros(1, dtype=torch.bool), encoded.grid
     )
-    denoised = model.denoise(
-        sequence, content, z_t, times, encoded.class_labels, model.candidate_latents(content)
-    )
+    inputs = DecoderInputs(sequence, content, z_t, times, encoded.class_labels)
+    denoised = model.denoise(inputs, model.candidate_latents(content))
     words, logvar = model.vae.encode(torch.arange(VOCABULARY), "text")
     statistics = model.vae.statistics["text"]
     words = Posterior(statistics.standardize(words), logvar.exp() / (statistics.variance + 1e-6))
@@ -458,7 +458,7 @@ def test_what_is_given_is_read_once_and_changes_no_score(mixer, monkeypatch):
     assert given == 1 + 1 + 4 + 1 + PATCHES  # class and start tokens, at most four words
     assert noisy == [1 + WORDS + 1 + PATCHES] * 3  # time tokens
     lengths.clear()
-    monkeypatch.setattr(scoring, "read_part", lambda *_: None)
+    monkeypatch.setattr(model, "read", lambda *_: None)
 
     def everything(sequence, content, given):
         return take_part(sequence, content, given) if given else whole(sequence, content)

@@ -17,7 +17,6 @@ from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMGenerationConfig, 
 WEIGHTS = "model.safetensors"
 CONFIGURATIONS = {
     **MIXERS,
-    "exact-ratio": {"exact_ratio_gain": True},
     "no-null-tokens": {"num_null_tokens": 0},
 }
 QUIET = {"num_inference_steps": 2, "show_progress": False}

@@ -19,7 +19,6 @@ from modeling_mdm.score_entropy import (
     snr_difference,
     trajectory_score_entropy,
     transition_log_ratio,
-    vocabulary_log_ratio,
     vocabulary_score_entropy,
 )
 
@@ -174,37 +173,6 @@ def test_normalised_gradient_is_the_difference_of_the_softmaxes():
 
 
 # --- Eq. 5: words
-
-
-@pytest.mark.parametrize("abar", [0.999, 0.6, 0.05])
-def test_vocabulary_log_ratio_is_equation_5_up_to_a_constant(abar):
-    z_t = torch.randn(2, 3, 4, dtype=float64)
-    y = torch.randn(5, 4, dtype=float64)
-    log_ratio = vocabulary_log_ratio(z_t, y, torch.full((2, 1, 1), abar, dtype=float64))
-    assert log_ratio.shape == (2, 3, 5)
-    for b in range(2):
-        for n in range(3):
-            z = z_t[b, n]
-            chance = log_gaussian(z, torch.zeros(4), 1.0)
-            explicit = [log_gaussian(z, math.sqrt(abar) * v, 1 - abar) - chance for v in y]
-            exponent = [
-                (z @ z / 2 - ((z - math.sqrt(abar) * v) ** 2).sum() / (2 * (1 - abar))).item()
-                for v in y
-            ]
-            for expected in (explicit, exponent):  # the densities, and Eq. 5 as printed
-                difference = torch.tensor(expected, dtype=float64) - log_ratio[b, n]
-                constant = difference.mean().expand(5)
-                torch.testing.assert_close(difference, constant, rtol=0, atol=1e-9)
-
-
-def test_vocabulary_log_ratio_takes_a_time_per_position_and_survives_time_zero():
-    z_t, y = torch.randn(2, 3, 4), torch.randn(5, 4)
-    alpha_bar_t = torch.rand(2, 3, 1)
-    alpha_bar_t[0, 0] = 1.0
-    log_ratio = vocabulary_log_ratio(z_t, y, alpha_bar_t)
-    assert log_ratio.isfinite().all()
-    alone = vocabulary_log_ratio(z_t[1:, 2:], y, alpha_bar_t[1:, 2:])
-    torch.testing.assert_close(log_ratio[1:, 2:], alone)
 
 
 @given(batch=st.integers(1, 3), length=st.integers(0, 4), words=st.integers(1, 7))
@@ -387,8 +355,6 @@ def test_gradients():
     abar_t, abar_s = as_scalars(0.2, 0.6)
     noise = torch.randn(1, 2, 4, 3, dtype=float64)
     assert gradcheck(trajectory_score_entropy, (z0_pred, z_0, z_t, abar_t, abar_s, noise))
-    y = torch.randn(5, 3, dtype=float64, requires_grad=True)
-    assert gradcheck(vocabulary_log_ratio, (z_t, y, abar_t))
 
 
 def test_normalised_sums_the_chosen_axis_and_takes_the_weight():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tiny_model import CLASSES, LATENT, MIXERS, VOCABULARY, make_model, mixed_batch
 
 from modeling_mdm.cache import LayerCache, PromptCache, last_inputs
+from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.sequence import take_part, whole
 
 OPTIONS = {
@@ -131,7 +132,8 @@ def decode(model, part, times, labels, cache=None, keep=1.0):
     z = {g: c.latents for g, c in part.content.items()}
     times = {g: times.expand(1) for g in part.content}
     with torch.no_grad():
-        return model.decoder(part.sequence, part.content, z, times, labels, None, keep, cache)
+        inputs = (part.sequence, part.content, z, times, labels, None, keep, cache)
+        return model.decoder(DecoderInputs(*inputs))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

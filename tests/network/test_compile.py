@@ -7,6 +7,8 @@ import torch
 from tiny_model import LATENT, MIXERS, PATCHES, WORDS, make_model, mixed_batch
 from torch import nn
 
+from modeling_mdm.decoder import DecoderInputs
+
 pytestmark = pytest.mark.slow
 
 
@@ -26,16 +28,9 @@ class DenoisingStep(nn.Module):
 
     def forward(self, text, image, times):
         z_t = {"text": text, "image": image}
-        denoised = self.model.denoise(
-            self.sequence,
-            self.content,
-            z_t,
-            dict.fromkeys(z_t, times),
-            self.labels,
-            self.candidates,
-            z_t,
-            self.keep,
-        )
+        times = dict.fromkeys(z_t, times)
+        inputs = DecoderInputs(self.sequence, self.content, z_t, times, self.labels, z_t, self.keep)
+        denoised = self.model.denoise(inputs, self.candidates)
         return denoised.clean["text"], denoised.clean["image"]
 
 

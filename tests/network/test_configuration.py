@@ -181,3 +181,11 @@ def test_presets_load_and_say_what_they_are(path):
             assert (list(loaded) if isinstance(loaded, tuple) else loaded) == value, name
     assert saved["model_type"] == "mdm"
     assert config.num_ssm_heads * config.head_dim == config.inner_size
+
+
+def test_a_setting_that_went_is_read_where_it_is_off_and_named_where_it_is_on():
+    assert not hasattr(MDMConfig(exact_ratio_gain=False), "exact_ratio_gain")
+    with pytest.raises(ValueError, match=r"exact_ratio_gain.* is True.*0\.1\.0 was the last"):
+        MDMConfig(exact_ratio_gain=True)
+    with pytest.raises(ValueError, match="exact_ratio_gain"):
+        MDMConfig.from_dict({"model_type": "mdm", "exact_ratio_gain": True})

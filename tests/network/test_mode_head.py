@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from tiny_model import MIXERS, SIDE, VOCABULARY, make_model, mixed_batch, tiny_config
 
 from modeling_mdm import MDMForJointGeneration
-from modeling_mdm.mode_head import ModeHead, asking, mode_loss
+from modeling_mdm.loss import asking
+from modeling_mdm.network import ModeHead
+from modeling_mdm.training_step import mode_loss
 
 MODES = ("text", "image", "joint")
 WORDS, REPLY = 3, 3

@@ -3,7 +3,6 @@
 """`forward`: the loss and its parts, who gets a gradient, and what every random source does."""
 
 import copy
-import inspect
 import math
 
 import pytest
@@ -23,10 +22,10 @@ from tiny_model import (
 )
 
 from modeling_mdm import MDMForJointGeneration
+from modeling_mdm.decoder import DecoderInputs
 
 CONFIGURATIONS = {
     **MIXERS,
-    "exact-ratio": {"exact_ratio_gain": True},
     "trajectory": {"se_candidates": "trajectory"},
     "no-self-conditioning": {"self_conditioning": False},
     "no-null-tokens": {"num_null_tokens": 0},
@@ -156,8 +155,7 @@ def test_every_parameter_gets_a_gradient(name):
 def test_a_fresh_model_starts_from_its_best_linear_estimate_and_learns_at_once():
     """Gates, modulation and heads start at zero, and still no weight is stuck there."""
     torch.manual_seed(0)
-    model = MDMForJointGeneration(tiny_config(exact_ratio_gain=True)).double().train()
-    assert not model.ratio_gain.weight.any()
+    model = MDMForJointGeneration(tiny_config()).double().train()
     batch, sources = mixed_batch(), every_random_source(8)
     out = run(model, batch)
     mean, logvar = model.vae.encode(patches_of(batch["pixel_values"]), "image")
@@ -206,7 +204,7 @@ def test_special_tokens_get_a_gradient_where_they_stand(mixer):
     assert touched == set(SPECIAL) - {"class"}
 
 
-@pytest.mark.parametrize("name", ["parallel", "exact-ratio", "trajectory"])
+@pytest.mark.parametrize("name", ["parallel", "trajectory"])
 def test_gradient_of_score_entropy_into_the_encoder_is_scaled(name):
     """`latent_gradient_scale`: 0 stops it, 1 is Eq. 18 taken literally; it is linear between."""
     encoder = ["vae.encoder.0.up_proj.weight", "vae.embed_tokens.weight", "vae.posterior.weight"]
@@ -299,13 +297,10 @@ def recorded(monkeypatch):
     def record(model):
         calls, given = [], []
         original = model.denoise
-        signature = inspect.signature(original)
 
-        def denoise(*args, **kwargs):
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            calls.append(bound.arguments)
-            given.append(given[0] if given else original(*args, **kwargs))
+        def denoise(inputs, candidates):
+            calls.append({**vars(inputs), "candidates": candidates})
+            given.append(given[0] if given else original(inputs, candidates))
             return given[-1]
 
         monkeypatch.setattr(model, "denoise", denoise)
@@ -410,7 +405,7 @@ def test_given_positions_see_neither_noise_nor_time_nor_estimates(mixer, keep):
         estimates = sources["posterior_noise"] if fed_back else None
         args = (encoded.content, sources["noise"], sources["times"], encoded.class_labels)
         with torch.no_grad():
-            return model.decoder(sequence, *args, estimates, keep)
+            return model.decoder(DecoderInputs(sequence, *args, estimates, keep))
 
     first, other, fed = features(0, False), features(1, False), features(0, True)
     for g, part in encoded.content.items():

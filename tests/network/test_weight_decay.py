@@ -23,7 +23,6 @@ PAIR = {"num_channels": 3, "patch_size": 2}
 CONFIGURATIONS = {
     **MIXERS,
     "mode-head": {"use_mode_head": True},
-    "ratio-gain": {"exact_ratio_gain": True},
     "classless": {"num_classes": 0, "num_null_tokens": 0},
     "vq": {"vq_config": JANUS, **PAIR},
 }
@@ -46,7 +45,6 @@ DECAYING = [
     L + r"feed_forward\.(?:in|out)_proj\.weight",
     r"(?:image|text)_head\.weight",
     r"score_entropy_head\.predict\.weight",
-    r"ratio_gain\.weight",
     r"mode_head\.(?:in|out)_proj\.weight",
 ]
 

@@ -23,7 +23,7 @@ from tiny_digits import ROOT, load_script, save_config_folder
 from tiny_model import MIXERS, make_model, mixed_batch
 
 import modeling_mdm.block
-from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
+from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor, modeling_mdm
 from modeling_mdm.cli.export import export
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.conversations import (
@@ -108,13 +108,18 @@ def test_a_share_of_late_times_lies_between_0_and_1(processor, late):
         ConversationCollator(processor, late=late)
 
 
-def test_the_loss_is_taken_at_late_times(processor):
+def test_the_loss_is_taken_at_late_times(processor, monkeypatch):
     items = [{"messages": TALK, "seed": seed} for seed in range(4)]
     batch = ConversationCollator(processor, 4, late=1.0)(items)
     model = MDMForJointGeneration(tiny(processor)).train()
     seen = {}
-    usual = model.noise_inputs
-    model.noise_inputs = lambda encoded, random: seen.update(random.times) or usual(encoded, random)
+    usual = modeling_mdm.noise_inputs
+
+    def noise_inputs(network, encoded, drawn):
+        seen.update(drawn.times)
+        return usual(network, encoded, drawn)
+
+    monkeypatch.setattr(modeling_mdm, "noise_inputs", noise_inputs)
     assert model(**batch).loss.isfinite()
     assert torch.equal(seen["text"], batch["times"]["text"]) and "image" in seen
 

@@ -195,10 +195,6 @@ def test_what_gives_a_modality_its_latents_makes_it_learn(part, learning):
     assert {g for g in ("text", "image") if vae.learns(g)} == learning
 
 
-def test_words_are_encoded_where_the_statistics_are():
-    assert make_vae().to("meta").word_latents().is_meta
-
-
 # --- Running statistics
 
 

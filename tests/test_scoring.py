@@ -500,7 +500,7 @@ def test_parts_of_the_bound_are_what_the_parts_of_the_model_say(kind, count):
         model = make_vq_model(EMU3).double().eval()
         batch = {"pixel_values": torch.rand(1, 3, 8, 8, generator=seeded(), dtype=F64) * 2 - 1}
     else:
-        model = make_model(latent_noise=0.4, denoising_weight_max=1.7)
+        model = make_model(latent_noise=0.4, denoising_weight_max=1.2)
         batch = {name: value[2:3] for name, value in mixed_batch().items()}  # joint, from nothing
     out = model.score(
         **batch, num_evaluations=count, levels="grid", generator=seeded(4), pixel_std=0.3

@@ -21,7 +21,8 @@ is left, the score entropy of Eq. 14. Where z_0 is kept instead of integrated ou
 P |z0_pred - z_0|^2 / 2 and E[log q(z_0 | x) - log q(z_0 | z_1, x)] stands beside it: in fine steps
 they add up to the same.
 
-Axes: B batch, L length, d latent_dim, V vocabulary, E evaluations. A log-SNR is 0-dimensional.
+Axes: B batch, L length, d latent_dim, V vocabulary, E evaluations. A log-SNR is 0-dimensional: in
+float64 it leaves latents of any type and place as they are.
 """
 
 from dataclasses import dataclass
@@ -73,17 +74,17 @@ class Posterior:
         return (mean.square() + variance - 1 - variance.log()).sum(-1) / 2
 
     def _signal(self, log_snr: Tensor) -> Tensor:
-        return torch.sigmoid(log_snr).sqrt().to(self.mean)
+        return torch.sigmoid(log_snr).sqrt()
 
     def _total(self, log_snr: Tensor) -> Tensor:
         """Variance of q(z_t | x)."""
-        return torch.sigmoid(log_snr).to(self.mean) * self.variance + torch.sigmoid(-log_snr)
+        return torch.sigmoid(log_snr) * self.variance + torch.sigmoid(-log_snr)
 
     def _gains(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q(z_0 | z_t, x) = N(constant + gain z_t, variance)."""
         signal = self._signal(log_snr)
         gain = signal * self.variance / self._total(log_snr)
-        variance = self.variance / (1 + log_snr.exp().to(signal) * self.variance)
+        variance = self.variance / (1 + log_snr.exp() * self.variance)
         return self.mean * (1 - signal * gain), gain, variance
 
 
@@ -133,7 +134,7 @@ class NoiseLevels:
             true: mean and variance of q(z_0 | z_t, x), (B, L, d) each.
             predicted: those that the model believes.
         """
-        precision = self.precisions[index].to(true[0])
+        precision = self.precisions[index]
         squares = precision * (predicted[0] - true[0]).square()
         if not self.on_grid:
             return squares.sum(-1) / 2
@@ -158,7 +159,7 @@ def standard_error(terms: Tensor) -> Tensor:
 
 
 def time_of(schedule: NoiseSchedule, log_snr: Tensor) -> Tensor:
-    """Times at which a schedule has these log-SNRs, float64 of any shape, by bisection."""
+    """Latest times at which a schedule has these log-SNRs, float64 of any shape, by bisection."""
     earliest = torch.zeros_like(log_snr, dtype=torch.float64)
     latest = torch.ones_like(earliest)
     for _ in range(60):

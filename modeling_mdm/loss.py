@@ -83,7 +83,7 @@ def combine_tallies(config: MDMConfig, tallies: Tensor) -> dict[str, Tensor]:
         tallies: (means, 2), of [`MDMOutput.tallies`] summed over items.
     """
     total, count = tallies.unbind(-1)
-    means = dict(zip(MEANS, torch.where(count > 0, total / count.clamp(min=1), 0), strict=True))
+    means = dict(zip(MEANS, total / count.clamp(min=1), strict=True))  # of none, 0 / 1
     losses = {name: means[name] for name in MEANS if "_kl_" not in name and "_pred" not in name}
     for name in ("loss_kl", "loss_se_prediction"):
         losses[name] = means[f"{name}_text"] + means[f"{name}_image"]

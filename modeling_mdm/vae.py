@@ -150,7 +150,7 @@ def _pooled_moments(count: Tensor, mean: Tensor, variance: Tensor) -> Moments:
     total, first, second = sum_over_processes(moments)  # (d,)
     pooled = first / total.clamp(min=1)
     spread = (second / total.clamp(min=1) - pooled.square()).clamp(min=0)
-    return total[0].to(count.dtype), pooled.to(mean.dtype), spread.to(mean.dtype)
+    return total[0], pooled.to(mean.dtype), spread.to(mean.dtype)
 
 
 class MDMVAE(nn.Module):

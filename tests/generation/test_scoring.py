@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from test_vq import EMU3
 from test_vq import make_model as make_vq_model
-from tiny_model import LATENT, MIXERS, PATCHES, SIDE, VOCABULARY, WORDS, make_model, mixed_batch
+from tiny_model import MIXERS, PATCHES, SIDE, VOCABULARY, WORDS, make_model, mixed_batch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from modeling_mdm import MDMForJointGeneration, MDMProcessor, scoring
+from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor, scoring
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.decoder import DecoderInputs
-from modeling_mdm.diffusion import SCHEDULES, NoiseSchedule
+from modeling_mdm.diffusion import MAX_LOG_SNR, SCHEDULES, NoiseSchedule
 from modeling_mdm.generation_regions import open_content
 from modeling_mdm.likelihood import (
     LAST_LOG_SNR,
@@ -121,6 +121,51 @@ def test_mixture_has_the_moments_of_the_words_posteriors():
             torch.testing.assert_close(variance[item, place], second - first.square())
 
 
+def test_mixture_takes_logits_of_any_type():
+    words, log_snr = draw_posterior(5, 3), torch.tensor(-0.4, dtype=F64)
+    words = Posterior(words.mean.float(), words.variance.float())
+    z_t = torch.randn(2, 4, 3, generator=seeded(3))
+    logits = torch.randn(2, 4, 5, generator=seeded(4)).bfloat16()
+    found = words.mixture(logits, z_t, log_snr)
+    torch.testing.assert_close(found, words.mixture(logits.float(), z_t, log_snr))
+    assert [part.dtype for part in found] == [torch.float32] * 2
+
+
+def test_posteriors_in_float32_stay_so_at_levels_in_float64():
+    """And say what they say in float64."""
+    exact, log_snr = draw_posterior(2, 3, 4), torch.tensor(0.3, dtype=F64)
+    short = Posterior(exact.mean.float(), exact.variance.float())
+    z_t = torch.randn(2, 3, 4, generator=seeded(3), dtype=F64)
+    walk = NoiseLevels.draw(3.0, 4, on_grid=True)
+    found, expected = (
+        [
+            q.diffuse(state, log_snr),
+            *q.given(state, log_snr),
+            q.prior(log_snr),
+            walk.divergence(1, q.given(state, log_snr), (state, state.square())),
+        ]
+        for q, state in ((short, z_t.float()), (exact, z_t))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_random_level_stands_for_its_part_of_the_integral():
+    """P |z0_pred - E[z_0 | z_t]|^2 / 2, whatever the variances; without a generator too."""
+    walk = NoiseLevels.draw(4.0, 5, on_grid=False)
+    edges = torch.linspace(4.0, LAST_LOG_SNR, 6, dtype=F64)
+    assert walk.first == 4 and walk.last == LAST_LOG_SNR
+    assert (walk.log_snrs <= edges[:-1]).all() and (walk.log_snrs >= edges[1:]).all()
+    true, believed = torch.randn(2, 2, 3, 4, generator=seeded(1), dtype=F64)
+    variances = torch.rand(2, 2, 3, 4, generator=seeded(2), dtype=F64)
+    width = (4.0 - LAST_LOG_SNR) / 5
+    for index, log_snr in enumerate(walk.log_snrs):
+        found = walk.divergence(index, (true, variances[0]), (believed, variances[1]))
+        expected = width * log_snr.exp() * (believed - true).square().sum(-1) / 2
+        torch.testing.assert_close(found, expected)
+
+
 def test_random_levels_integrate_over_the_snr_without_bias():
     """Of 1 / (1 + SNR), whose integral is a logarithm."""
     draw = seeded()
@@ -140,6 +185,12 @@ def test_time_of_inverts_the_schedule(name):
     schedule = NoiseSchedule(name)
     wanted = torch.tensor([LAST_LOG_SNR, -1.0, 0.0, 4.6], dtype=F64)
     torch.testing.assert_close(schedule.log_snr(time_of(schedule, wanted)), wanted)
+    # Float64 whatever it is asked in, and where a level is kept for a while the end of it.
+    assert torch.equal(time_of(schedule, wanted[1:3].float()), time_of(schedule, wanted[1:3]))
+    last = time_of(schedule, torch.tensor(MAX_LOG_SNR))
+    assert last.dtype == F64
+    around = schedule.log_snr(torch.stack([(last - 1e-9).clamp(min=0), last + 1e-6]))
+    assert around[0] == MAX_LOG_SNR > around[1]
 
 
 # --- the whole bound, where log p(x) is known ---
@@ -364,60 +415,138 @@ def test_shared_noise_scores_equal_items_alike_and_own_noise_does_not():
     assert own.log_likelihood.unique().numel() == 3
 
 
-def test_parts_of_one_evaluation_are_what_the_parts_of_the_model_say():
-    """Words and patches at once, on a grid of one step, every term written out."""
-    model = make_model(latent_noise=0.4)
-    batch = {name: value[2:3] for name, value in mixed_batch().items()}  # joint, from nothing
-    out = model.score(**batch, num_evaluations=1, levels="grid", generator=seeded(4), pixel_std=0.3)
-    draw, encoded = seeded(4), model.encode_inputs(**batch)
-    noise = {
-        "text": torch.randn(1, WORDS, LATENT, generator=draw, dtype=F64),
-        "image": torch.randn(1, PATCHES, LATENT, generator=draw, dtype=F64),
-    }
-    last = torch.tensor(LAST_LOG_SNR, dtype=F64)
-    precision = 1 / 0.4**2 - last.exp()
-    abar, posteriors, z_t, times = torch.sigmoid(last), {}, {}, {}
-    for g, part in encoded.modalities.items():
-        statistics = model.vae.statistics[g]
-        factor = 1 / (statistics.variance + 1e-6).sqrt()
-        mean = (part.posterior_mean - statistics.mean) * factor
-        posteriors[g] = Posterior(mean, part.posterior_logvar.exp() * factor.square())
-        variance = abar * posteriors[g].variance + 1 - abar
-        z_t[g] = abar.sqrt() * mean + variance.sqrt() * noise[g]
-        times[g] = time_of(model.schedules[g], last)[None]
-    content = encoded.content
+def standardised(model, g, mean, logvar):
+    """q(z_0 | x) in the units of the latents that are diffused."""
+    statistics = model.vae.statistics[g]
+    factor = 1 / (statistics.variance + 1e-6).sqrt()
+    return Posterior((mean - statistics.mean) * factor, logvar.exp() * factor.square())
+
+
+def score_by_hand(model, batch, count, draw, pixel_std):
+    """Nats and score entropy of every position and evaluation on a grid, and the prior's.
+
+    Of one item that gives nothing: the network sees all of it.
+    """
+    encoded = model.encode_inputs(**batch)
+    content, first = encoded.content, first_log_snr(model.config)
+    edges = torch.linspace(first, LAST_LOG_SNR, count + 1, dtype=F64)
     sequence = model.decoder.lay_out(
         content, encoded.has_class, torch.zeros(1, dtype=torch.bool), encoded.grid
     )
-    inputs = DecoderInputs(sequence, content, z_t, times, encoded.class_labels)
-    denoised = model.denoise(inputs, model.candidate_latents(content))
-    words, logvar = model.vae.encode(torch.arange(VOCABULARY), "text")
-    statistics = model.vae.statistics["text"]
-    words = Posterior(statistics.standardize(words), logvar.exp() / (statistics.variance + 1e-6))
-    beliefs = {
-        "text": words.mixture(denoised.logits["text"], z_t["text"], last),
-        "image": (denoised.clean["image"], torch.zeros_like(z_t["image"])),
-    }
-    for g, q in posteriors.items():
-        mean, variance = q.given(z_t[g], last)
-        step = 1 / precision  # the variance with which Eq. 3's step tells of z_0
-        diffusion = kl_divergence(
-            Normal(mean, (step + variance).sqrt()),
-            Normal(beliefs[g][0], (step + beliefs[g][1]).sqrt()),
+    posteriors, candidates = {}, {}
+    for g, part in encoded.modalities.items():
+        posteriors[g] = standardised(model, g, part.posterior_mean, part.posterior_logvar)
+    if "text" in content:
+        words = model.vae.encode(torch.arange(model.config.vocab_size), "text")
+        candidates["text"] = standardised(model, "text", *words)
+    if model.vq is not None:
+        codes = model.vae.encode(model.vq.codebook.double(), "image")
+        candidates["image"] = standardised(model, "image", *codes)
+    told = {name: {g: [] for g in content} for name in ("diffusion", "reconstruction", "entropy")}
+    for log_snr_s, log_snr_t in pairwise(edges):
+        abar, z_t, times, noise = torch.sigmoid(log_snr_t), {}, {}, {}
+        for g, q in posteriors.items():
+            noise[g] = torch.randn(q.mean.shape, generator=draw, dtype=F64)
+            z_t[g] = abar.sqrt() * q.mean + (abar * q.variance + 1 - abar).sqrt() * noise[g]
+            times[g] = time_of(model.schedules[g], log_snr_t)[None]
+        inputs = DecoderInputs(sequence, content, z_t, times, encoded.class_labels)
+        denoised = model.denoise(inputs, model.candidate_latents(content))
+        step = 1 / (log_snr_s.exp() - log_snr_t.exp())  # variance with which z_s tells of z_0
+        for g, q in posteriors.items():
+            part = encoded.modalities[g]
+            mean, variance = q.given(z_t[g], log_snr_t)
+            if g in candidates:
+                belief = candidates[g].mixture(denoised.logits[g], z_t[g], log_snr_t)
+                log_shares = denoised.logits[g].log_softmax(-1)
+                entropy = -log_shares.gather(-1, part.symbols[..., None])[..., 0]
+            else:
+                belief = denoised.clean[g], torch.zeros_like(z_t[g])
+                gap = (denoised.clean[g] - q.mean).square().sum(-1) / 2
+                entropy = gap * min(1 / (1 - float(abar)), model.config.denoising_weight_max)
+            diffusion = kl_divergence(
+                Normal(mean, (step + variance).sqrt()),
+                Normal(belief[0], (step + belief[1]).sqrt()),
+            ).sum(-1)
+            z_0 = q.mean + (q.variance + math.exp(-first)).sqrt() * noise[g]
+            decoded = model.vae.decode(z_0, g)
+            if g == "text":
+                log_shares = decoded.log_softmax(-1)
+            elif model.vq is not None:
+                gaps = decoded[:, :, None] - model.vq.codebook.double()
+                log_shares = (-gaps.square().sum(-1) / (2 * pixel_std**2)).log_softmax(-1)
+            if part.symbols is None:
+                surprise = -Normal(decoded, pixel_std).log_prob(part.target).sum(-1)
+            else:
+                surprise = -log_shares.gather(-1, part.symbols[..., None])[..., 0]
+            told["diffusion"][g].append(diffusion)
+            told["reconstruction"][g].append(surprise / count)
+            told["entropy"][g].append(entropy / count)
+    last = torch.sigmoid(edges[-1])
+    prior = {
+        g: kl_divergence(
+            Normal(last.sqrt() * q.mean, (last * q.variance + 1 - last).sqrt()),
+            Normal(torch.zeros((), dtype=F64), 1.0),
         ).sum(-1)
-        z_0 = q.mean + (q.variance + 0.4**2).sqrt() * noise[g]
-        decoded, part = model.vae.decode(z_0, g), encoded.modalities[g]
-        if g == "text":
-            told = decoded.log_softmax(-1).gather(-1, part.target[..., None])[..., 0]
-        else:
-            told = Normal(decoded, 0.3).log_prob(part.target).sum(-1)
-        expected = told - diffusion - q.prior(last)
+        for g, q in posteriors.items()
+    }
+    return told, prior
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("kind", ["words-and-pixels", "codes"])
+def test_parts_of_the_bound_are_what_the_parts_of_the_model_say(kind, count):
+    """On a grid of steps, every term written out."""
+    if kind == "codes":
+        model = make_vq_model(EMU3).double().eval()
+        batch = {"pixel_values": torch.rand(1, 3, 8, 8, generator=seeded(), dtype=F64) * 2 - 1}
+    else:
+        model = make_model(latent_noise=0.4, denoising_weight_max=1.2)
+        batch = {name: value[2:3] for name, value in mixed_batch().items()}  # joint, from nothing
+    out = model.score(
+        **batch, num_evaluations=count, levels="grid", generator=seeded(4), pixel_std=0.3
+    )
+    with torch.no_grad():
+        told, prior = score_by_hand(model, batch, count, seeded(4), pixel_std=0.3)
+    for g, at_last in prior.items():
+        expected = -sum(told["diffusion"][g]) - sum(told["reconstruction"][g]) - at_last
         torch.testing.assert_close(out.position_log_likelihood[g], expected)
-    entropy = -denoised.logits["text"].log_softmax(-1)
-    entropy = entropy.gather(-1, encoded.modalities["text"].target[..., None])[..., 0]
-    torch.testing.assert_close(out.position_score_entropy["text"], entropy)
-    gap = (denoised.clean["image"] - posteriors["image"].mean).square().sum(-1) / 2
-    torch.testing.assert_close(out.position_score_entropy["image"], gap / (1 - abar))
+        torch.testing.assert_close(out.position_score_entropy[g], sum(told["entropy"][g]))
+    for name in ("diffusion", "reconstruction"):
+        total = sum(sum(parts).sum(-1) for parts in told[name].values())
+        torch.testing.assert_close(out[name], total)
+    torch.testing.assert_close(out.prior, sum(part.sum(-1) for part in prior.values()))
+    each = [
+        sum(
+            (told[name][g][index]).sum(-1)
+            for name in ("diffusion", "reconstruction")
+            for g in prior
+        )
+        for index in range(count)
+    ]
+    if count == 1:
+        assert out.standard_error.isnan().all()
+    else:  # 4 / 2 times the mean of two bends' squares / 6
+        bends = [each[i] - 2 * each[i + 1] + each[i + 2] for i in range(2)]
+        error = (2 * (bends[0] ** 2 + bends[1] ** 2) / 6).sqrt()
+        torch.testing.assert_close(out.standard_error, error)
+
+
+@pytest.mark.parametrize(
+    ("latent_noise", "log_snr"),
+    [(0.0, MAX_LOG_SNR), (1e-9, MAX_LOG_SNR), (0.4, -2 * math.log(0.4)), (1e4, LAST_LOG_SNR + 1)],
+)
+def test_the_first_state_has_the_noise_that_the_decoder_learned_with(latent_noise, log_snr):
+    found = first_log_snr(MDMConfig(latent_noise=latent_noise))
+    assert found == pytest.approx(log_snr)
+
+
+def test_a_score_asks_whether_its_type_is_emulated_and_needs_no_generator(monkeypatch):
+    asked, model = [], make_model(torch.float32)
+    monkeypatch.setattr(scoring, "warn_if_computes_emulated", lambda *about: asked.append(about))
+    words = torch.tensor([[5, 6, 7]])
+    first, second = (model.score(words, num_evaluations=1).log_likelihood for _ in range(2))
+    assert asked == [(torch.float32, model.device)] * 2
+    assert first != second and first.dtype == torch.float32
 
 
 def test_codes_of_a_vq_vae_are_scored_as_symbols():
@@ -531,7 +660,10 @@ def test_content_image_is_the_pictures_of_the_last_turn():
     [
         ({"num_evaluations": 0}, r"`num_evaluations` is 0"),
         ({"levels": "even"}, r"`levels` is 'even': choose one of random, grid"),
-        ({"pixel_std": 0.0}, r"`pixel_std` is 0\.0"),
+        ({"num_evaluations": 2.5}, r"`num_evaluations` is 2\.5: use an integer of at least 1"),
+        ({"pixel_std": 0.0}, r"`pixel_std` is 0\.0: use a positive number"),
+        ({"shared_noise": "no"}, r"`shared_noise` is 'no'"),
+        ({"generator": 7}, r"`generator` is 7: pass torch\.Generator"),
         ({"content": "sound"}, r"`content` is 'sound': choose None or one of text"),
         ({"content": "joint"}, r"`content` is 'joint', but `pixel_values` is None"),
         ({"text_given": torch.ones(1, 3).bool()}, r"Nothing to score"),

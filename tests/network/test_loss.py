@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.diffusion import NoiseSchedule
-from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text
+from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text, lay_out_content
 from modeling_mdm.loss import (
     Prediction,
+    combine_tallies,
     count_items,
+    count_items_in_batches,
     diffusion_losses,
     loss_counts,
     masked_mean,
+    position_score_entropy,
     reconstruction_losses,
 )
+from modeling_mdm.tallies import MEANS
 from modeling_mdm.vae import MDMVAE, kl_divergence
 
 float64 = torch.float64
@@ -86,10 +90,14 @@ def count(batch):
     return count_items(tiny_config(), batch.content)
 
 
-def softmax(values):
+def log_softmax(values):
     top = max(values)
-    exps = [math.exp(v - top) for v in values]
-    return [e / sum(exps) for e in exps]
+    log_sum = top + math.log(sum(math.exp(v - top) for v in values))
+    return [v - log_sum for v in values]
+
+
+def softmax(values):
+    return [math.exp(v) for v in log_softmax(values)]
 
 
 @given(
@@ -129,6 +137,38 @@ def test_where_gradients_are_off_a_process_counts_for_itself(encoded, monkeypatc
     assert found["asking"] == 1
 
 
+@pytest.mark.parametrize("absent", ["text", "image"])
+def test_one_batch_is_counted_by_its_masks_and_lacks_a_modality_as_a_number(absent):
+    """By hand, of `draw_inputs`; 0 of what is absent is a count like others."""
+    batch = draw_inputs()
+    text, image = ("input_ids", "attention_mask", "text_given"), ("pixel_values", "image_given")
+    valid, words_given = batch["attention_mask"].bool(), batch["text_given"]
+    noisy_patches = [[True, False, True, True], [True] * 4, [False] * 4]  # by draw_inputs
+    expected = {
+        "noisy_text": (valid & ~words_given).sum().item(),
+        "real_text": BATCH * WORDS - 2,
+        "noisy_image": sum(map(sum, noisy_patches)),
+        "real_image": BATCH * PATCHES,
+    }
+    for name in text if absent == "text" else image:
+        del batch[name]
+    expected |= {name: 0 for name in expected if name.endswith(absent)}
+    counts = count_items_in_batches(tiny_config(use_mode_head=True), [batch])
+    assert counts.pop("asking") == 0  # what is given stands amid what is noisy, of one turn
+    assert {name: n.item() for name, n in counts.items()} == expected
+    for use_mode_head in (False, True):
+        own = count_items(tiny_config(use_mode_head=use_mode_head), lay_out_content(2, batch))
+        assert all(n.dtype == torch.long and n.dim() == 0 for n in own.values())
+
+
+@pytest.mark.parametrize(("use_mode_head", "asking"), [(False, 0), (True, BATCH)])
+def test_items_that_ask_are_counted_where_a_head_learns_from_them(use_mode_head, asking):
+    batch = draw_inputs()
+    batch["text_given"][:], batch["image_given"][:] = True, False  # pictures of words
+    content = lay_out_content(2, batch)
+    assert count_items(tiny_config(use_mode_head=use_mode_head), content)["asking"] == asking
+
+
 def test_masked_mean_ignores_nan_outside_its_mask():
     values = torch.tensor([[1.0, math.nan, 3.0]])
     mask = torch.tensor([[True, False, True]])
@@ -151,6 +191,27 @@ def test_image_reconstruction_is_equation_15(encoded):
                 patch = pixels[b, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten()
                 total += ((patch - decoded[b, 2 * row + column]) ** 2).sum().item()
     assert losses["loss_rec_image"].item() == pytest.approx(total / (BATCH * PATCHES), rel=1e-6)
+
+
+def test_image_reconstruction_leaves_out_padding_and_takes_noise_of_any_type():
+    """Three channels: a patch has other values than a picture patches."""
+    torch.manual_seed(1)
+    vae, pixels = MDMVAE(tiny_config(num_channels=3)), torch.rand(1, 3, 4, 4) * 2 - 1
+    mask = torch.ones(1, 4, 4)
+    mask[0, 2:, :2] = 0
+    image, grid = encode_images(vae, 2, pixels, mask)
+    batch = EncodedInputs({"image": image}, torch.full((1,), -1), grid)
+    z_0, noise = torch.randn(1, PATCHES, LATENT), torch.randn(1, PATCHES, LATENT, dtype=float64)
+    losses = reconstruction_losses(vae, batch, {"image": z_0}, {"image": noise}, 0.3, count(batch))
+    decoded = vae.decode(z_0 + 0.3 * noise.float(), "image").detach().view(2, 2, 2, 2, 3)
+    squares = [
+        (decoded[row, column, i, j, c] - pixels[0, c, 2 * row + i, 2 * column + j]).item() ** 2
+        for row, column in ((0, 0), (0, 1), (1, 1))
+        for i in range(2)
+        for j in range(2)
+        for c in range(3)
+    ]
+    assert losses["loss_rec_image"].item() == pytest.approx(sum(squares) / 3, rel=1e-5)
 
 
 def test_text_reconstruction_is_equation_16_over_real_words(encoded):
@@ -227,6 +288,20 @@ def expected_score_entropies(predictions):
     return {"text": words, "image": patches}
 
 
+@pytest.mark.parametrize("maximum", [1.5, 5.0])
+def test_the_weight_of_pixels_is_capped_where_the_configuration_says(encoded, maximum):
+    _, batch = encoded
+    image = draw_predictions(batch.content)["image"]
+    found = position_score_entropy(tiny_config(denoising_weight_max=maximum), image)
+    squares = (image.estimate - image.z_0).square().sum(-1) / 2
+    alpha_bar = torch.cos((image.times + 0.008) / 1.008 * math.pi / 2).square()
+    alpha_bar = alpha_bar / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    weight = (1 / (1 - alpha_bar)).tolist()
+    assert weight[0] > 5 and 1.5 < weight[1] < 5 and weight[2] < 1.5
+    weight = torch.tensor([min(w, maximum) for w in weight], dtype=float64)
+    torch.testing.assert_close(found, weight[:, None] * squares, rtol=1e-9, atol=0)
+
+
 def test_score_entropy_is_equation_14_over_noisy_positions(encoded):
     _, batch = encoded
     predictions = draw_predictions(batch.content)
@@ -251,7 +326,8 @@ def test_trajectory_candidates_stand_at_even_former_times(encoded):
     """K former states at t/(K+1), ..., Kt/(K+1), softmax over them on both sides."""
     _, batch = encoded
     content = {"image": batch.content["image"]}
-    image = draw_predictions(batch.content, candidates=3)["image"]
+    # In sixths, which float32 does not hold.
+    image = draw_predictions(batch.content, candidates=5)["image"]
     predicted = {"image": torch.zeros(BATCH, PATCHES)}
     config = tiny_config(se_candidates="trajectory")
     losses = diffusion_losses(config, content, {"image": image}, predicted, count(batch))
@@ -268,8 +344,8 @@ def test_trajectory_candidates_stand_at_even_former_times(encoded):
     for b, n in content["image"].noisy.nonzero().tolist():
         t, log_r, log_s = image.times[b].item(), [], []
         a_t, z_t, z_0 = abar(t), image.z_t[b, n], image.z_0[b, n]
-        for k in range(3):
-            a_s = abar(t * (k + 1) / 4)
+        for k in range(5):
+            a_s = abar(t * (k + 1) / 6)
             kept = a_t / a_s
             variance = 1 / (1 / (1 - a_s) + kept / (1 - kept))
             mean = variance * (
@@ -278,10 +354,12 @@ def test_trajectory_candidates_stand_at_even_former_times(encoded):
             y = mean + math.sqrt(variance) * image.candidate_noise[b, n, k]
             for clean, out in ((z_0, log_r), (image.estimate[b, n], log_s)):
                 out.append(log_density(y, clean, a_s) - log_density(z_t, clean, a_t))
-        s, r = softmax(log_s), softmax(log_r)
-        each.append(sum(q * math.log(q / p) for p, q in zip(s, r, strict=True) if q > 0))
+        log_s, log_r = log_softmax(log_s), log_softmax(log_r)
+        each.append(sum(math.exp(q) * (q - p) for p, q in zip(log_s, log_r, strict=True)))
     expected = sum(each) / len(each)
-    assert losses["loss_se_image"].item() == pytest.approx(expected, rel=1e-4)
+    assert losses["loss_se_image"].item() == pytest.approx(expected, rel=1e-6)
+    found = position_score_entropy(config, image)[content["image"].noisy]
+    assert found.tolist() == pytest.approx(each, rel=1e-9)
 
 
 @pytest.mark.parametrize("candidates", ["exact", "trajectory"])
@@ -338,3 +416,44 @@ def test_total_is_equation_18_and_each_modality_may_be_absent():
         assert (parts.loss_rec_text > 0) == ("input_ids" in given_inputs)
         assert (parts.loss_se_image > 0) == ("pixel_values" in given_inputs)
         assert (parts.loss_se_text > 0) == ("input_ids" in given_inputs)
+
+
+@pytest.mark.parametrize("use_mode_head", [False, True])
+def test_summed_tallies_are_the_losses_of_one_batch(use_mode_head):
+    """Eq. 14 to 18 of means by hand: of none, of one position and of several."""
+    config = tiny_config(
+        kl_weight=0.25,
+        se_weight=3.0,
+        se_weight_image=0.5,
+        se_weight_text=2.0,
+        use_mode_head=use_mode_head,
+    )
+    sums = {
+        "loss_se_text": (3.0, 2),
+        "loss_se_image": (7.0, 1),
+        "loss_se_prediction_text": (5.0, 4),
+        "loss_se_prediction_image": (9.0, 6),
+        "loss_rec_text": (0.0, 0),
+        "loss_rec_image": (11.0, 8),
+        "loss_kl_text": (13.0, 10),
+        "loss_kl_image": (17.0, 1),
+        "loss_mode": (19.0, 5),
+    }
+    tallies = torch.tensor([sums[name] for name in MEANS], dtype=float64)
+    expected = {
+        "loss_se_text": 1.5,
+        "loss_se_image": 7.0,
+        "loss_se": 2 * 1.5 + 0.5 * 7,
+        "loss_se_prediction": 5 / 4 + 9 / 6,
+        "loss_rec_text": 0.0,
+        "loss_rec_image": 11 / 8,
+        "loss_kl": 1.3 + 17,
+    }
+    if use_mode_head:
+        expected["loss_mode"] = 19 / 5
+    expected["loss"] = 11 / 8 + 0.25 * (1.3 + 17) + 3 * (2 * 1.5 + 0.5 * 7) + 5 / 4 + 9 / 6
+    expected["loss"] += expected.get("loss_mode", 0.0)
+    found = combine_tallies(config, tallies)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected)
+    with pytest.raises(ValueError, match="zip"):  # of other means than these
+        combine_tallies(config, tallies[:-1])

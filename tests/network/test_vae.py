@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unified VAE (Sec. 4.1, Eq. 15-17): patches, posteriors, each position alone, statistics."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -143,6 +145,56 @@ def test_word_latents_are_the_standardised_posterior_means_of_every_word():
         torch.testing.assert_close(words[v], expected[0], rtol=1e-5, atol=1e-5)
 
 
+def test_code_latents_are_the_standardised_posterior_means_of_every_code():
+    vae, codebook = make_vae(), torch.randn(7, 4)
+    vae.statistics["image"].mean.normal_()
+    vae.statistics["image"].variance.uniform_(0.5, 2)
+    mean, _ = vae.posterior(vae.encoder(vae.patch_embedding(codebook))).chunk(2, -1)
+    expected = (mean - vae.statistics["image"].mean) / vae.statistics["image"].variance.sqrt()
+    torch.testing.assert_close(vae.code_latents(codebook), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_trunks_are_residual_and_take_the_configurations_epsilon():
+    """x + W_2 silu(W_1 g x / sqrt(mean(x^2) + epsilon)) of every layer, written out."""
+    vae = make_vae(layer_norm_epsilon=0.5).double()
+
+    def by_hand(x, layers):
+        for layer in layers:
+            layer.norm.weight.data.uniform_(0.5, 2)
+            up, down = layer.up_proj, layer.down_proj
+            normed = layer.norm.weight * x / (x.square().mean(-1, keepdim=True) + 0.5).sqrt()
+            inner = normed @ up.weight.T + up.bias
+            x = x + (inner / (1 + torch.exp(-inner))) @ down.weight.T + down.bias
+        return x
+
+    patches, latents = torch.randn(3, 4, dtype=float64), torch.randn(3, 6, dtype=float64)
+    mean = vae.posterior(by_hand(vae.patch_embedding(patches), vae.encoder))[:, :6]
+    torch.testing.assert_close(vae.encode(patches, "image")[0], mean, rtol=1e-10, atol=1e-12)
+    decoded = vae.patch_head(by_hand(vae.latent_embedding(latents), vae.decoder))
+    torch.testing.assert_close(vae.decode(latents, "image"), decoded, rtol=1e-10, atol=1e-12)
+
+
+def test_posteriors_of_a_bfloat16_vae_are_float32():
+    for part in make_vae().bfloat16().encode(torch.tensor([1]), "text"):
+        assert part.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("part", "learning"),
+    [
+        ("embed_tokens", {"text"}),
+        ("patch_embedding", {"image"}),
+        ("encoder", {"text", "image"}),
+        ("posterior", {"text", "image"}),
+        ("decoder", set()),
+    ],
+)
+def test_what_gives_a_modality_its_latents_makes_it_learn(part, learning):
+    vae = make_vae().requires_grad_(False)
+    getattr(vae, part).requires_grad_(True)
+    assert {g for g in ("text", "image") if vae.learns(g)} == learning
+
+
 # --- Running statistics
 
 
@@ -198,6 +250,118 @@ def test_latents_that_never_vary_are_not_divided_by_zero():
     statistics = LatentStatistics(2, 0.01)
     statistics.update(torch.ones(1, 5, 2), torch.ones(1, 5).bool())
     assert statistics.standardize(torch.ones(1, 5, 2)).tolist() == [[[0.0, 0.0]] * 5]
+
+
+def test_statistics_are_float32_and_counts_whole_where_the_default_type_is_shorter():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        statistics = LatentStatistics(2, 0.01)
+    finally:
+        torch.set_default_dtype(before)
+    kinds = {name: buffer.dtype for name, buffer in statistics.named_buffers()}
+    assert kinds == {"mean": torch.float32, "variance": torch.float32, "updates": torch.long}
+
+
+def test_steps_in_parts_of_any_size_are_those_of_all_their_latents():
+    """Parts of one latent and of none, in several steps one after another."""
+    statistics = LatentStatistics(3, 0.01).double()
+    mean, variance = torch.zeros(3, dtype=float64), torch.ones(3, dtype=float64)
+    for step, sizes in enumerate([(2, 3), (1, 0, 1, 3), (0, 1, 4), (5,)]):
+        latents = torch.randn(5, 3, dtype=float64) * 2 + 10**step
+        for part in latents.split(list(sizes)):
+            padded, valid = torch.full((1, 6, 3), 1e6, dtype=float64), torch.zeros(1, 6).bool()
+            padded[0, : len(part)], valid[0, : len(part)] = part, True
+            statistics.update(padded, valid, torch.tensor(5))
+        mean = mean.lerp(latents.mean(0), 1 / (step + 1))
+        variance = variance.lerp(latents.var(0, correction=0), 1 / (step + 1))
+        torch.testing.assert_close(statistics.mean, mean)
+        torch.testing.assert_close(statistics.variance, variance)
+    assert statistics.updates == 4
+
+
+def test_a_step_goes_on_where_the_model_is_moved_to():
+    statistics, valid = LatentStatistics(3, 0.01), torch.ones(1, 2).bool()
+    statistics.update(torch.randn(1, 2, 3), valid, torch.tensor(4))
+    statistics.to("meta")
+    latents = torch.randn(1, 2, 3, device="meta")
+    statistics.update(latents, valid.to("meta"), torch.tensor(4, device="meta"))
+    assert statistics.mean.is_meta
+
+
+def update_in_processes(monkeypatch, parts, totals=(None,), width=3):
+    """The statistics of processes that update together: parts[step][process] of (n, width)."""
+    processes = [LatentStatistics(width, 0.2) for _ in parts[0]]
+    monkeypatch.setattr("modeling_mdm.vae.num_processes", lambda: len(processes))
+
+    def update(statistics, part, total):
+        if part is None:
+            statistics.update(None, None, total)
+        else:
+            padded = torch.cat([part, torch.full((1, width), 1e6)])[None].to(part.dtype)
+            valid = torch.arange(padded.shape[1])[None] < len(part)
+            statistics.update(padded, valid, total)
+
+    for step, total in zip(parts, totals, strict=True):
+        sent = []
+
+        def send(moments, sent=sent):
+            sent.append(moments)
+            return moments
+
+        monkeypatch.setattr("modeling_mdm.vae.sum_over_processes", send)
+        for statistics, part in zip(processes, step, strict=True):
+            update(copy.deepcopy(statistics), part, total)
+        whole = sum(sent)
+        monkeypatch.setattr("modeling_mdm.vae.sum_over_processes", lambda _, whole=whole: whole)
+        for statistics, part in zip(processes, step, strict=True):
+            update(statistics, part, total)
+    return processes
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, float64])
+def test_statistics_of_processes_are_those_of_all_latents_and_the_same_in_each(
+    width, dtype, monkeypatch
+):
+    """Of different counts, one without any; far from 0, where float32 squares tell nothing."""
+    latents = (torch.randn(9, width, dtype=float64) * 0.5 + 3000).to(dtype)
+    none = latents[:0]
+    step = [latents[:2], None, none, latents[2:]]
+    for statistics in update_in_processes(monkeypatch, [step], width=width):
+        every = latents.double()
+        torch.testing.assert_close(statistics.mean, every.mean(0).float(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            statistics.variance, every.var(0, correction=0).float(), rtol=1e-2, atol=0
+        )
+        assert statistics.mean.dtype == statistics.variance.dtype == torch.float32
+        assert statistics.updates == 1
+
+
+def test_steps_of_processes_in_parts_are_those_of_all_their_latents(monkeypatch):
+    """Parts in which all processes together have none, one, and many."""
+    latents = torch.randn(6, 3)
+    parts = [[None, latents[:0]], [latents[:1], None], [latents[1:3], latents[3:]]]
+    for statistics in update_in_processes(monkeypatch, parts, [torch.tensor(6)] * 3):
+        torch.testing.assert_close(statistics.mean, latents.mean(0))
+        torch.testing.assert_close(statistics.variance, latents.var(0, correction=0))
+        assert statistics.updates == 1
+
+
+def test_a_step_in_which_no_process_has_two_latents_changes_no_statistics(monkeypatch):
+    parts = [[None, torch.zeros(0, 3)], [torch.ones(1, 3), None]]
+    for statistics in update_in_processes(monkeypatch, parts, [None, None]):
+        assert statistics.mean.tolist() == [0] * 3 and statistics.variance.tolist() == [1] * 3
+        assert statistics.updates == 0
+
+
+def test_latents_that_are_the_same_in_all_processes_have_variance_0(monkeypatch):
+    """Never below, as the difference of rounded squares may be."""
+    width = 64
+    same = torch.rand(1, width) + 0.1
+    step = [same.repeat(3, 1), same.repeat(4, 1)]
+    for statistics in update_in_processes(monkeypatch, [step], width=width):
+        assert (statistics.variance >= 0).all() and statistics.variance.max() < 1e-6
 
 
 # --- Learning

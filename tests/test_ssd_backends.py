@@ -23,6 +23,7 @@ from modeling_mdm.ssd import (
     ssd,
     ssd_chunked,
     ssd_quadratic,
+    unusable,
 )
 from modeling_mdm.ssd_factored import ssd_factored
 
@@ -212,8 +213,45 @@ def test_variable_wins_over_configuration_and_argument_over_both(monkeypatch):
         resolve_backend("torch", CPU)
 
 
+def test_auto_asks_by_what_the_tensors_are(monkeypatch):
+    asked = []
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return "reference"
+
+    monkeypatch.setattr("modeling_mdm.ssd.resolve_backend", choose)
+    ssd(*draw(7, heads=5))
+    ssd(*draw(9, width=6, state=8, dtype=torch.float32))
+    assert asked == [("auto", CPU, 7, float64, (4, 2)), ("auto", CPU, 9, torch.float32, (8, 6))]
+
+
+@pytest.mark.parametrize("backend", ["auto", "quadratic"])
+def test_a_state_that_nobody_needs_is_left_out(backend):
+    inputs = draw(5)
+    exact, last = recurrence(*inputs)
+    y, state = ssd(*inputs, backend=backend, needs_state=False)
+    torch.testing.assert_close(y, exact)
+    assert state is None
+    torch.testing.assert_close(ssd(*inputs, backend=backend)[1], last)
+    torch.testing.assert_close(ssd(*inputs, backend="torch", needs_state=False)[1], last)
+
+
+def test_a_named_backend_is_asked_whether_it_can_run_on_these_tensors(monkeypatch):
+    """In Triton's interpreter, where its kernels run on a CPU."""
+    monkeypatch.setattr("modeling_mdm.ssd.INTERPRETED", True)
+    monkeypatch.setattr("modeling_mdm.ssd.find_spec", lambda name: name == "triton" or None)
+    assert unusable("triton", CPU, torch.float32, (4, 2)) is None
+    assert "on a CUDA device, and these are on cpu" in unusable("mamba_ssm", CPU, torch.float32)
+    with pytest.raises(ValueError, match="`backend` is 'triton', but it has no float64; choose"):
+        ssd(*draw(4), backend="triton")
+    with pytest.raises(ValueError, match=r"state_size of up to 128 .* these are 129 and 6;"):
+        ssd(*draw(4, width=6, state=129, dtype=torch.float32), backend="triton")
+
+
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
-    with pytest.raises(ValueError, match="`backend` is 'fast'; choose one of"):
+    names = "'auto', 'reference', 'torch', 'torch_factored', 'quadratic', 'triton', 'mamba_ssm'"
+    with pytest.raises(ValueError, match=f"`backend` is 'fast'; choose one of {names}$"):
         ssd(*draw(4), backend="fast")
     with pytest.raises(ValueError, match=r"`kernel_backend` is 'mamba_ssm', but it needs .* CUDA"):
         resolve_backend("mamba_ssm", CPU)

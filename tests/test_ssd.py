@@ -318,10 +318,12 @@ def test_half_precision_without_gradients_is_right_from_any_state(fast, length, 
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
 def test_states_are_float32_at_least_whatever_comes_in(form):
     """The type of the state before does not count."""
-    for length, dtype in itertools.product([0, 1, 9], [*HALF, torch.float32, float64]):
+    types = [*HALF, torch.float32, float64]
+    for length, dtype, with_gradients in itertools.product([0, 1, 9], types, [True, False]):
         *inputs, state = draw(length, dtype=dtype)
         for before in (None, state.bfloat16(), state.double()):
-            y, after = form(*inputs, before, chunk_size=4)
+            with torch.set_grad_enabled(with_gradients):
+                y, after = form(*inputs, before, chunk_size=4)
             assert (y.shape, y.dtype) == (inputs[0].shape, dtype)
             assert after.shape == state.shape
             assert after.dtype == (float64 if dtype == float64 else torch.float32)

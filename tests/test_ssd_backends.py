@@ -106,6 +106,62 @@ def test_chunks_are_halved_until_their_decay_can_be_factored():
     assert [levels(decay) for decay in (0.0, 1.9, 3.0, 7.0, 25.0, 1e4)] == [0, 0, 1, 2, 4, 6]
 
 
+def plan_of(length, decay, chunk_size=64, groups=2, state=4, device="cpu"):
+    x, _, log_decay, *_ = draw(length, groups=groups)
+    log_decay = torch.full_like(log_decay, -decay)
+    return factored._plan(x.to(device), log_decay, state, chunk_size)
+
+
+def test_a_chunk_is_halved_only_beyond_the_limit():
+    """Between the 61 positions of a chunk are 60 decays; the one into the first does not count."""
+    assert [plan_of(61, decay).levels for decay in (2.0, 2.001)] == [0, 1]
+    assert plan_of(5, 1e4, chunk_size=1).levels == 0  # nothing lies between
+
+
+def test_decays_are_taken_from_before_a_chunk_where_half_the_limit_holds_them():
+    """There the decay into the first position counts."""
+    assert [plan_of(60, decay, 10).from_start for decay in (6.0, 6.001)] == [True, False]
+    assert [plan_of(60, decay, 10).levels for decay in (6.0, 6.001)] == [0, 0]
+
+
+def test_many_threads_and_other_devices_take_chunks_all_at_once(monkeypatch):
+    assert not plan_of(60, 0.0, device="meta").from_start
+    for threads, alone in ((1, True), (4, True), (5, False)):
+        with monkeypatch.context() as several:
+            several.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert plan_of(60, 0.0).from_start is alone
+
+
+def test_chunks_are_equal_and_segments_hold_what_a_core_holds(monkeypatch):
+    """A chunk's states or scores, whichever are more: groups x max(n, q) x heads x width."""
+    plan = plan_of(130, 0.0)
+    assert (plan.chunk, plan.segments, plan.length) == (44, [slice(0, 3)], 132)
+    assert plan_of(130, 0.0, chunk_size=0).chunk == 1
+    for state, numbers, step in ((4, 192, 2), (4, 191, 1), (4, 95, 1), (16, 384, 2), (16, 383, 1)):
+        monkeypatch.setattr(factored, "SEGMENT_NUMBERS", numbers)
+        starts = range(0, 5, step)
+        expected = [slice(start, min(start + step, 5)) for start in starts]
+        assert plan_of(40, 0.0, chunk_size=8, state=state).segments == expected
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_sequences_are_read_one_after_the_other_where_that_is_faster(monkeypatch, with_state):
+    asked = []
+
+    def is_faster_alone(a, b):
+        asked.append((a.shape[-2], a.shape[-1], b.shape[-1]))
+        return True
+
+    monkeypatch.setattr(factored, "is_faster_alone", is_faster_alone)
+    inputs = draw(20)
+    inputs[5] = inputs[5] if with_state else torch.zeros_like(inputs[5])
+    y, state = ssd_factored(*inputs[:5], inputs[5] if with_state else None, chunk_size=5)
+    exact, last = recurrence(*inputs)
+    torch.testing.assert_close(y, exact)
+    torch.testing.assert_close(state, last)
+    assert asked == [(5, 4, 3 * 2)]  # (q, n) by (n, h * p)
+
+
 def test_a_sudden_decay_between_mild_ones():
     inputs = draw(90, dtype=torch.float32, decay=0.1)
     inputs[2][:, 37] = -500.0
@@ -134,11 +190,17 @@ def test_two_uses_of_the_same_inputs_add_their_gradients():
         assert torch.equal(a, b)
 
 
-def test_autocast_leaves_the_arithmetic_in_float32():
-    inputs = draw(40, dtype=torch.float32)
-    plain = ssd_factored(*inputs, chunk_size=8)
+@pytest.mark.parametrize("decay", [1.0, 25.0])
+def test_autocast_leaves_the_arithmetic_in_float32(decay):
+    inputs = [tensor.requires_grad_() for tensor in draw(40, dtype=torch.float32, decay=decay)]
+
+    def results():
+        y, state = ssd_factored(*inputs, chunk_size=8)
+        return [y, state, *torch.autograd.grad(y.sum() + state.square().sum(), inputs)]
+
+    plain = results()
     with torch.autocast("cpu", torch.bfloat16):
-        under = ssd_factored(*inputs, chunk_size=8)
+        under = results()
     assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
 
 

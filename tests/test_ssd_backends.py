@@ -114,8 +114,20 @@ def plan_of(length, decay, chunk_size=64, groups=2, state=4, device="cpu"):
 
 def test_a_chunk_is_halved_only_beyond_the_limit():
     """Between the 61 positions of a chunk are 60 decays; the one into the first does not count."""
-    assert [plan_of(61, decay).levels for decay in (2.0, 2.001)] == [0, 1]
+    plans = [plan_of(61, decay) for decay in (2.0, 2.001)]
+    assert [(plan.levels, plan.chunk) for plan in plans] == [(0, 61), (1, 62)]
     assert plan_of(5, 1e4, chunk_size=1).levels == 0  # nothing lies between
+
+
+def test_the_range_of_decays_is_summed_in_float32():
+    log_decay = -torch.rand(2, 250, 3).bfloat16()
+    exact = -log_decay.double()
+    alone = factored.decay_range(log_decay, 250, 0)
+    assert alone == pytest.approx(exact.sum(1).max().item(), rel=1e-6)
+    blocks = exact.unflatten(1, (5, 50))
+    within = factored.decay_range(log_decay, 50)
+    assert within == pytest.approx(blocks[:, :, 1:].sum(2).max().item(), rel=1e-6)
+    assert factored.decay_range(log_decay, 1) == 0
 
 
 def test_decays_are_taken_from_before_a_chunk_where_half_the_limit_holds_them():
@@ -177,6 +189,28 @@ def test_gradients_where_only_some_inputs_need_them():
     (slope,) = torch.autograd.grad(y.sum() + 0 * state.sum(), inputs[4])
     (truth,) = torch.autograd.grad(exact.sum(), inputs[4])
     torch.testing.assert_close(slope, truth)
+
+
+def test_products_are_bfloat16_for_bfloat16_sequences_without_gradients_alone(monkeypatch):
+    types = set()
+
+    def multiply(a, b, out=None):
+        types.add(a.dtype)
+        return torch.matmul(a, b, out=out)
+
+    monkeypatch.setattr(factored, "multiply", multiply)
+    half, single, double = torch.bfloat16, torch.float32, float64
+    for dtype, without, asked in (
+        (half, half, single),
+        (torch.float16, single, single),
+        (single, single, single),
+        (double, double, double),
+    ):
+        for decay, with_gradients in ((0.1, False), (25.0, False), (0.1, True), (25.0, True)):
+            types.clear()
+            with torch.set_grad_enabled(with_gradients):
+                ssd_factored(*draw(20, dtype=dtype, decay=decay), chunk_size=8)
+            assert types == {asked if with_gradients else without}
 
 
 def test_two_uses_of_the_same_inputs_add_their_gradients():

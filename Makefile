@@ -83,7 +83,7 @@ slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
 # Of the modules that tests/mutants.py knows, those whose survivors have each been read.
-MUTATED := diffusion score_entropy solvers scans selection products
+MUTATED := diffusion score_entropy solvers scans selection products ssd ssd_factored
 
 .PHONY: mutants
 mutants: $(DEV_STAMP) ## break the mathematics in small ways and see a test fail, in 40 minutes

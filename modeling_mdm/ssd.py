@@ -63,13 +63,13 @@ def ssd_reference(
     """
     groups, length, heads, width = x.shape
     dtype = state_dtype(x, log_decay)
-    inputs = x * input_scale[..., None].to(dtype)
+    inputs, decay = x * input_scale[..., None].to(dtype), log_decay.to(dtype).exp()
     state = inputs.new_zeros(groups, heads, B.shape[-1], width)
     state = state if initial_state is None else initial_state.to(dtype)
     outputs = []
     for n in range(length):
         update = B[:, n, None, :, None] * inputs[:, n, :, None, :]  # (g, h, n, p)
-        state = log_decay[:, n].exp()[:, :, None, None] * state + update  # Eq. 10
+        state = decay[:, n, :, None, None] * state + update  # Eq. 10
         outputs.append((C[:, n, None, :, None] * state).sum(-2).to(x.dtype))  # Eq. 11
     return torch.stack(outputs, 1) if outputs else torch.empty_like(x), state
 
@@ -102,7 +102,7 @@ def ssd_chunked(
     between = cumulative[..., :, None] - cumulative[..., None, :]  # (g, c, h, q, q)
     decay = between.masked_fill(future, float("-inf")).exp()
     scores = (C @ B.transpose(-1, -2))[:, :, None] * decay
-    y = (scores.to(x.dtype) @ scaled.to(x.dtype)).to(dtype)  # (g, c, h, q, p)
+    y = scores.to(x.dtype) @ scaled.to(x.dtype)  # (g, c, h, q, p)
 
     # What each chunk adds to the state at its end, and what the state at its start gives to
     # every position.

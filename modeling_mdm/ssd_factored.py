@@ -86,11 +86,7 @@ def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Pl
     is_shared = x.device.type != "cpu" or torch.get_num_threads() > 2 * groups
     from_start = not is_shared and decay_range(log_decay, size, 0) <= MAX_FACTORED_DECAY / 2
     levels = 0
-    while (
-        not from_start
-        and size > 2**levels
-        and decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY
-    ):
+    while not from_start and decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY:
         levels += 1
     chunk = -(-size // 2**levels) * 2**levels
     chunks = -(-length // chunk)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recurrence of Eq. 10-11 and its discretisation (Eq. 12-13) against matrices by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -14,6 +15,7 @@ from modeling_mdm.ssd import discretize, ssd, ssd_chunked, ssd_quadratic, ssd_re
 from modeling_mdm.ssd_factored import MAX_FACTORED_DECAY, ssd_factored
 
 float64 = torch.float64
+HALF = [torch.bfloat16, torch.float16]
 FAST = [ssd_chunked, ssd_factored, ssd_quadratic]
 fast_forms = pytest.mark.parametrize("fast", FAST)
 
@@ -35,26 +37,15 @@ def dense(x, input_scale, log_decay, B, C, initial_state=None):
 
     M[i, j] = C_i . B_j scale_j exp(a_{j+1} + ... + a_i) for j <= i, else 0.
     """
-    groups, length, heads, width = x.shape
-    y = torch.zeros(groups, length, heads, width, dtype=x.dtype)
-    state = torch.zeros(groups, heads, B.shape[-1], width, dtype=x.dtype)
-    for g in range(groups):
-        for h in range(heads):
-            a, scale = log_decay[g, :, h], input_scale[g, :, h]
-            matrix = torch.zeros(length, length, dtype=x.dtype)
-            for i in range(length):
-                for j in range(i + 1):
-                    decay = torch.exp(a[j + 1 : i + 1].sum())
-                    matrix[i, j] = (C[g, i] @ B[g, j]) * scale[j] * decay
-            y[g, :, h] = matrix @ x[g, :, h]
-            for j in range(length):
-                state[g, h] += (
-                    torch.exp(a[j + 1 :].sum()) * scale[j] * torch.outer(B[g, j], x[g, j, h])
-                )
-            if initial_state is not None:
-                for i in range(length):
-                    y[g, i, h] += torch.exp(a[: i + 1].sum()) * (C[g, i] @ initial_state[g, h])
-                state[g, h] += torch.exp(a.sum()) * initial_state[g, h]
+    a = log_decay.transpose(1, 2).cumsum(-1)  # (g, h, l)
+    before = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    decay = (a[..., :, None] - a[..., None, :]).masked_fill(~before, float("-inf")).exp()
+    scaled = input_scale[..., None] * x
+    y = torch.einsum("gin,gjn,ghij,gjhp->gihp", C, B, decay, scaled)
+    state = torch.einsum("ghj,gjn,gjhp->ghnp", decay[:, :, -1], B, scaled)
+    if initial_state is not None:
+        y = y + torch.einsum("gin,ghi,ghnp->gihp", C, a.exp(), initial_state)
+        state = state + a[..., -1, None, None].exp() * initial_state
     return y, state
 
 
@@ -181,7 +172,8 @@ def test_nothing_to_read_gives_nothing_and_leaves_the_state(form):
     assert y.shape == (2, 0, 3, 2)
     assert torch.equal(state, inputs[5])
     y, state = form(*inputs[:5])
-    assert y.shape == (2, 0, 3, 2) and not state.any()
+    assert y.shape == (2, 0, 3, 2)
+    assert torch.equal(state, torch.zeros_like(inputs[5]))
 
 
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
@@ -251,6 +243,30 @@ def test_strong_decays_stay_finite_and_right_in_float32(fast, decay):
         assert rms(value.double() - truth) < 1e-4 * rms(truth) + (1e-5 if i == 4 else 1e-7)
 
 
+def test_the_dense_form_holds_decays_up_to_its_limit_and_large_numbers(monkeypatch):
+    """Of any number of sequences; and hands over what is beyond, with the size of chunks."""
+    handed_over = []
+
+    def hand_over(*arguments):
+        handed_over.append(arguments)
+        return ssd_factored(*arguments)
+
+    monkeypatch.setattr("modeling_mdm.ssd.ssd_factored", hand_over)
+    inputs = draw(60, groups=3)
+    inputs[2] = torch.full_like(inputs[2], -MAX_FACTORED_DECAY / 60)
+    for i in (0, 3, 4):
+        inputs[i] *= 1000
+    exact = dense(*inputs)
+    for value, truth in zip(ssd_quadratic(*[i.float() for i in inputs]), exact, strict=True):
+        assert rms(value.double() - truth) < 1e-4 * rms(truth)
+    assert not handed_over
+    inputs[2][1, 30, 2] -= 1
+    y, _ = ssd_quadratic(*inputs, 7)
+    torch.testing.assert_close(y, dense(*inputs)[0])
+    ((*_, chunk_size),) = handed_over
+    assert chunk_size == 7
+
+
 @fast_forms
 def test_the_strongest_decay_that_delta_may_have_gives_each_item_alone(fast):
     """|A| = 64, Delta = 100: nothing is left of the past, y_n = C_n . B_n scale_n x_n."""
@@ -265,7 +281,7 @@ def test_the_strongest_decay_that_delta_may_have_gives_each_item_alone(fast):
 
 
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("decay", [0.05, 2.0])
 def test_half_precision_stays_finite_and_right(form, dtype, decay):
     """x, B and C in half precision, decays in float32, as a model in half precision has them."""
@@ -297,6 +313,51 @@ def test_half_precision_without_gradients_is_right_from_any_state(fast, length, 
     assert [value.dtype for value in computed] == [torch.bfloat16, torch.float32]
     for value, truth in zip(computed, dense(*[i.double() for i in inputs]), strict=True):
         assert rms(value.double() - truth) < 0.02 * rms(truth)
+
+
+@pytest.mark.parametrize("form", [ssd_reference, *FAST])
+def test_states_are_float32_at_least_whatever_comes_in(form):
+    """The type of the state before does not count."""
+    types = [*HALF, torch.float32, float64]
+    for length, dtype, with_gradients in itertools.product([0, 1, 9], types, [True, False]):
+        *inputs, state = draw(length, dtype=dtype)
+        for before in (None, state.bfloat16(), state.double()):
+            with torch.set_grad_enabled(with_gradients):
+                y, after = form(*inputs, before, chunk_size=4)
+            assert (y.shape, y.dtype) == (inputs[0].shape, dtype)
+            assert after.shape == state.shape
+            assert after.dtype == (float64 if dtype == float64 else torch.float32)
+
+
+@pytest.mark.parametrize("form", [ssd_reference, *FAST])
+def test_a_state_decays_in_float32_whatever_the_sequence_is(form):
+    for dtype, with_gradients in itertools.product(HALF, [True, False]):
+        x, scale, log_decay, B, C, _ = draw(130, dtype=dtype, decay=0.05)
+        state = torch.randn(2, 3, 4, 2)
+        with torch.set_grad_enabled(with_gradients):
+            _, after = form(torch.zeros_like(x), scale, log_decay, B, C, state, chunk_size=16)
+        exact = log_decay.double().sum(1).exp()[..., None, None] * state.double()
+        torch.testing.assert_close(after.double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("form", [ssd_reference, ssd_factored, ssd_quadratic])
+def test_a_sequence_in_half_precision_is_float32_inside_where_gradients_are_asked_for(form):
+    inputs = draw(130, dtype=torch.bfloat16, decay=0.05)
+    y, state = form(*inputs, chunk_size=16)
+    exact_y, exact = dense(*[tensor.double() for tensor in inputs])
+    assert rms(state.double() - exact) < 1e-5 * rms(exact)
+    assert ((y.double() - exact_y).abs() <= 0.501 * 2**-7 * exact_y.abs() + 1e-5).all()
+
+
+@pytest.mark.parametrize("form", [ssd_reference, *FAST])
+def test_what_a_position_adds_to_the_state_is_rounded_once_at_most(form):
+    x, scale, log_decay, B, C, _ = draw(2, heads=8, width=64, state=1, dtype=torch.bfloat16)
+    x[:, 1] = 0
+    with torch.no_grad():
+        _, state = form(x, scale, log_decay, torch.ones_like(B), C)
+    decay = log_decay[:, 1].double().exp()
+    exact = x[:, 0].double() * (scale[:, 0].double() * decay)[..., None]
+    assert ((state[:, :, 0] - exact).abs() <= 0.501 * 2**-7 * exact.abs()).all()
 
 
 @pytest.mark.parametrize("form", [ssd_reference, *FAST])

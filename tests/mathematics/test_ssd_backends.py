@@ -23,6 +23,7 @@ from modeling_mdm.ssd import (
     ssd,
     ssd_chunked,
     ssd_quadratic,
+    unusable,
 )
 from modeling_mdm.ssd_factored import ssd_factored
 
@@ -105,6 +106,74 @@ def test_chunks_are_halved_until_their_decay_can_be_factored():
     assert [levels(decay) for decay in (0.0, 1.9, 3.0, 7.0, 25.0, 1e4)] == [0, 0, 1, 2, 4, 6]
 
 
+def plan_of(length, decay, chunk_size=64, groups=2, state=4, device="cpu"):
+    x, _, log_decay, *_ = draw(length, groups=groups)
+    log_decay = torch.full_like(log_decay, -decay)
+    return factored._plan(x.to(device), log_decay, state, chunk_size)
+
+
+def test_a_chunk_is_halved_only_beyond_the_limit():
+    """Between the 61 positions of a chunk are 60 decays; the one into the first does not count."""
+    plans = [plan_of(61, decay) for decay in (2.0, 2.001)]
+    assert [(plan.levels, plan.chunk) for plan in plans] == [(0, 61), (1, 62)]
+    assert plan_of(5, 1e4, chunk_size=1).levels == 0  # nothing lies between
+
+
+def test_the_range_of_decays_is_summed_in_float32():
+    log_decay = -torch.rand(2, 250, 3).bfloat16()
+    exact = -log_decay.double()
+    alone = factored.decay_range(log_decay, 250, 0)
+    assert alone == pytest.approx(exact.sum(1).max().item(), rel=1e-6)
+    blocks = exact.unflatten(1, (5, 50))
+    within = factored.decay_range(log_decay, 50)
+    assert within == pytest.approx(blocks[:, :, 1:].sum(2).max().item(), rel=1e-6)
+    assert factored.decay_range(log_decay, 1) == 0
+
+
+def test_decays_are_taken_from_before_a_chunk_where_half_the_limit_holds_them():
+    """There the decay into the first position counts."""
+    assert [plan_of(60, decay, 10).from_start for decay in (6.0, 6.001)] == [True, False]
+    assert [plan_of(60, decay, 10).levels for decay in (6.0, 6.001)] == [0, 0]
+
+
+def test_many_threads_and_other_devices_take_chunks_all_at_once(monkeypatch):
+    assert not plan_of(60, 0.0, device="meta").from_start
+    for threads, alone in ((1, True), (4, True), (5, False)):
+        with monkeypatch.context() as several:
+            several.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            assert plan_of(60, 0.0).from_start is alone
+
+
+def test_chunks_are_equal_and_segments_hold_what_a_core_holds(monkeypatch):
+    """A chunk's states or scores, whichever are more: groups x max(n, q) x heads x width."""
+    plan = plan_of(130, 0.0)
+    assert (plan.chunk, plan.segments, plan.length) == (44, [slice(0, 3)], 132)
+    assert plan_of(130, 0.0, chunk_size=0).chunk == 1
+    for state, numbers, step in ((4, 192, 2), (4, 191, 1), (4, 95, 1), (16, 384, 2), (16, 383, 1)):
+        monkeypatch.setattr(factored, "SEGMENT_NUMBERS", numbers)
+        starts = range(0, 5, step)
+        expected = [slice(start, min(start + step, 5)) for start in starts]
+        assert plan_of(40, 0.0, chunk_size=8, state=state).segments == expected
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_sequences_are_read_one_after_the_other_where_that_is_faster(monkeypatch, with_state):
+    asked = []
+
+    def is_faster_alone(a, b):
+        asked.append((a.shape[-2], a.shape[-1], b.shape[-1]))
+        return True
+
+    monkeypatch.setattr(factored, "is_faster_alone", is_faster_alone)
+    inputs = draw(20)
+    inputs[5] = inputs[5] if with_state else torch.zeros_like(inputs[5])
+    y, state = ssd_factored(*inputs[:5], inputs[5] if with_state else None, chunk_size=5)
+    exact, last = recurrence(*inputs)
+    torch.testing.assert_close(y, exact)
+    torch.testing.assert_close(state, last)
+    assert asked == [(5, 4, 3 * 2)]  # (q, n) by (n, h * p)
+
+
 def test_a_sudden_decay_between_mild_ones():
     inputs = draw(90, dtype=torch.float32, decay=0.1)
     inputs[2][:, 37] = -500.0
@@ -122,6 +191,28 @@ def test_gradients_where_only_some_inputs_need_them():
     torch.testing.assert_close(slope, truth)
 
 
+def test_products_are_bfloat16_for_bfloat16_sequences_without_gradients_alone(monkeypatch):
+    types = set()
+
+    def multiply(a, b, out=None):
+        types.add(a.dtype)
+        return torch.matmul(a, b, out=out)
+
+    monkeypatch.setattr(factored, "multiply", multiply)
+    half, single, double = torch.bfloat16, torch.float32, float64
+    for dtype, without, asked in (
+        (half, half, single),
+        (torch.float16, single, single),
+        (single, single, single),
+        (double, double, double),
+    ):
+        for decay, with_gradients in ((0.1, False), (25.0, False), (0.1, True), (25.0, True)):
+            types.clear()
+            with torch.set_grad_enabled(with_gradients):
+                ssd_factored(*draw(20, dtype=dtype, decay=decay), chunk_size=8)
+            assert types == {asked if with_gradients else without}
+
+
 def test_two_uses_of_the_same_inputs_add_their_gradients():
     inputs = [tensor.requires_grad_() for tensor in draw(20)]
     once = torch.autograd.grad(ssd_factored(*inputs, chunk_size=8)[0].sum(), inputs)
@@ -133,11 +224,17 @@ def test_two_uses_of_the_same_inputs_add_their_gradients():
         assert torch.equal(a, b)
 
 
-def test_autocast_leaves_the_arithmetic_in_float32():
-    inputs = draw(40, dtype=torch.float32)
-    plain = ssd_factored(*inputs, chunk_size=8)
+@pytest.mark.parametrize("decay", [1.0, 25.0])
+def test_autocast_leaves_the_arithmetic_in_float32(decay):
+    inputs = [tensor.requires_grad_() for tensor in draw(40, dtype=torch.float32, decay=decay)]
+
+    def results():
+        y, state = ssd_factored(*inputs, chunk_size=8)
+        return [y, state, *torch.autograd.grad(y.sum() + state.square().sum(), inputs)]
+
+    plain = results()
     with torch.autocast("cpu", torch.bfloat16):
-        under = ssd_factored(*inputs, chunk_size=8)
+        under = results()
     assert all(torch.equal(a, b) for a, b in zip(plain, under, strict=True))
 
 
@@ -212,8 +309,45 @@ def test_variable_wins_over_configuration_and_argument_over_both(monkeypatch):
         resolve_backend("torch", CPU)
 
 
+def test_auto_asks_by_what_the_tensors_are(monkeypatch):
+    asked = []
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return "reference"
+
+    monkeypatch.setattr("modeling_mdm.ssd.resolve_backend", choose)
+    ssd(*draw(7, heads=5))
+    ssd(*draw(9, width=6, state=8, dtype=torch.float32))
+    assert asked == [("auto", CPU, 7, float64, (4, 2)), ("auto", CPU, 9, torch.float32, (8, 6))]
+
+
+@pytest.mark.parametrize("backend", ["auto", "quadratic"])
+def test_a_state_that_nobody_needs_is_left_out(backend):
+    inputs = draw(5)
+    exact, last = recurrence(*inputs)
+    y, state = ssd(*inputs, backend=backend, needs_state=False)
+    torch.testing.assert_close(y, exact)
+    assert state is None
+    torch.testing.assert_close(ssd(*inputs, backend=backend)[1], last)
+    torch.testing.assert_close(ssd(*inputs, backend="torch", needs_state=False)[1], last)
+
+
+def test_a_named_backend_is_asked_whether_it_can_run_on_these_tensors(monkeypatch):
+    """In Triton's interpreter, where its kernels run on a CPU."""
+    monkeypatch.setattr("modeling_mdm.ssd.INTERPRETED", True)
+    monkeypatch.setattr("modeling_mdm.ssd.find_spec", lambda name: name == "triton" or None)
+    assert unusable("triton", CPU, torch.float32, (4, 2)) is None
+    assert "on a CUDA device, and these are on cpu" in unusable("mamba_ssm", CPU, torch.float32)
+    with pytest.raises(ValueError, match="`backend` is 'triton', but it has no float64; choose"):
+        ssd(*draw(4), backend="triton")
+    with pytest.raises(ValueError, match=r"state_size of up to 128 .* these are 129 and 6;"):
+        ssd(*draw(4, width=6, state=129, dtype=torch.float32), backend="triton")
+
+
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
-    with pytest.raises(ValueError, match="`backend` is 'fast'; choose one of"):
+    names = "'auto', 'reference', 'torch', 'torch_factored', 'quadratic', 'triton', 'mamba_ssm'"
+    with pytest.raises(ValueError, match=f"`backend` is 'fast'; choose one of {names}$"):
         ssd(*draw(4), backend="fast")
     with pytest.raises(ValueError, match=r"`kernel_backend` is 'mamba_ssm', but it needs .* CUDA"):
         resolve_backend("mamba_ssm", CPU)

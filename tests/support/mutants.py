@@ -70,7 +70,13 @@ use_git_change_detection = false
 
 def mutmut(folder: Path, *arguments: str) -> str:
     """Run mutmut in a folder: what it printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONHASHSEED": "0"}
+    environment = {
+        **os.environ,
+        "HYPOTHESIS_PROFILE": "mutants",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONHASHSEED": "0",
+        "PYTHONPATH": "",
+    }
     done = subprocess.run(
         [sys.executable, "-c", "from mutmut.__main__ import cli; cli()", *arguments],
         cwd=folder,

@@ -197,7 +197,6 @@ def text_content(
 
 def encode_images(
     vae: MDMVAE,
-    patch_size: int,
     pixel_values: Tensor,
     pixel_attention_mask: Tensor | None = None,
     image_given: Tensor | None = None,
@@ -214,6 +213,7 @@ def encode_images(
     Raises:
         ValueError: shapes that do not fit, NaN, or pixels outside [-1, 1].
     """
+    patch_size = vae.config.patch_size
     channels = 3 if front_end else vae.patch_embedding.in_features // patch_size**2
     _check_pictures(channels, patch_size, pixel_values, pixel_attention_mask, image_given)
     content, grid = image_content(

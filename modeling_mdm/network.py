@@ -195,7 +195,6 @@ class MDMNetwork(MDMPreTrainedModel):
         if pixel_values is not None:
             modalities["image"], grid = encode_images(
                 self.vae,
-                self.config.patch_size,
                 pixel_values,
                 pixel_attention_mask,
                 image_given,

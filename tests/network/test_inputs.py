@@ -109,7 +109,7 @@ def test_a_patch_is_given_if_all_its_pixels_are_and_real_if_all_its_pixels_are(v
     mask = torch.ones(2, 4, 6, dtype=torch.long)
     mask[1] = 0
     part, grid = encode_images(
-        vae, 2, torch.rand(2, 1, 4, 6), mask, image_given, torch.tensor([[3], [0]])
+        vae, torch.rand(2, 1, 4, 6), mask, image_given, torch.tensor([[3], [0]])
     )
     assert grid == (1, 2, 3)
     assert part.content.given.tolist() == [[True, False, False, False, False, True], [False] * 6]
@@ -123,7 +123,7 @@ def test_several_pictures_stand_in_a_row_patch_by_patch(vae):
     given = torch.zeros(2, 3, 4, 2, dtype=torch.bool)
     given[1, 2] = True
     part, grid = encode_images(
-        vae, 2, pixels, image_given=given, image_turn_ids=torch.tensor([[0, 1, 2]] * 2)
+        vae, pixels, image_given=given, image_turn_ids=torch.tensor([[0, 1, 2]] * 2)
     )
     assert grid == (3, 2, 1)
     for b in range(2):
@@ -134,7 +134,7 @@ def test_several_pictures_stand_in_a_row_patch_by_patch(vae):
     assert part.content.given.tolist() == [[False] * 6, [False] * 4 + [True] * 2]
     assert part.content.turn.tolist() == [[0, 0, 1, 1, 2, 2]] * 2
     assert part.content.place[0].tolist() == [[0, 0], [1, 0]] * 3
-    single, _ = encode_images(vae, 2, pixels[:, 1])
+    single, _ = encode_images(vae, pixels[:, 1])
     torch.testing.assert_close(single.posterior_mean, part.posterior_mean[:, 2:4])
     mean, _ = vae.encode(part.target, "image")
     statistics = vae.statistics["image"]
@@ -147,7 +147,7 @@ def test_pictures_of_a_turn_stand_side_by_side(vae):
     shown = torch.ones(2, 4, 2, 4)
     shown[1, 1] = 0
     turns = torch.tensor([[0, 0, 3, 0], [0, 0, 0, 3]])
-    part, _ = encode_images(vae, 2, pixels, shown, image_turn_ids=turns)
+    part, _ = encode_images(vae, pixels, shown, image_turn_ids=turns)
     columns = part.content.place[..., 1].view(2, 4, 2)
     assert columns[0].tolist() == [[0, 1], [2, 3], [0, 1], [4, 5]]
     assert columns[1, [0, 2, 3]].tolist() == [[0, 1], [2, 3], [0, 1]]  # nothing stands at [1, 1]
@@ -176,7 +176,7 @@ def test_every_mixer_tells_the_pictures_of_a_turn_apart(mixer):
 
 
 def test_pictures_are_all_real_and_to_be_written_in_turn_0_unless_said_otherwise(vae):
-    part, _ = encode_images(vae, 2, torch.rand(1, 1, 4, 4))
+    part, _ = encode_images(vae, torch.rand(1, 1, 4, 4))
     assert part.content.valid.all() and not part.content.given.any()
     assert not part.content.turn.any()
 
@@ -306,7 +306,7 @@ def test_a_class_for_a_model_without_classes_is_refused_with_the_only_way_out():
 
 def test_rounding_at_the_ends_of_the_pixel_range_is_no_fault(vae):
     pixels = torch.full((1, 1, 2, 2), 1 + 1e-6)
-    encode_images(vae, 2, torch.cat([pixels, -pixels]))
+    encode_images(vae, torch.cat([pixels, -pixels]))
 
 
 def test_valid_inputs_of_every_kind_are_accepted(model):

@@ -14,6 +14,7 @@ from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.diffusion import NoiseSchedule
 from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text, lay_out_content
 from modeling_mdm.loss import (
+    MEANS,
     Prediction,
     combine_tallies,
     count_items,
@@ -24,7 +25,6 @@ from modeling_mdm.loss import (
     position_score_entropy,
     reconstruction_losses,
 )
-from modeling_mdm.tallies import MEANS
 from modeling_mdm.vae import MDMVAE, kl_divergence
 
 float64 = torch.float64
@@ -75,7 +75,7 @@ def encoded():
     torch.nn.init.normal_(vae.posterior.bias, std=0.5)
     inputs = draw_inputs()
     text = encode_text(vae, inputs["input_ids"], inputs["attention_mask"], inputs["text_given"])
-    image, grid = encode_images(vae, 2, inputs["pixel_values"], image_given=inputs["image_given"])
+    image, grid = encode_images(vae, inputs["pixel_values"], image_given=inputs["image_given"])
     encoded = EncodedInputs(
         {"text": text, "image": image}, torch.full((BATCH,), -1, dtype=torch.long), grid
     )
@@ -199,7 +199,7 @@ def test_image_reconstruction_leaves_out_padding_and_takes_noise_of_any_type():
     vae, pixels = MDMVAE(tiny_config(num_channels=3)), torch.rand(1, 3, 4, 4) * 2 - 1
     mask = torch.ones(1, 4, 4)
     mask[0, 2:, :2] = 0
-    image, grid = encode_images(vae, 2, pixels, mask)
+    image, grid = encode_images(vae, pixels, mask)
     batch = EncodedInputs({"image": image}, torch.full((1,), -1), grid)
     z_0, noise = torch.randn(1, PATCHES, LATENT), torch.randn(1, PATCHES, LATENT, dtype=float64)
     losses = reconstruction_losses(vae, batch, {"image": z_0}, {"image": noise}, 0.3, count(batch))

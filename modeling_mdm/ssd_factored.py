@@ -102,7 +102,7 @@ def decay_range(log_decay: Tensor, size: int, first: int = 1) -> float:
     counts too.
     """
     between = into_chunks(log_decay.detach(), size)[:, :, first:]
-    return -float(between.sum(2, dtype=torch.float32).amin()) if between.numel() else 0.0
+    return -float(between.sum(2, dtype=torch.float32).amin())
 
 
 def into_chunks(tensor: Tensor, size: int) -> Tensor:

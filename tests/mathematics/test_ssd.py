@@ -319,8 +319,9 @@ def test_half_precision_without_gradients_is_right_from_any_state(fast, length, 
 def test_states_are_float32_at_least_whatever_comes_in(form):
     """The type of the state before does not count."""
     types = [*HALF, torch.float32, float64]
-    for length, dtype, with_gradients in itertools.product([0, 1, 9], types, [True, False]):
-        *inputs, state = draw(length, dtype=dtype)
+    kinds = itertools.product([0, 1, 9], types, [1.0, 200.0], [True, False])
+    for length, dtype, decay, with_gradients in kinds:
+        *inputs, state = draw(length, dtype=dtype, decay=decay)
         for before in (None, state.bfloat16(), state.double()):
             with torch.set_grad_enabled(with_gradients):
                 y, after = form(*inputs, before, chunk_size=4)
@@ -341,8 +342,9 @@ def test_a_state_decays_in_float32_whatever_the_sequence_is(form):
 
 
 @pytest.mark.parametrize("form", [ssd_reference, ssd_factored, ssd_quadratic])
-def test_a_sequence_in_half_precision_is_float32_inside_where_gradients_are_asked_for(form):
-    inputs = draw(130, dtype=torch.bfloat16, decay=0.05)
+@pytest.mark.parametrize("decay", [0.05, 25.0])
+def test_a_sequence_in_half_precision_is_float32_inside_where_gradients_are_asked_for(form, decay):
+    inputs = draw(130, dtype=torch.bfloat16, decay=decay)
     y, state = form(*inputs, chunk_size=16)
     exact_y, exact = dense(*[tensor.double() for tensor in inputs])
     assert rms(state.double() - exact) < 1e-5 * rms(exact)

@@ -262,6 +262,13 @@ def test_little_is_kept_between_forward_and_backward():
     assert own < saved_numbers(ssd_chunked, inputs) / 50
 
 
+def test_only_the_states_before_segments_are_kept(monkeypatch):
+    """Sixteen chunks of 64 positions, four a segment: n = 32 and the length count for nothing."""
+    inputs = draw(1024, groups=1, heads=4, width=16, state=32, dtype=torch.float32)
+    monkeypatch.setattr(factored, "SEGMENT_NUMBERS", 4 * 64 * 4 * 16)
+    assert saved_numbers(ssd_factored, inputs) == 4 * inputs[5].numel()
+
+
 # --- the choice
 
 

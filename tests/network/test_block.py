@@ -263,7 +263,7 @@ def test_passes_of_some_scans_have_the_gradients_of_one_pass(mixer, numbers, mon
     expected = mixer(x, sequence)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), sources)
     monkeypatch.setattr(modeling_mdm.scan_pass, "PASS_NUMBERS", numbers)
-    passes = [these.order.shape[1] for these in mixer.scan.passes(x, sequence, None, None)]
+    passes = [scan_pass.num_scans for scan_pass in mixer.scan.passes(x, sequence, None, None)]
     assert passes == {0: [1] * 4, 2: [2, 2], 3: [3, 1]}[numbers // (2 * 7 * INNER)]
     output = mixer(x, sequence)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)

@@ -2,11 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mamba-2 block of the decoder (Sec. 4.2.1): several scans between two projections.
 
-Axes: b batch, k scans, l positions, h heads, p head width, n state width. Positions are in storage
-order except inside `SelectiveScan`.
+`MDMBlock` norms features, modulates them by time, selects what every scan reads, and adds what its
+mixer makes of them. A mixer projects them to z, x, B, C and Delta, has them scanned, gates and
+norms the sum by z, and projects it back. `SelectiveScan` reads them in every scan's order, gives
+every step its Delta, convolves, discretises (Eq. 12-13) and runs the recurrence (Eq. 10-11).
+
+Axes: b batch, k scans, l positions, m positions that are read, h heads, p head width, n state
+width. Positions are in storage order except inside `SelectiveScan`.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +30,166 @@ from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
 
 
-class GatedRMSNorm(nn.Module):
-    """RMS norm of y * silu(gate), as in Mamba-2."""
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale normalised features by what depends on time (adaLN)."""
+    return normed * (1 + scale) + shift
 
-    def __init__(self, size: int, epsilon: float) -> None:
+
+class MDMBlock(GradientCheckpointingLayer):
+    """One layer of the decoder: norm, time modulation, Mamba-2, gate, residual.
+
+    `modulation` comes from one network shared by all blocks; each block adds a bias of its own.
+    Gates start at zero.
+    """
+
+    modulation_parts = 3  # shift, scale and gate
+
+    def __init__(self, config: MDMConfig, layer_index: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.epsilon = epsilon
+        scans = tuple(range(len(config.joint_scans)))
+        if config.scan_mode == "cyclic":
+            scans = (layer_index % len(scans),)
+        mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer
+        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mixer = mixer(config, scans)
+        self.selection = None
+        if config.use_selection:
+            self.selection = SelectionHead(config.hidden_size, len(scans))
+        self.modulation_bias = nn.Parameter(torch.zeros(self.modulation_parts, config.hidden_size))
 
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        """Normalise (..., size), in float32 at least."""
-        dtype, size = torch.promote_types(y.dtype, torch.float32), self.weight.shape
-        if torch.is_grad_enabled():
-            gated = (y * F.silu(gate)).to(dtype)
-            return F.rms_norm(gated, size, self.weight.to(dtype), self.epsilon).to(y.dtype)
-        gated = F.silu(gate).mul_(y).to(dtype)
-        mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
-        gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
-        return gated.to(y.dtype)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        sequence: JointSequence,
+        keep: float = 1.0,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Refine features.
+
+        Args:
+            hidden_states: (b, l, hidden).
+            modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
+                as for `JointSequence.at_positions`.
+            sequence: orders and masks. keep: share of items that each scan reads.
+            cache: what this block keeps of given positions before these.
+        """
+        shift, scale, gate = sequence.at_positions(modulation + self.modulation_bias)
+        normed = modulate(self.norm(hidden_states), shift, scale)
+        selection = self._select(normed, sequence, keep)
+        return hidden_states + gate * self.mixer(normed, sequence, selection, cache)
+
+    def _select(self, normed: Tensor, sequence: JointSequence, keep: float) -> Selection | None:
+        """Select what every scan reads of (b, l, hidden): None for everything."""
+        if self.selection is None or keep >= 1:
+            return None
+        masks = sequence.given, sequence.valid, sequence.special
+        kept, gate = self.selection(normed, keep, *masks)
+        return Selection(kept, sequence.longest_selection(keep), gate if self.training else None)
+
+
+class MDMMamba2Mixer(nn.Module):
+    """Mamba-2 with k scans that share x, the gate, the norm and both projections.
+
+    Project once, scan k times, project once. With one scan, `"euler"` and equal weights it equals
+    transformers' `Mamba2Mixer`.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner, self.state_size = config.inner_size, config.state_size
+        self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
+        projected = 2 * inner + len(scans) * self.per_scan
+        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
+        self.scan = SelectiveScan(config, scans)
+        self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selection: Selection | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        projected = project(self.in_proj, hidden_states)
+        passes = self.scan.passes(hidden_states, sequence, selection, cache)
+        per_pass = [scan_pass.num_scans * self.per_scan for scan_pass in passes]
+        z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
+        y = None
+        for scan_pass, inputs in zip(passes, scan_inputs, strict=True):
+            inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
+            BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
+            y = self.scan(ScanInputs(x, BC, raw_delta), scan_pass, sequence, y)
+        return project(self.out_proj, self.norm(y, z))
+
+
+class MDMSeparateMixer(nn.Module):
+    """Mamba-2 in which every order of every modality has projections of its own.
+
+    Most of MDM's 7 billion parameters are these. In a scan, a position uses the projections of its
+    own modality's order.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner = config.inner_size
+        self.sizes = [inner, inner, 2 * config.state_size, config.num_ssm_heads]
+        self.pairs = [config.joint_scans[scan] for scan in scans]
+        image_orders = sorted({image for image, _ in self.pairs})
+        text_orders = sorted({text for _, text in self.pairs})
+        names = [f"image_{order}" for order in image_orders]
+        names += [f"text_{order}" for order in text_orders]
+        width = config.hidden_size
+        self.in_proj = nn.ModuleDict(
+            {name: nn.Linear(width, sum(self.sizes), bias=False) for name in names}
+        )
+        self.out_proj = nn.ModuleDict({name: nn.Linear(inner, width, bias=False) for name in names})
+        self.scan = SelectiveScan(config, scans)
+        self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
+
+    def _project(
+        self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
+    ) -> Tensor:
+        """Project words (the first `boundary` positions) and patches by an order of their own."""
+        text, image = x[:, :boundary], x[:, boundary:]
+        of_text, of_image = projections[f"text_{pair[1]}"], projections[f"image_{pair[0]}"]
+        return torch.cat([project(of_text, text), project(of_image, image)], dim=1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selection: Selection | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        boundary, outputs = sequence.text_segment, []
+        for scan_pass in self.scan.passes(hidden_states, sequence, selection, cache):
+            pairs, norms = self.pairs[scan_pass.scans], list(self.norm)[scan_pass.scans]
+            projected = torch.stack(
+                [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
+            )
+            z, *inputs = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
+            y = self.scan.separately(ScanInputs(*inputs), scan_pass, sequence)
+            outputs += [
+                self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
+                for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
+            ]
+        return torch.stack(outputs).sum(0)
+
+
+class ScanInputs(NamedTuple):
+    """What scans take of a projection, in storage order.
+
+    x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta:
+    (b, k, l, h), Delta before its bias and softplus.
+    """
+
+    x: Tensor
+    BC: Tensor
+    raw_delta: Tensor
 
 
 class SelectiveScan(KeepsPrecision, nn.Module):
@@ -86,9 +234,7 @@ class SelectiveScan(KeepsPrecision, nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        BC: Tensor,
-        raw_delta: Tensor,
+        inputs: ScanInputs,
         scan_pass: ScanPass,
         sequence: JointSequence,
         others: Tensor | None = None,
@@ -96,42 +242,29 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         """Scan a sequence in the k orders of one of `passes`, and sum over them.
 
         Args:
-            x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
-            raw_delta: (b, k, l, h).
+            inputs: what the scans take of the projection.
             scan_pass: the scans, what they read and what they go on from. sequence: masks.
             others: the sum over the passes before, (b, l, h * p), which may be overwritten.
 
         Returns:
             (b, l, h * p) in storage order, 0 where nothing is read.
         """
-        return scan_pass.reading.merge(self._scan(x, BC, raw_delta, scan_pass, sequence), others)
+        return scan_pass.reading.merge(self._scan(inputs, scan_pass, sequence), others)
 
     def separately(
-        self,
-        x: Tensor,
-        BC: Tensor,
-        raw_delta: Tensor,
-        scan_pass: ScanPass,
-        sequence: JointSequence,
+        self, inputs: ScanInputs, scan_pass: ScanPass, sequence: JointSequence
     ) -> Tensor:
         """Scan as `forward` does, without the sum: (b, k, l, h * p)."""
-        return scan_pass.reading.bring_back(self._scan(x, BC, raw_delta, scan_pass, sequence))
+        return scan_pass.reading.bring_back(self._scan(inputs, scan_pass, sequence))
 
-    def _scan(
-        self,
-        x: Tensor,
-        BC: Tensor,
-        raw_delta: Tensor,
-        scan_pass: ScanPass,
-        sequence: JointSequence,
-    ) -> Tensor:
+    def _scan(self, inputs: ScanInputs, scan_pass: ScanPass, sequence: JointSequence) -> Tensor:
         """Give the outputs of what is read, in scan order: (b, k, m, h * p)."""
         count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
         gate = self._gate(scan_pass, sequence)
-        delta = self._step_sizes(raw_delta, gate, scan_pass, count)
-        split = x.shape[-1]
-        x = self._convolve("x_tail", x, slice(None, split), scan_pass, count)
-        BC = self._convolve("BC_tail", BC, slice(split, None), scan_pass, count)
+        delta = self._step_sizes(inputs.raw_delta, gate, scan_pass, count)
+        split = inputs.x.shape[-1]
+        x = self._convolve("x_tail", inputs.x, slice(None, split), scan_pass, count)
+        BC = self._convolve("BC_tail", inputs.BC, slice(split, None), scan_pass, count)
         y = self._recur(x, BC, delta, scan_pass)
         # The gate learns through Delta alone: the norm behind this scales any share of an output
         # that no other scan adds to up to full size, so its gradient would explode.
@@ -227,151 +360,21 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         }
 
 
-class MDMMamba2Mixer(nn.Module):
-    """Mamba-2 with k scans that share x, the gate, the norm and both projections.
+class GatedRMSNorm(nn.Module):
+    """RMS norm of y * silu(gate), as in Mamba-2."""
 
-    Project once, scan k times, project once. With one scan, `"euler"` and equal weights it equals
-    transformers' `Mamba2Mixer`.
-    """
-
-    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+    def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
-        inner, self.state_size = config.inner_size, config.state_size
-        self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
-        projected = 2 * inner + len(scans) * self.per_scan
-        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
-        self.scan = SelectiveScan(config, scans)
-        self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        sequence: JointSequence,
-        selection: Selection | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        projected = project(self.in_proj, hidden_states)
-        passes = self.scan.passes(hidden_states, sequence, selection, cache)
-        per_pass = [scan_pass.num_scans * self.per_scan for scan_pass in passes]
-        z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
-        y = None
-        for scan_pass, inputs in zip(passes, scan_inputs, strict=True):
-            inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
-            BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-            y = self.scan(x, BC, raw_delta, scan_pass, sequence, y)
-        return project(self.out_proj, self.norm(y, z))
-
-
-class MDMSeparateMixer(nn.Module):
-    """Mamba-2 in which every order of every modality has projections of its own.
-
-    Most of MDM's 7 billion parameters are these. In a scan, a position uses the projections of its
-    own modality's order.
-    """
-
-    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
-        super().__init__()
-        inner = config.inner_size
-        self.sizes = [inner, inner, 2 * config.state_size, config.num_ssm_heads]
-        self.pairs = [config.joint_scans[scan] for scan in scans]
-        image_orders = sorted({image for image, _ in self.pairs})
-        text_orders = sorted({text for _, text in self.pairs})
-        names = [f"image_{order}" for order in image_orders]
-        names += [f"text_{order}" for order in text_orders]
-        width = config.hidden_size
-        self.in_proj = nn.ModuleDict(
-            {name: nn.Linear(width, sum(self.sizes), bias=False) for name in names}
-        )
-        self.out_proj = nn.ModuleDict({name: nn.Linear(inner, width, bias=False) for name in names})
-        self.scan = SelectiveScan(config, scans)
-        self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
-
-    def _project(
-        self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
-    ) -> Tensor:
-        """Project words (the first `boundary` positions) and patches by an order of their own."""
-        text, image = x[:, :boundary], x[:, boundary:]
-        of_text, of_image = projections[f"text_{pair[1]}"], projections[f"image_{pair[0]}"]
-        return torch.cat([project(of_text, text), project(of_image, image)], dim=1)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        sequence: JointSequence,
-        selection: Selection | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        boundary, outputs = sequence.text_segment, []
-        for scan_pass in self.scan.passes(hidden_states, sequence, selection, cache):
-            pairs, norms = self.pairs[scan_pass.scans], list(self.norm)[scan_pass.scans]
-            projected = torch.stack(
-                [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
-            )
-            z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-            y = self.scan.separately(x, BC, raw_delta, scan_pass, sequence)
-            outputs += [
-                self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
-                for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
-            ]
-        return torch.stack(outputs).sum(0)
-
-
-def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised features by what depends on time (adaLN)."""
-    return normed * (1 + scale) + shift
-
-
-class MDMBlock(GradientCheckpointingLayer):
-    """One layer of the decoder: norm, time modulation, Mamba-2, gate, residual.
-
-    `modulation` comes from one network shared by all blocks; each block adds a bias of its own.
-    Gates start at zero.
-    """
-
-    modulation_parts = 3  # shift, scale and gate
-
-    def __init__(self, config: MDMConfig, layer_index: int) -> None:
-        super().__init__()
-        scans = tuple(range(len(config.joint_scans)))
-        if config.scan_mode == "cyclic":
-            scans = (layer_index % len(scans),)
-        mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer
-        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.mixer = mixer(config, scans)
-        self.selection = None
-        if config.use_selection:
-            self.selection = SelectionHead(config.hidden_size, len(scans))
-        self.modulation_bias = nn.Parameter(torch.zeros(self.modulation_parts, config.hidden_size))
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor,
-        sequence: JointSequence,
-        keep: float = 1.0,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Refine features.
-
-        Args:
-            hidden_states: (b, l, hidden).
-            modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
-                as for `JointSequence.at_positions`.
-            sequence: orders and masks. keep: share of items that each scan reads.
-            cache: what this block keeps of given positions before these.
-        """
-        shift, scale, gate = sequence.at_positions(modulation + self.modulation_bias)
-        normed = modulate(self.norm(hidden_states), shift, scale)
-        selection = self._select(normed, sequence, keep)
-        return hidden_states + gate * self.mixer(normed, sequence, selection, cache)
-
-    def _select(self, normed: Tensor, sequence: JointSequence, keep: float) -> Selection | None:
-        """Select what every scan reads of (b, l, hidden): None for everything."""
-        if self.selection is None or keep >= 1:
-            return None
-        masks = sequence.given, sequence.valid, sequence.special
-        kept, gate = self.selection(normed, keep, *masks)
-        return Selection(kept, sequence.longest_selection(keep), gate if self.training else None)
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Normalise (..., size), in float32 at least."""
+        dtype, size = torch.promote_types(y.dtype, torch.float32), self.weight.shape
+        if torch.is_grad_enabled():
+            gated = (y * F.silu(gate)).to(dtype)
+            return F.rms_norm(gated, size, self.weight.to(dtype), self.epsilon).to(y.dtype)
+        gated = F.silu(gate).mul_(y).to(dtype)
+        mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
+        gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
+        return gated.to(y.dtype)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
-from modeling_mdm.block import MDMBlock, SelectiveScan
+from modeling_mdm.block import MDMBlock, ScanInputs, SelectiveScan
 from modeling_mdm.scan_orders import Reading, gather_rows
 from modeling_mdm.selection import (
     ScoreEntropyHead,
@@ -184,9 +184,9 @@ def scan_all(scan, inputs, sequence, selection=None):
     outputs, merged = [], None
     for scan_pass in scan.passes(x, sequence, selection, None):
         scans = scan_pass.scans
-        read = (x, BC[:, scans], raw_delta[:, scans], scan_pass, sequence)
-        outputs.append(scan.separately(*read))
-        merged = scan(*read, merged)
+        read = ScanInputs(x, BC[:, scans], raw_delta[:, scans])
+        outputs.append(scan.separately(read, scan_pass, sequence))
+        merged = scan(read, scan_pass, sequence, merged)
     result = torch.cat(outputs, 1)
     torch.testing.assert_close(merged, result.sum(1), rtol=0, atol=1e-12)
     return gather_rows(result, sequence.orders)

@@ -156,7 +156,7 @@ class MDMDecoder(nn.Module):
         self.time_embedding = TimeEmbedding(width)
         self.time_token = nn.ModuleDict({m: nn.Linear(width, width) for m in MODALITIES})
         block = MDMAttentionBlock if config.mixer == "attention" else MDMBlock
-        # Those that place or split a model ask for each kind named, and fail where one is not there.
+        # What splits a model over devices fails where a kind of block that is named is not there.
         self._no_split_modules = [block.__name__]
         self.modulation = ZeroLinear(width, block.modulation_parts * width)
         self.layers = nn.ModuleList(

@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CLASSES, LATENT, MIXERS, VOCABULARY, make_model, mixed_batch
 
-<<<<<<< HEAD
-from modeling_mdm.cache import LayerCache, PromptCache, last_inputs
-from modeling_mdm.decoder import DecoderInputs
-=======
 from modeling_mdm.cache import LayerCache, PromptCache
 from modeling_mdm.convolution import last_inputs
->>>>>>> 5509911 (convolve() chooses its path, MDMAttentionBlock stands beside MDMBlock, scans have no stretches)
+from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.sequence import take_part, whole
 
 OPTIONS = {

@@ -17,14 +17,8 @@ from test_vq import EMU3
 from test_vq import make_model as make_vq_model
 from tiny_model import CLASSES, LATENT, make_model, mixed_batch
 
-<<<<<<< HEAD
-from modeling_mdm.attention import MDMAttentionMixer
-from modeling_mdm.block import MDMBlock
-from modeling_mdm.decoder import DecoderInputs, ZeroLinear, recorded_states
-=======
 from modeling_mdm.attention import MDMAttentionBlock, MDMAttentionMixer
-from modeling_mdm.decoder import ZeroLinear, recorded_states
->>>>>>> 5509911 (convolve() chooses its path, MDMAttentionBlock stands beside MDMBlock, scans have no stretches)
+from modeling_mdm.decoder import DecoderInputs, ZeroLinear, recorded_states
 from modeling_mdm.diffusion import SCHEDULES
 
 F64 = torch.float64

@@ -53,9 +53,9 @@ def joint_rank(
     pictures, height, width = grid
     image_order, text_order = pair
     words = text_rank(num_words, text_order, device)
-    one = image_rank(height, width, image_order, device)
+    within = image_rank(height, width, image_order, device)
     picture = text_rank(pictures, 1 if image_order in (1, 3) else 2, device)
-    patches = (picture[:, None] * (height * width) + one).flatten()
+    patches = (picture[:, None] * (height * width) + within).flatten()
     if text_order == 1:
         return words, patches + num_words
     return words + patches.numel(), patches

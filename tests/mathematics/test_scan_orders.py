@@ -235,10 +235,10 @@ def test_rows_are_added_up_where_they_belong(targets, length):
 @pytest.mark.parametrize("read", [None, 4])
 def test_what_is_read_goes_back_to_where_it_stood(read, with_others, grad):
     """Of 6 items 4 are read, the last of which is a filler: it adds nothing anywhere."""
-    order = random_orders(2, 3, 6)
+    order, inverse = random_orders(2, 3, 6)
     steps = None if read is None else torch.rand(2, 3, 6).argsort(-1)[..., :read]
     real = None if read is None else torch.tensor([True] * 3 + [False]).expand(2, 3, 4)
-    reading = Reading(order, order.argsort(-1), steps, real)
+    reading = Reading(order, inverse, steps, real)
     values = torch.randn(2, 3, 6, 5, dtype=float64)
     y = torch.randn(2, 3, read or 6, 5, dtype=float64, requires_grad=grad)
     others = torch.randn(2, 6, 5, dtype=float64, requires_grad=grad) if with_others else None

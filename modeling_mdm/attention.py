@@ -8,9 +8,14 @@ Axes: b batch, l positions of the joint sequence, h heads, p head width.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .block import modulate
 from .cache import LayerCache
+from .configuration_mdm import MDMConfig
 from .matmul import project
+from .precision import RMSNorm
+from .sequence import JointSequence
 
 
 def given_first_mask(given: Tensor, valid: Tensor, turn: Tensor | None = None) -> Tensor:
@@ -138,3 +143,37 @@ class MDMFeedForward(nn.Module):
         gate, up = projected.chunk(2, dim=-1)  # (..., intermediate_size) each
         output: Tensor = project(self.out_proj, F.silu(gate) * up)
         return output
+
+
+class MDMAttentionBlock(GradientCheckpointingLayer):
+    """The layer of `mixer="attention"`, in the place of `MDMBlock`: attention, then feed-forward.
+
+    Each of the two is normed, modulated by time, gated and added. Gates start at zero.
+    """
+
+    modulation_parts = 6  # shift, scale and gate of attention, then of the feed-forward
+
+    def __init__(self, config: MDMConfig, layer_index: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mixer = MDMAttentionMixer(config.hidden_size, config.num_attention_heads)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.feed_forward = MDMFeedForward(config.hidden_size, config.intermediate_size)
+        self.modulation_bias = nn.Parameter(torch.zeros(self.modulation_parts, config.hidden_size))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        sequence: JointSequence,
+        keep: float = 1.0,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Refine features (b, l, hidden); arguments as for `MDMBlock`, `keep` has no effect."""
+        parts = sequence.at_positions(modulation + self.modulation_bias)
+        shift, scale, gate, feed_shift, feed_scale, feed_gate = parts  # (b, l, hidden) each
+        normed = modulate(self.norm(hidden_states), shift, scale)
+        mixed = self.mixer(normed, sequence.given, sequence.valid, sequence.turn, cache)
+        hidden_states = hidden_states + gate * mixed
+        normed = modulate(self.feed_forward_norm(hidden_states), feed_shift, feed_scale)
+        return hidden_states + feed_gate * self.feed_forward(normed)

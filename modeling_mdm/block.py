@@ -2,52 +2,194 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Mamba-2 block of the decoder (Sec. 4.2.1): several scans between two projections.
 
-Axes: b batch, k scans, l positions, h heads, p head width, n state width. Positions are in storage
-order except inside `SelectiveScan`.
+`MDMBlock` norms features, modulates them by time, selects what every scan reads, and adds what its
+mixer makes of them. A mixer projects them to z, x, B, C and Delta, has them scanned, gates and
+norms the sum by z, and projects it back. `SelectiveScan` reads them in every scan's order, gives
+every step its Delta, convolves, discretises (Eq. 12-13) and runs the recurrence (Eq. 10-11).
+
+Axes: b batch, k scans, l positions, m positions that are read, h heads, p head width, n state
+width. Positions are in storage order except inside `SelectiveScan`.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import MDMAttentionMixer, MDMFeedForward
-from .cache import LayerCache, last_inputs
+from .cache import LayerCache
 from .configuration_mdm import MDMConfig
-from .convolution import causal_convolution, convolution_at, ordered_convolution
-from .convolution_triton import convolution_triton
+from .convolution import convolve, last_inputs
 from .matmul import project
 from .precision import KeepsPrecision, RMSNorm, at_least_float32
-from .scan_orders import gather_rows, reorder
-from .scan_pass import ScanPass, scans_at_once, stretch_length
-from .selection import Selection, SelectionHead, compact_order
+from .scan_pass import ScanPass, scans_at_once, split_passes
+from .selection import Selection, SelectionHead
 from .sequence import JointSequence
 from .ssd import discretize, resolve_backend, ssd
 
-# Where a scan reads at most one item in so many, it convolves at these alone.
-SHORT_SELECTION = 2
+
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Shift and scale normalised features by what depends on time (adaLN)."""
+    return normed * (1 + scale) + shift
 
 
-class GatedRMSNorm(nn.Module):
-    """RMS norm of y * silu(gate), as in Mamba-2."""
+class MDMBlock(GradientCheckpointingLayer):
+    """One layer of the decoder: norm, time modulation, Mamba-2, gate, residual.
 
-    def __init__(self, size: int, epsilon: float) -> None:
+    `modulation` comes from one network shared by all blocks; each block adds a bias of its own.
+    Gates start at zero.
+    """
+
+    modulation_parts = 3  # shift, scale and gate
+
+    def __init__(self, config: MDMConfig, layer_index: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.epsilon = epsilon
+        scans = tuple(range(len(config.joint_scans)))
+        if config.scan_mode == "cyclic":
+            scans = (layer_index % len(scans),)
+        mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer
+        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
+        self.mixer = mixer(config, scans)
+        self.selection = None
+        if config.use_selection:
+            self.selection = SelectionHead(config.hidden_size, len(scans))
+        self.modulation_bias = nn.Parameter(torch.zeros(self.modulation_parts, config.hidden_size))
 
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
-        """Normalise (..., size), in float32 at least."""
-        dtype, size = torch.promote_types(y.dtype, torch.float32), self.weight.shape
-        if torch.is_grad_enabled():
-            gated = (y * F.silu(gate)).to(dtype)
-            return F.rms_norm(gated, size, self.weight.to(dtype), self.epsilon).to(y.dtype)
-        gated = F.silu(gate).mul_(y).to(dtype)
-        mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
-        gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
-        return gated.to(y.dtype)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        modulation: Tensor,
+        sequence: JointSequence,
+        keep: float = 1.0,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Refine features.
+
+        Args:
+            hidden_states: (b, l, hidden).
+            modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
+                as for `JointSequence.at_positions`.
+            sequence: orders and masks. keep: share of items that each scan reads.
+            cache: what this block keeps of given positions before these.
+        """
+        shift, scale, gate = sequence.at_positions(modulation + self.modulation_bias)
+        normed = modulate(self.norm(hidden_states), shift, scale)
+        selection = self._select(normed, sequence, keep)
+        return hidden_states + gate * self.mixer(normed, sequence, selection, cache)
+
+    def _select(self, normed: Tensor, sequence: JointSequence, keep: float) -> Selection | None:
+        """Select what every scan reads of (b, l, hidden): None for everything."""
+        if self.selection is None or keep >= 1:
+            return None
+        masks = sequence.given, sequence.valid, sequence.special
+        kept, gate = self.selection(normed, keep, *masks)
+        return Selection(kept, sequence.longest_selection(keep), gate if self.training else None)
+
+
+class MDMMamba2Mixer(nn.Module):
+    """Mamba-2 with k scans that share x, the gate, the norm and both projections.
+
+    Project once, scan k times, project once. With one scan, `"euler"` and equal weights it equals
+    transformers' `Mamba2Mixer`.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner, self.state_size = config.inner_size, config.state_size
+        self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
+        projected = 2 * inner + len(scans) * self.per_scan
+        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
+        self.scan = SelectiveScan(config, scans)
+        self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selection: Selection | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        projected = project(self.in_proj, hidden_states)
+        passes = self.scan.passes(hidden_states, sequence, selection, cache)
+        per_pass = [scan_pass.num_scans * self.per_scan for scan_pass in passes]
+        z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
+        y = None
+        for scan_pass, inputs in zip(passes, scan_inputs, strict=True):
+            inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
+            BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
+            y = self.scan(ScanInputs(x, BC, raw_delta), scan_pass, sequence, y)
+        return project(self.out_proj, self.norm(y, z))
+
+
+class MDMSeparateMixer(nn.Module):
+    """Mamba-2 in which every order of every modality has projections of its own.
+
+    Most of MDM's 7 billion parameters are these. In a scan, a position uses the projections of its
+    own modality's order.
+    """
+
+    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+        super().__init__()
+        inner = config.inner_size
+        self.sizes = [inner, inner, 2 * config.state_size, config.num_ssm_heads]
+        self.pairs = [config.joint_scans[scan] for scan in scans]
+        image_orders = sorted({image for image, _ in self.pairs})
+        text_orders = sorted({text for _, text in self.pairs})
+        names = [f"image_{order}" for order in image_orders]
+        names += [f"text_{order}" for order in text_orders]
+        width = config.hidden_size
+        self.in_proj = nn.ModuleDict(
+            {name: nn.Linear(width, sum(self.sizes), bias=False) for name in names}
+        )
+        self.out_proj = nn.ModuleDict({name: nn.Linear(inner, width, bias=False) for name in names})
+        self.scan = SelectiveScan(config, scans)
+        self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
+
+    def _project(
+        self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
+    ) -> Tensor:
+        """Project words (the first `boundary` positions) and patches by an order of their own."""
+        text, image = x[:, :boundary], x[:, boundary:]
+        of_text, of_image = projections[f"text_{pair[1]}"], projections[f"image_{pair[0]}"]
+        return torch.cat([project(of_text, text), project(of_image, image)], dim=1)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        sequence: JointSequence,
+        selection: Selection | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
+        boundary, outputs = sequence.text_segment, []
+        for scan_pass in self.scan.passes(hidden_states, sequence, selection, cache):
+            pairs, norms = self.pairs[scan_pass.scans], list(self.norm)[scan_pass.scans]
+            projected = torch.stack(
+                [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
+            )
+            z, *inputs = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
+            y = self.scan.separately(ScanInputs(*inputs), scan_pass, sequence)
+            outputs += [
+                self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
+                for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
+            ]
+        return torch.stack(outputs).sum(0)
+
+
+class ScanInputs(NamedTuple):
+    """What scans take of a projection, in storage order.
+
+    x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta:
+    (b, k, l, h), Delta before its bias and softplus.
+    """
+
+    x: Tensor
+    BC: Tensor
+    raw_delta: Tensor
 
 
 class SelectiveScan(KeepsPrecision, nn.Module):
@@ -82,166 +224,106 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         cache: LayerCache | None,
     ) -> list[ScanPass]:
         """Say which scans run at once on (b, l, hidden): a CPU runs long ones one by one."""
-        k = together = len(self.scans)
-        batch, length = hidden_states.shape[:2]
-        is_hard = selection is not None and selection.gate is None
+        (batch, length), together = hidden_states.shape[:2], len(self.scans)
         is_whole = (cache is not None and cache.is_recording) or torch.compiler.is_compiling()
-        stretch = None
         if hidden_states.device.type == "cpu" and not is_whole:
-            width = batch * self.heads * self.sizes[1]
+            is_hard = selection is not None and selection.gate is None
             steps = selection.longest if is_hard else length
-            together = scans_at_once(k, width * steps)
-            is_long = is_hard and SHORT_SELECTION * steps > length  # convolves every position
-            if together == 1 and not is_long and not torch.is_grad_enabled():
-                stretch = stretch_length(steps, width, self.chunk_size)
-        passes, (order, inverse) = [], sequence.orders_of(self.scans)
-        for start in range(0, k, together):
-            part = slice(start, min(start + together, k))
-            one = ScanPass(part, order[:, part], inverse[:, part], cache, stretch=stretch)
-            one = one._replace(state=one.kept("state"))
-            if is_hard:
-                steps, real = compact_order(one.order, selection.kept[:, part], selection.longest)
-                one = one._replace(steps=steps, real=real)
-            elif selection is not None:
-                one = one._replace(gate=selection.gate[:, part])
-            passes.append(one)
-        return passes
+            together = scans_at_once(together, batch * steps * self.heads * self.sizes[1])
+        return split_passes(sequence.orders_of(self.scans), together, selection, cache)
 
     def forward(
         self,
-        x: Tensor,
-        BC: Tensor,
-        raw_delta: Tensor,
-        these: ScanPass,
+        inputs: ScanInputs,
+        scan_pass: ScanPass,
         sequence: JointSequence,
         others: Tensor | None = None,
     ) -> Tensor:
         """Scan a sequence in the k orders of one of `passes`, and sum over them.
 
         Args:
-            x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n).
-            raw_delta: (b, k, l, h).
-            these: the scans, what they read and what they go on from. sequence: masks.
+            inputs: what the scans take of the projection.
+            scan_pass: the scans, what they read and what they go on from. sequence: masks.
             others: the sum over the passes before, (b, l, h * p), which may be overwritten.
 
         Returns:
             (b, l, h * p) in storage order, 0 where nothing is read.
         """
-        if these.stretch is None:
-            return these.merge(self._scan(x, BC, raw_delta, these, sequence)[0], others)
-        total = these.zeros(x, 1) if others is None else others[:, None]
-        state = these.state
-        for window in these.windows():
-            y, state = self._scan(x, BC, raw_delta, window._replace(state=state), sequence)
-            window.add_to(total, y)
-        return total[:, 0]
+        return scan_pass.reading.merge(self._scan(inputs, scan_pass, sequence), others)
 
     def separately(
-        self, x: Tensor, BC: Tensor, raw_delta: Tensor, these: ScanPass, sequence: JointSequence
+        self, inputs: ScanInputs, scan_pass: ScanPass, sequence: JointSequence
     ) -> Tensor:
         """Scan as `forward` does, without the sum: (b, k, l, h * p)."""
-        if these.order.shape[1] == 1:
-            return self(x, BC, raw_delta, these, sequence)[:, None]
-        return these.bring_back(self._scan(x, BC, raw_delta, these, sequence)[0])
+        return scan_pass.reading.bring_back(self._scan(inputs, scan_pass, sequence))
 
-    def _scan(
-        self, x: Tensor, BC: Tensor, raw_delta: Tensor, these: ScanPass, sequence: JointSequence
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scan in the orders of `these`.
-
-        Returns:
-            (b, k, m, h * p) in scan order, of what is read, and the state after it,
-            (b, k, h, n, p), where it is needed.
-        """
-        part = these.part
-        raw_delta = these.read(raw_delta).to(at_least_float32(self.delta_bias.dtype))
-        delta = F.softplus(raw_delta + self.delta_bias[part, None]).clamp(*self.delta_limit)
-        weight = self._weight(sequence, these.gate, part)
-        if weight is not None:
-            weight = these.read(weight.expand(these.order.shape)[..., None])
-            delta = delta * weight
+    def _scan(self, inputs: ScanInputs, scan_pass: ScanPass, sequence: JointSequence) -> Tensor:
+        """Give the outputs of what is read, in scan order: (b, k, m, h * p)."""
         count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
-        if these.real is not None:
-            delta = delta * these.real[..., None]
-        elif these.is_recording:
+        gate = self._gate(scan_pass, sequence)
+        delta = self._step_sizes(inputs.raw_delta, gate, scan_pass, count)
+        split = inputs.x.shape[-1]
+        x = self._convolve("x_tail", inputs.x, slice(None, split), scan_pass, count)
+        BC = self._convolve("BC_tail", inputs.BC, slice(split, None), scan_pass, count)
+        y = self._recur(x, BC, delta, scan_pass)
+        # The gate learns through Delta alone: the norm behind this scales any share of an output
+        # that no other scan adds to up to full size, so its gradient would explode.
+        return y if gate is None else y * gate.detach().to(y.dtype)
+
+    def _gate(self, scan_pass: ScanPass, sequence: JointSequence) -> Tensor | None:
+        """Factor of Delta and the output, (b, k, m, 1): 0 where an order is not in use."""
+        gate = scan_pass.gate
+        if not sequence.all_active:
+            active = torch.stack([sequence.scan_active[k] for k in self.scans[scan_pass.scans]])
+            active = active.to(at_least_float32(self.delta_bias.dtype))  # (k, l)
+            gate = active if gate is None else active * gate
+        if gate is None:
+            return None
+        reading = scan_pass.reading
+        return reading.read(gate.expand(reading.order.shape)[..., None])
+
+    def _step_sizes(
+        self, raw_delta: Tensor, gate: Tensor | None, scan_pass: ScanPass, count: Tensor
+    ) -> Tensor:
+        """Delta of every step that is read, (b, k, m, h): 0 where the state passes it by."""
+        reading = scan_pass.reading
+        raw_delta = reading.read(raw_delta).to(at_least_float32(self.delta_bias.dtype))
+        bias = self.delta_bias[scan_pass.scans, None]
+        delta = F.softplus(raw_delta + bias).clamp(*self.delta_limit)
+        if gate is not None:
+            delta = delta * gate
+        if reading.real is not None:
+            delta = delta * reading.real[..., None]
+        elif scan_pass.is_recording:
             # The state that is kept is that of the last real position.
-            places = torch.arange(these.order.shape[-1], device=x.device)
+            places = torch.arange(delta.shape[2], device=delta.device)
             delta = delta * (places < count[:, None])[:, None, :, None]
-        split = x.shape[-1]
-        x = self._convolve("x_tail", x, slice(None, split), these, count)
-        BC = self._convolve("BC_tail", BC, slice(split, None), these, count)
-        y, state = self._recurrence(x, BC, delta, these)
-        if weight is not None:
-            # The gate learns through Delta alone: the norm behind this scales any share of an
-            # output that no other scan adds to up to full size, so its gradient would explode.
-            y = y * weight.detach().to(y.dtype)
-        return y, state
+        return delta
 
     def _convolve(
-        self, name: str, x: Tensor, channels: slice, these: ScanPass, count: Tensor
+        self, name: str, x: Tensor, channels: slice, scan_pass: ScanPass, count: Tensor
     ) -> Tensor:
-        """Read some channels in every order, convolve them from the cache's last inputs, SiLU.
+        """Read and convolve some channels, from the last inputs that the cache has under a name.
 
-        x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, l, c) in scan order, or
-        (b, k, m, c) at the steps that are read.
+        x: (b, l, c) or (b, k, l, c) in storage order. Returns (b, k, m, c) in scan order.
         """
-        weight = self.conv_weight[these.part, channels]
-        bias = self.conv_bias[these.part, channels]
-        tail, orders, steps = these.kept(name), (these.order, these.inverse), these.steps
-        if these.window is not None and steps is None:
-            return self._convolve_window(x, weight, bias, these, tail)
-        uses_triton = self._resolve_backend(x) == "triton"
-        is_short = steps is not None and SHORT_SELECTION * steps.shape[-1] <= orders[0].shape[-1]
-        if is_short and not these.is_recording and not uses_triton:
-            convolved = convolution_at(x, orders[0], steps, weight, bias, tail)
-            return F.silu(convolved, inplace=not torch.is_grad_enabled())
-        if uses_triton and not these.is_recording:
-            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-            tail = None if tail is None else tail.to(x.dtype)
-            convolved = convolution_triton(x, *orders, weight, bias, tail)
-        elif not these.is_recording:
-            convolved = ordered_convolution(x, *orders, weight, bias, tail)
-        else:
-            x = reorder(x, *orders)
-            these.cache.store(**{name: last_inputs(x, count, tail, weight.shape[-1] - 1)})
-            convolved = F.silu(causal_convolution(x, weight, bias, tail))
-        return convolved if steps is None else gather_rows(convolved, steps)
+        weight = self.conv_weight[scan_pass.scans, channels]
+        bias = self.conv_bias[scan_pass.scans, channels]
+        reading, tail = scan_pass.reading, scan_pass.kept(name)
+        if scan_pass.is_recording:
+            last = last_inputs(x, reading.order, count, tail, weight.shape[-1] - 1)
+            scan_pass.cache.store(**{name: last})
+        return convolve(x, reading, weight, bias, tail, self._backend(x))
 
-    def _convolve_window(
-        self, x: Tensor, weight: Tensor, bias: Tensor, these: ScanPass, tail: Tensor | None
-    ) -> Tensor:
-        """As `_convolve`, of a window, with what is before it: (b, k, m, c)."""
-        before = min(weight.shape[-1] - 1, these.window.start)
-        order = these.order[..., these.window.start - before : these.window.stop]
-        tail = tail if before == these.window.start else None  # what the window's inputs replace
-        return ordered_convolution(x, order, order, weight, bias, tail)[:, :, before:]
-
-    def _resolve_backend(self, x: Tensor, length: int | None = None) -> str:
-        return resolve_backend(self.backend, x.device, length, x.dtype, self.sizes)
-
-    def _weight(self, sequence: JointSequence, gate: Tensor | None, part: slice) -> Tensor | None:
-        """Factor of Delta and the output, (b, k, l) or (k, l): 0 where an order is not in use."""
-        if sequence.all_active:
-            return gate
-        active = torch.stack([sequence.scan_active[k] for k in self.scans[part]])
-        active = active.to(at_least_float32(self.delta_bias.dtype))
-        return active if gate is None else active * gate
-
-    def _recurrence(
-        self, x: Tensor, BC: Tensor, delta: Tensor, these: ScanPass
-    ) -> tuple[Tensor, Tensor | None]:
-        """Discretise and run Eq. 10-11 on sequences in scan order.
-
-        Returns:
-            (b, k, m, h * p) like x, and the last state, (b, k, h, n, p), where it is needed.
-        """
+    def _recur(self, x: Tensor, BC: Tensor, delta: Tensor, scan_pass: ScanPass) -> Tensor:
+        """Discretise and run Eq. 10-11, with the skip term, in scan order: (b, k, m, h * p)."""
         batch, k, length, inner = x.shape
-        A = -torch.exp(self.A_log[these.part].to(delta.dtype))[:, None]  # (k, 1, h)
+        A = -torch.exp(self.A_log[scan_pass.scans].to(delta.dtype))[:, None]  # (k, 1, h)
         log_decay, input_scale = discretize(delta, A, self.discretization)
         x = x.reshape(batch * k, length, self.heads, inner // self.heads)
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
-        entering = these.state
+        entering = scan_pass.kept("state")  # (b, k, h, n, p)
         y, state = ssd(
             x,
             *discrete,
@@ -249,15 +331,17 @@ class SelectiveScan(KeepsPrecision, nn.Module):
             C,
             None if entering is None else entering.flatten(0, 1),
             self.chunk_size,
-            self._resolve_backend(x, length if these.window is None else these.order.shape[-1]),
-            needs_state=these.is_recording or these.window is not None,
+            self._backend(x, length),
+            needs_state=scan_pass.is_recording,
         )
-        state = None if state is None else state.unflatten(0, (batch, k))
-        if these.is_recording:
-            these.cache.store(state=state)
-        D = self.D[these.part].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b * k, 1, h, 1)
+        if scan_pass.is_recording:
+            scan_pass.cache.store(state=state.unflatten(0, (batch, k)))
+        D = self.D[scan_pass.scans].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b k, 1, h, 1)
         y = y + D * x if torch.is_grad_enabled() else y.addcmul_(D, x)
-        return y.reshape(batch, k, length, inner), state
+        return y.reshape(batch, k, length, inner)
+
+    def _backend(self, x: Tensor, length: int | None = None) -> str:
+        return resolve_backend(self.backend, x.device, length, x.dtype, self.sizes)
 
     @torch.no_grad()
     def initialize(self, config: MDMConfig) -> dict[str, Tensor]:
@@ -276,176 +360,21 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         }
 
 
-class MDMMamba2Mixer(nn.Module):
-    """Mamba-2 with k scans that share x, the gate, the norm and both projections.
+class GatedRMSNorm(nn.Module):
+    """RMS norm of y * silu(gate), as in Mamba-2."""
 
-    Project once, scan k times, project once. With one scan, `"euler"` and equal weights it equals
-    transformers' `Mamba2Mixer`.
-    """
-
-    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
+    def __init__(self, size: int, epsilon: float) -> None:
         super().__init__()
-        inner, self.state_size = config.inner_size, config.state_size
-        self.sizes, self.per_scan = [inner, inner], 2 * self.state_size + config.num_ssm_heads
-        projected = 2 * inner + len(scans) * self.per_scan
-        self.in_proj = nn.Linear(config.hidden_size, projected, bias=False)
-        self.scan = SelectiveScan(config, scans)
-        self.norm = GatedRMSNorm(inner, config.layer_norm_epsilon)
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        sequence: JointSequence,
-        selection: Selection | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        projected = project(self.in_proj, hidden_states)
-        passes = self.scan.passes(hidden_states, sequence, selection, cache)
-        per_pass = [these.order.shape[1] * self.per_scan for these in passes]
-        z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
-        y = None
-        for these, inputs in zip(passes, scan_inputs, strict=True):
-            inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
-            BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-            y = self.scan(x, BC, raw_delta, these, sequence, y)
-        return project(self.out_proj, self.norm(y, z))
-
-
-class MDMSeparateMixer(nn.Module):
-    """Mamba-2 in which every order of every modality has projections of its own.
-
-    Most of MDM's 7 billion parameters are these. In a scan, a position uses the projections of its
-    own modality's order.
-    """
-
-    def __init__(self, config: MDMConfig, scans: tuple[int, ...]) -> None:
-        super().__init__()
-        inner = config.inner_size
-        self.sizes = [inner, inner, 2 * config.state_size, config.num_ssm_heads]
-        self.pairs = [config.joint_scans[scan] for scan in scans]
-        orders = {
-            "image": sorted({image for image, _ in self.pairs}),
-            "text": sorted({text for _, text in self.pairs}),
-        }
-        width = config.hidden_size
-        self.in_proj = nn.ModuleDict(
-            {
-                f"{g}_{order}": nn.Linear(width, sum(self.sizes), bias=False)
-                for g in orders
-                for order in orders[g]
-            }
-        )
-        self.out_proj = nn.ModuleDict(
-            {
-                f"{g}_{order}": nn.Linear(inner, width, bias=False)
-                for g in orders
-                for order in orders[g]
-            }
-        )
-        self.scan = SelectiveScan(config, scans)
-        self.norm = nn.ModuleList(GatedRMSNorm(inner, config.layer_norm_epsilon) for _ in scans)
-
-    def _project(
-        self, projections: nn.ModuleDict, pair: tuple[int, int], x: Tensor, boundary: int
-    ) -> Tensor:
-        text, image = x[:, :boundary], x[:, boundary:]
-        of_text, of_image = projections[f"text_{pair[1]}"], projections[f"image_{pair[0]}"]
-        return torch.cat([project(of_text, text), project(of_image, image)], dim=1)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        sequence: JointSequence,
-        selection: Selection | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        boundary, outputs = sequence.text_segment, []
-        for these in self.scan.passes(hidden_states, sequence, selection, cache):
-            pairs, norms = self.pairs[these.part], list(self.norm)[these.part]
-            projected = torch.stack(
-                [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
-            )
-            z, x, BC, raw_delta = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-            y = self.scan.separately(x, BC, raw_delta, these, sequence)
-            outputs += [
-                self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
-                for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
-            ]
-        return torch.stack(outputs).sum(0)
-
-
-def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normalised features by what depends on time (adaLN)."""
-    return normed * (1 + scale) + shift
-
-
-class MDMBlock(GradientCheckpointingLayer):
-    """One layer of the decoder: norm, time modulation, mixer, gate, residual.
-
-    With attention, a feed-forward too. `modulation` comes from one network shared by all blocks;
-    each block adds a bias of its own. Gates start at zero.
-    """
-
-    def __init__(self, config: MDMConfig, layer_index: int) -> None:
-        super().__init__()
-        self.is_attention = config.mixer == "attention"
-        num_scans = len(config.joint_scans)
-        scans = (
-            tuple(range(num_scans))
-            if config.scan_mode == "parallel"
-            else (layer_index % num_scans,)
-        )
-        self.norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-        self.selection = None
-        if self.is_attention:
-            self.mixer = MDMAttentionMixer(config.hidden_size, config.num_attention_heads)
-            self.feed_forward_norm = RMSNorm(config.hidden_size, eps=config.layer_norm_epsilon)
-            self.feed_forward = MDMFeedForward(config.hidden_size, config.intermediate_size)
-        else:
-            mixer = MDMMamba2Mixer if config.scan_projections == "shared" else MDMSeparateMixer
-            self.mixer = mixer(config, scans)
-            if config.use_selection:
-                self.selection = SelectionHead(config.hidden_size, len(scans))
-        self.modulation_bias = nn.Parameter(
-            torch.zeros(modulation_parts(config), config.hidden_size)
-        )
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        modulation: Tensor,
-        sequence: JointSequence,
-        keep: float = 1.0,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Refine features.
-
-        Args:
-            hidden_states: (b, l, hidden).
-            modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
-                as for `JointSequence.at_positions`.
-            sequence: orders and masks. keep: share of items that each scan reads.
-            cache: what this block keeps of given positions before these.
-        """
-        parts = sequence.at_positions(modulation + self.modulation_bias)  # parts x (b, l, hidden)
-        normed = modulate(self.norm(hidden_states), parts[0], parts[1])
-        if self.is_attention:
-            mixed = self.mixer(normed, sequence.given, sequence.valid, sequence.turn, cache)
-            hidden_states = hidden_states + parts[2] * mixed
-            normed = modulate(self.feed_forward_norm(hidden_states), parts[3], parts[4])
-            return hidden_states + parts[5] * self.feed_forward(normed)
-        selection = None
-        if self.selection is not None and keep < 1:
-            masks = sequence.given, sequence.valid, sequence.special
-            kept, gate = self.selection(normed, keep, *masks)
-            longest = sequence.longest_selection(keep)
-            selection = Selection(kept, longest, gate if self.training else None)
-        return hidden_states + parts[2] * self.mixer(normed, sequence, selection, cache)
-
-
-def modulation_parts(config: MDMConfig) -> int:
-    """Vectors that time modulates a block with: shift, scale and gate of each residual branch."""
-    return 6 if config.mixer == "attention" else 3
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:
+        """Normalise (..., size), in float32 at least."""
+        dtype, size = torch.promote_types(y.dtype, torch.float32), self.weight.shape
+        if torch.is_grad_enabled():
+            gated = (y * F.silu(gate)).to(dtype)
+            return F.rms_norm(gated, size, self.weight.to(dtype), self.epsilon).to(y.dtype)
+        gated = F.silu(gate).mul_(y).to(dtype)
+        mean_square = torch.linalg.vector_norm(gated, dim=-1, keepdim=True).square_() / size[0]
+        gated.mul_(torch.rsqrt_(mean_square.add_(self.epsilon))).mul_(self.weight)
+        return gated.to(y.dtype)

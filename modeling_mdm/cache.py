@@ -91,23 +91,3 @@ class PromptCache:
             modality: places.index_select(0, index) for modality, places in self.places.items()
         }
         return chosen
-
-
-def last_inputs(x: Tensor, count: Tensor, tail: Tensor | None, taps: int) -> Tensor:
-    """Inputs that a convolution will still see after the last real position of every scan.
-
-    Args:
-        x: (b, k, l, c) in scan order. count: (b,), real positions, which lead every scan.
-        tail: (b, k, taps, c), inputs before x; None where there are none.
-        taps: inputs to keep.
-
-    Returns:
-        (b, k, taps, c); 0 before the first input.
-    """
-    tail = x.new_zeros(*x.shape[:2], taps, x.shape[-1]) if tail is None else tail
-    if not x.shape[2]:
-        return tail
-    index = count[:, None] + torch.arange(taps, device=x.device)  # (b, taps), in the tail and x
-    index = index[:, None, :, None].expand_as(tail)
-    from_x = x.gather(2, (index - taps).clamp(min=0))
-    return torch.where(index < taps, tail.gather(2, index.clamp(max=taps - 1)), from_x)

@@ -1,8 +1,8 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The causal depthwise convolution in front of every scan.
+"""The causal depthwise convolution in front of every scan: its forms, the choice between them.
 
-Axes: b batch, k scans, l positions in scan order, c channels, w taps.
+Axes: b batch, k scans, l positions, m positions that are read, c channels, w taps.
 """
 
 from typing import Any
@@ -11,7 +11,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scan_orders import gather_rows, reorder, sum_rows
+from .convolution_triton import convolution_triton
+from .scan_orders import Reading, gather_rows, reorder, sum_rows
+
+# Where scans read at most one item in so many, these items alone are convolved.
+SHORT_SELECTION = 2
+
+
+def convolve(
+    x: Tensor,
+    reading: Reading,
+    weight: Tensor,
+    bias: Tensor,
+    tail: Tensor | None = None,
+    backend: str = "torch",
+) -> Tensor:
+    """Read x in every scan's order, convolve it causally channel by channel, SiLU.
+
+    Args:
+        x: (b, l, c), shared by all scans, or (b, k, l, c), in storage order.
+        reading: the orders, and which steps are wanted. weight: (k, c, w), the last tap is the
+            present. bias: (k, c).
+        tail: (b, k, w - 1, c), inputs before the first; None where they are 0.
+        backend: of `ssd`; Triton's has a kernel of its own.
+
+    Returns:
+        (b, k, m, c) in scan order, of what is read.
+    """
+    order, inverse, steps, _ = reading
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    tail = None if tail is None else tail.to(x.dtype)
+    if backend == "triton":
+        convolved = convolution_triton(x, order, inverse, weight, bias, tail)
+    elif steps is not None and SHORT_SELECTION * steps.shape[-1] <= order.shape[-1]:
+        convolved = convolution_at(x, order, steps, weight, bias, tail)
+        return F.silu(convolved, inplace=not torch.is_grad_enabled())
+    else:
+        convolved = ordered_convolution(x, order, inverse, weight, bias, tail)
+    return convolved if steps is None else gather_rows(convolved, steps)
+
+
+def last_inputs(x: Tensor, order: Tensor, count: Tensor, tail: Tensor | None, taps: int) -> Tensor:
+    """Inputs that a convolution will still see after the last real position of every scan.
+
+    Args:
+        x: (b, l, c) or (b, k, l, c) in storage order. order: (b, k, l). count: (b,), real
+            positions, which lead every scan. tail: (b, k, taps, c), inputs before x; None where
+            there are none. taps: inputs to keep.
+
+    Returns:
+        (b, k, taps, c); 0 before the first input.
+    """
+    if not order.shape[-1]:
+        return x.new_zeros(*order.shape[:2], taps, x.shape[-1]) if tail is None else tail
+    steps = count[:, None] + torch.arange(-taps, 0, device=x.device)  # (b, taps)
+    steps = steps[:, None].expand(-1, order.shape[1], -1)
+    return _with_past(gather_rows(x, order.gather(-1, steps.clamp(min=0))), steps, tail)
+
+
+def _with_past(values: Tensor, steps: Tensor, tail: Tensor | None) -> Tensor:
+    """Put what is before the first input in the place of values (b, k, m, c) at steps below 0.
+
+    tail: (b, k, taps, c), inputs of steps -taps ... -1; None where they are 0.
+    """
+    past = torch.zeros_like(values)
+    if tail is not None and tail.shape[2]:
+        index = (steps + tail.shape[2]).clamp(0, tail.shape[2] - 1)
+        past = tail.to(values.dtype).gather(2, index[..., None].expand_as(values))
+    return torch.where(steps[..., None] < 0, past, values)
 
 
 class _CausalConvolution(torch.autograd.Function):
@@ -175,13 +242,9 @@ def convolution_at(
     earlier = steps[..., None] + torch.arange(1 - taps, 1, device=x.device)  # (b, k, m, w)
     values = gather_rows(x, order.gather(-1, earlier.clamp(min=0).flatten(-2)))
     if taps > 1:  # only the first of rising steps look before the first input
+        earlier = earlier[:, :, : taps - 1].flatten(-2)
         leading = values[:, :, : taps * (taps - 1)]
-        earlier = earlier[:, :, : taps - 1].flatten(-2)[..., None]
-        past = torch.zeros_like(leading)
-        if tail is not None:
-            index = (earlier + taps - 1).clamp(0, taps - 2)
-            past = tail.to(x.dtype).gather(2, index.expand_as(leading))
-        values[:, :, : taps * (taps - 1)] = torch.where(earlier < 0, past, leading)
+        values[:, :, : taps * (taps - 1)] = _with_past(leading, earlier, tail)
     outputs = [
         _convolve_one(values[:, k], weight[k], bias[k], padding=0, stride=taps)
         for k in range(scans)

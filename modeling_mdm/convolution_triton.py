@@ -18,13 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ssd_triton import require_triton
-from .ssd_triton_kernels import kernel
-
-try:
-    import triton.language as tl
-except ImportError:  # `require_triton` says what to install
-    tl = None
+from .triton_support import blocks, kernel, launcher, require_triton, tl
 
 # Steps and channels of one program; steps and how many times these where weights' gradients are
 # summed: fewer at once, or registers spill.
@@ -275,7 +269,7 @@ def _forward(x: Tensor, order: Tensor, weight: Tensor, bias: Tensor, tail: Tenso
     batch, scans, length = order.shape
     channels, taps = weight.shape[1:]
     y = x.new_empty((batch, scans, length, channels))
-    grid = (scans * -(-length // STEPS), -(-channels // CHANNELS), batch)
+    grid = (scans * blocks(length, STEPS), blocks(channels, CHANNELS), batch)
     convolution_kernel[grid](
         *(x, order, y if tail is None else tail, weight, bias, y, *_layout(x, order)),
         HAS_TAIL=tail is not None,
@@ -304,11 +298,11 @@ def _backward(
     """
     batch, scans, length = order.shape
     channels, taps = weight.shape[1:]
-    spans = -(-length // (SUMMED_STEPS * SPAN))
+    spans, tiles = blocks(length, SUMMED_STEPS * SPAN), blocks(channels, CHANNELS)
     grad_sum = torch.empty_like(grad_y)
     sums = x.new_empty((batch, spans, scans, taps + 1, channels), dtype=torch.float32)
-    blocks, sizes = -(-channels // CHANNELS), {"TAPS": taps, "STEPS": STEPS, "CHANNELS": CHANNELS}
-    sum_gradient_kernel[(scans * spans, blocks, batch)](
+    sizes = {"TAPS": taps, "STEPS": STEPS, "CHANNELS": CHANNELS}
+    sum_gradient_kernel[(scans * spans, tiles, batch)](
         *(x, order, grad_y if tail is None else tail, weight, bias, grad_y, grad_sum, sums),
         *_layout(x, order),
         HAS_TAIL=tail is not None,
@@ -318,7 +312,7 @@ def _backward(
     )
     grad_x, positions = x.new_empty(x.shape), x.shape[-2]
     rows = x.numel() // (positions * channels)
-    input_gradient_kernel[(-(-positions // STEPS), blocks, rows)](
+    input_gradient_kernel[(blocks(positions, STEPS), tiles, rows)](
         *(grad_sum, inverse, weight, grad_x, scans, length, positions, channels),
         SHARED=x.dim() == 3,
         **sizes,
@@ -327,43 +321,33 @@ def _backward(
     return grad_x, sums.sum((0, 1)), grad_sum
 
 
-_forward_operator = torch.library.custom_op("modeling_mdm::convolution_forward", mutates_args=())(
-    _forward
-)
-_backward_operator = torch.library.custom_op("modeling_mdm::convolution_backward", mutates_args=())(
-    _backward
-)
-
-
-@_forward_operator.register_fake
-def _(x, order, weight, bias, tail):  # type: ignore[no-untyped-def]
+def _empty_forward(x, order, weight, bias, tail):  # type: ignore[no-untyped-def]
     return x.new_empty((*order.shape, x.shape[-1]))
 
 
-@_backward_operator.register_fake
-def _(x, order, inverse, weight, bias, tail, grad_y):  # type: ignore[no-untyped-def]
+def _empty_backward(x, order, inverse, weight, bias, tail, grad_y):  # type: ignore[no-untyped-def]
     scans, channels, taps = weight.shape
     sums = x.new_empty((scans, taps + 1, channels), dtype=torch.float32)
     return x.new_empty(x.shape), sums, torch.empty_like(grad_y)
 
 
-class _OrderedConvolution(torch.autograd.Function):
-    """Forward and backward passes; compiled code sees each of them as one opaque operator."""
+_run_forward = launcher("convolution_forward", _forward, _empty_forward)
+_run_backward = launcher("convolution_backward", _backward, _empty_backward)
 
+
+class _OrderedConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         x, order, _, weight, bias, tail = inputs
         ctx.save_for_backward(*inputs)
-        run = _forward_operator if torch.compiler.is_compiling() else _forward
-        result: Tensor = run(x, order, weight, bias, tail)
+        result: Tensor = _run_forward(x, order, weight, bias, tail)
         return result
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        run = _backward_operator if torch.compiler.is_compiling() else _backward
         *_, weight, bias, tail = ctx.saved_tensors
-        grad_x, sums, grad_sum = run(*ctx.saved_tensors, gradients[0].contiguous())
+        grad_x, sums, grad_sum = _run_backward(*ctx.saved_tensors, gradients[0].contiguous())
         grad_weight = sums[:, :-1].transpose(1, 2).to(weight.dtype)
         grad_tail = None if tail is None else _tail_gradient(grad_sum, weight).to(tail.dtype)
         return grad_x, None, None, grad_weight, sums[:, -1].to(bias.dtype), grad_tail

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import MDMBlock, modulate, modulation_parts
+from .attention import MDMAttentionBlock
+from .block import MDMBlock, modulate
 from .cache import PromptCache
 from .configuration_mdm import MDMConfig
 from .content import MODALITIES, ModalityContent
@@ -154,9 +155,12 @@ class MDMDecoder(nn.Module):
         self.start_tokens = StartTokens(width)
         self.time_embedding = TimeEmbedding(width)
         self.time_token = nn.ModuleDict({m: nn.Linear(width, width) for m in MODALITIES})
-        self.modulation = ZeroLinear(width, modulation_parts(config) * width)
+        block = MDMAttentionBlock if config.mixer == "attention" else MDMBlock
+        # What splits a model over devices fails where a kind of block that is named is not there.
+        self._no_split_modules = [block.__name__]
+        self.modulation = ZeroLinear(width, block.modulation_parts * width)
         self.layers = nn.ModuleList(
-            MDMBlock(config, index) for index in range(config.num_hidden_layers)
+            block(config, index) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(width, eps=config.layer_norm_epsilon)
         self.norm_modulation = ZeroLinear(width, 2 * width)

@@ -20,6 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
+from .attention import MDMAttentionBlock
 from .block import GatedRMSNorm, MDMBlock, SelectiveScan
 from .cache import PromptCache
 from .configuration_mdm import MDMConfig
@@ -72,7 +73,7 @@ class MDMPreTrainedModel(PreTrainedModel):
     model_tags = list(MODEL_TAGS)
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MDMBlock"]
+    _no_split_modules: list[str] = []  # the decoder names its kind of block
     _keep_in_fp32_modules_strict = [
         "A_log",
         "delta_bias",
@@ -95,7 +96,7 @@ class MDMPreTrainedModel(PreTrainedModel):
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, GatedRMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, MDMBlock):
+        elif isinstance(module, MDMBlock | MDMAttentionBlock):
             init.zeros_(module.modulation_bias)
         elif isinstance(module, TimeEmbedding):
             init.normal_(module.kind, std=self.config.initializer_range)

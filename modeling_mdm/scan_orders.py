@@ -4,10 +4,10 @@
 
 The given part always comes first.
 
-Axes: b batch, k scans, l positions of the joint sequence.
+Axes: b batch, k scans, l positions of the joint sequence, m positions that are read, c channels.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +53,9 @@ def joint_rank(
     pictures, height, width = grid
     image_order, text_order = pair
     words = text_rank(num_words, text_order, device)
-    one = image_rank(height, width, image_order, device)
+    within = image_rank(height, width, image_order, device)
     picture = text_rank(pictures, 1 if image_order in (1, 3) else 2, device)
-    patches = (picture[:, None] * (height * width) + one).flatten()
+    patches = (picture[:, None] * (height * width) + within).flatten()
     if text_order == 1:
         return words, patches + num_words
     return words + patches.numel(), patches
@@ -184,3 +184,56 @@ def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     """
     result: Tensor = _Gather.apply(x, order, inverse)
     return result
+
+
+class Reading(NamedTuple):
+    """What some scans read of a sequence, and in which order.
+
+    order, inverse: (b, k, l), as `given_first_order` gives them. steps, real: (b, k, m), the steps
+    that are read where items are dropped, and False at fillers; None where all are read.
+    """
+
+    order: Tensor
+    inverse: Tensor
+    steps: Tensor | None = None
+    real: Tensor | None = None
+
+    def read(self, values: Tensor) -> Tensor:
+        """Read (b, k, l, c) in every scan's order: (b, k, m, c)."""
+        if self.steps is None:
+            return reorder(values, self.order, self.inverse)
+        return gather_rows(values, self.order.gather(-1, self.steps))
+
+    def bring_back(self, y: Tensor) -> Tensor:
+        """Bring (b, k, m, c) back to storage order, 0 where nothing was read: (b, k, l, c)."""
+        if self.steps is None:
+            return reorder(y, self.inverse, self.order)
+        return self._add_to(self._zeros(y, y.shape[1]), y)
+
+    def merge(self, y: Tensor, others: Tensor | None = None) -> Tensor:
+        """Sum (b, k, m, c) over the scans in storage order, onto `others` if any: (b, l, c).
+
+        Without gradients both may be overwritten.
+        """
+        if self.steps is None:
+            merged = merge(y, self.order, self.inverse)
+        elif y.device.type != "cpu":
+            # Added up side by side, a sum would differ from run to run in its last digits.
+            merged = self.bring_back(y).sum(1)
+        else:
+            if others is not None and not torch.is_grad_enabled():
+                return self._add_to(others[:, None], y)[:, 0]
+            merged = self._add_to(self._zeros(y, 1), y)[:, 0]
+        if others is None:
+            return merged
+        return others + merged if torch.is_grad_enabled() else others.add_(merged)
+
+    def _add_to(self, total: Tensor, y: Tensor) -> Tensor:
+        """Add what was read, without fillers, to sums (b, k or 1, l, c), in place."""
+        assert self.steps is not None and self.real is not None
+        real = self.real[..., None]
+        y = y * real if torch.is_grad_enabled() else y.mul_(real)
+        return add_rows(total, y, self.order.gather(-1, self.steps))
+
+    def _zeros(self, y: Tensor, targets: int) -> Tensor:
+        return y.new_zeros(y.shape[0], targets, self.order.shape[-1], y.shape[-1])

@@ -19,7 +19,7 @@ from .matmul import multiply
 from .ssd_factored import MAX_FACTORED_DECAY, into_chunks, ssd_factored, state_dtype
 from .ssd_mamba import load_kernels, ssd_mamba
 from .ssd_triton import MAX_STATE, MAX_WIDTH, ssd_triton
-from .ssd_triton_kernels import INTERPRETED
+from .triton_support import INTERPRETED
 
 
 def discretize(delta: Tensor, A: Tensor, discretization: str) -> tuple[Tensor, Tensor]:

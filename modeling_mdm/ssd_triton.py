@@ -37,42 +37,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ssd_triton_kernels import (
-    INTERPRETED,
     input_gradient_kernel,
     scan_kernel,
     shared_gradient_kernel,
     states_kernel,
-    triton,
 )
+from .triton_support import blocks, launcher, require_triton
 
 # Programs that keep a large GPU busy: two for each of about 130 multiprocessors, and some to spare.
 ENOUGH_PROGRAMS = 384
 # A state is kept in the registers of one multiprocessor.
 MAX_STATE, MAX_WIDTH = 128, 128
-
-
-def require_triton(x: Tensor) -> None:
-    """Refuse what the kernels cannot compute.
-
-    Raises:
-        ValueError: without Triton, away from a CUDA device (but in Triton's interpreter), or for a
-            type that has no matrix product there.
-    """
-    if triton is None:
-        raise ValueError(
-            "back-end 'triton' needs Triton, which is not installed: install "
-            "'modeling-mdm[kernels]' or choose the back-end 'torch'"
-        )
-    if x.device.type != "cuda" and not INTERPRETED:
-        raise ValueError(
-            f"back-end 'triton' needs CUDA tensors, got a tensor on {str(x.device)!r}: move the "
-            "model, or choose the back-end 'torch' or 'auto'"
-        )
-    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(
-            f"back-end 'triton' computes in float32, float16 and bfloat16, got {x.dtype}: choose "
-            "the back-end 'torch' or 'reference'"
-        )
 
 
 def _precision() -> str:
@@ -126,9 +101,9 @@ def _forward(
     sizes = {"Q": chunk, "N": state_size, "P": width, "PRECISION": _precision()}
     launch = _launch(x, state_size * width)
 
-    chunks = -(-length // chunk)
-    per_segment = -(-chunks // _segments(groups * heads, chunks))
-    segments = -(-chunks // per_segment)
+    chunks = blocks(length, chunk)
+    per_segment = blocks(chunks, _segments(groups * heads, chunks))
+    segments = blocks(chunks, per_segment)
     ends, decays = final_state, final_state  # not read where there is one segment
     if segments > 1:
         ends = final_state.new_empty((groups, heads, segments, state_size, width))
@@ -172,7 +147,7 @@ def _backward(
         the gradients of x, input_scale, log_decay, of B and C stacked, and of initial_state.
     """
     groups, length, heads, width = x.shape
-    state_size, chunks = B.shape[-1], -(-length // chunk)
+    state_size, chunks = B.shape[-1], blocks(length, chunk)
     x, B, C = _readable(x), _readable(B), _readable(C)
     input_scale, log_decay = input_scale.contiguous(), log_decay.contiguous()
     grad_y, grad_final = grad_y.contiguous(), grad_final.contiguous()
@@ -206,8 +181,8 @@ def _backward(
     )
     # So many groups of heads that all multiprocessors work; their sums are added at the end.
     parts = min(heads, max(1, ENOUGH_PROGRAMS // (groups * chunks)))
-    per_program = -(-heads // parts)
-    parts = -(-heads // per_program)
+    per_program = blocks(heads, parts)
+    parts = blocks(heads, per_program)
     sums = grad_initial.new_empty((2, parts, groups, length, state_size))
     shared_gradient_kernel[(chunks, groups, parts)](
         *(*inputs, sums[0], sums[1], length, heads, per_program, *strides),
@@ -223,40 +198,33 @@ def _backward(
     )
 
 
-_forward_operator = torch.library.custom_op("modeling_mdm::ssd_forward", mutates_args=())(_forward)
-_backward_operator = torch.library.custom_op("modeling_mdm::ssd_backward", mutates_args=())(
-    _backward
-)
-
-
-@_forward_operator.register_fake
-def _(x, input_scale, log_decay, B, C, initial_state, chunk):  # type: ignore[no-untyped-def]
+def _empty_forward(x, input_scale, log_decay, B, C, initial_state, chunk):  # type: ignore[no-untyped-def]
     shape = (x.shape[0], x.shape[2], B.shape[2], x.shape[3])
     return x.new_empty(x.shape), x.new_empty(shape, dtype=torch.float32)
 
 
-@_backward_operator.register_fake
-def _(x, input_scale, log_decay, B, C, initial_state, grad_y, grad_final, chunk):  # type: ignore[no-untyped-def]
+def _empty_backward(x, input_scale, log_decay, B, C, initial_state, grad_y, grad_final, chunk):  # type: ignore[no-untyped-def]
     own = [tensor.new_empty(tensor.shape) for tensor in (x, input_scale, log_decay)]
     shared = B.new_empty((2, *B.shape))
     return (*own, shared, grad_final.new_empty(grad_final.shape, dtype=torch.float32))
 
 
-class _StateSpaceDuality(torch.autograd.Function):
-    """Forward and backward passes; compiled code sees each of them as one opaque operator."""
+_run_forward = launcher("ssd_forward", _forward, _empty_forward)
+_run_backward = launcher("ssd_backward", _backward, _empty_backward)
 
+
+class _StateSpaceDuality(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(*inputs[:-1])
         ctx.chunk = inputs[-1]
-        run = _forward_operator if torch.compiler.is_compiling() else _forward
-        return run(*inputs)
+        outputs: tuple[Tensor, Tensor] = _run_forward(*inputs)
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        run = _backward_operator if torch.compiler.is_compiling() else _backward
-        *own, shared, grad_initial = run(*ctx.saved_tensors, *gradients, ctx.chunk)
+        *own, shared, grad_initial = _run_backward(*ctx.saved_tensors, *gradients, ctx.chunk)
         initial_state = ctx.saved_tensors[5]
         first = None if initial_state is None else grad_initial.to(initial_state.dtype)
         return (*own, *shared.unbind(0), first, None)

@@ -10,22 +10,7 @@ other tensors are contiguous. Q, N and P are powers of two. How the kernels fit 
 
 from __future__ import annotations
 
-from typing import Any
-
-try:
-    import triton
-    import triton.language as tl
-
-    kernel: Any = triton.jit
-    # Triton reads this once, when the kernels are defined.
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
-except ImportError:  # everything below still imports; `require_triton` says what to install
-    triton = None
-    INTERPRETED = False
-
-    def kernel(function: Any) -> Any:
-        """Leave a kernel as it is: nothing can compile it."""
-        return function
+from .triton_support import kernel, tl
 
 
 @kernel

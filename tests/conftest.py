@@ -68,10 +68,8 @@ def shared_state_stays():
     assert not changed, f"left changed, (before, after): {changed}"
 
 
-@pytest.fixture(params=["scans at once", "scans one by one", "scans in stretches"])
+@pytest.fixture(params=["scans at once", "scans one by one"])
 def scan_passes(request, monkeypatch):
-    """Run a block's scans in one pass; each in its own; without gradients chunk by chunk."""
+    """Run a block's scans in one pass; each in its own."""
     numbers = 2**40 if request.param == "scans at once" else 1
     monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", numbers)
-    numbers = 1 if request.param == "scans in stretches" else 2**40
-    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", numbers)

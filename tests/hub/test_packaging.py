@@ -22,8 +22,9 @@ PACKAGES = (PACKAGE, ROOT / "mdm_cli")  # the second starts before the first is 
 VERSION_FILE = PACKAGE / "version.py"
 FLAT_FILES = sorted(PACKAGE.glob("*.py"))
 MATH_MODULES = {
-    *("diffusion", "likelihood", "score_entropy", "solvers", "scans", "selection", "products"),
-    *("ssd", "ssd_factored", "ssd_mamba", "ssd_kernels", "ssd_triton", "convolution_triton"),
+    *("diffusion", "likelihood", "score_entropy", "solvers", "scan_orders", "selection", "matmul"),
+    *("ssd", "ssd_factored", "ssd_mamba", "ssd_triton", "ssd_triton_kernels"),
+    *("convolution", "convolution_triton", "triton_support"),
 }
 HUGGING_FACE = {"transformers", "huggingface-hub", "tokenizers", "safetensors"}
 GENERATED = {"outputs", "runs", "data", "build", "dist"}

@@ -9,7 +9,13 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm.convolution import causal_convolution, convolution_at, ordered_convolution
+from modeling_mdm.convolution import (
+    causal_convolution,
+    convolution_at,
+    convolve,
+    ordered_convolution,
+)
+from modeling_mdm.scan_orders import Reading
 
 float64 = torch.float64
 
@@ -169,3 +175,34 @@ def test_only_the_input_in_storage_order_is_kept_for_gradients():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape), lambda t: t):
         ordered_convolution(x, order, order, weight, bias)
     assert sorted(map(tuple, kept)) == sorted([(2, 9, 4), (2, 3, 9), (2, 3, 9), (3, 4, 3), (3, 4)])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("with_tail", [True, False])
+@pytest.mark.parametrize("read", [None, 2, 6, 9], ids="{} steps".format)
+def test_convolve_gives_what_is_read_whichever_path_it_takes(read, with_tail, shared):
+    """Of all, few and most of 9 steps: gathered, convolved by `F.conv1d`, SiLU, in that order."""
+    x, weight, bias = draw(2, 3, 9, 4, 4)
+    x = (x[:, 0] if shared else x).detach().requires_grad_()
+    order = torch.rand(2, 3, 9).argsort(-1)
+    tail = torch.randn(2, 3, 3, 4, dtype=float64) if with_tail else torch.zeros(2, 3, 3, 4).double()
+    steps = None if read is None else torch.rand(2, 3, 9).argsort(-1)[..., :read].sort(-1).values
+    reading = Reading(order, order.argsort(-1), steps)
+
+    def plain():
+        each = x[:, None].expand(-1, 3, -1, -1) if shared else x
+        in_order = each.gather(2, order[..., None].expand(-1, -1, -1, 4))
+        y = F.silu(convolve_by_conv1d(torch.cat([tail, in_order], 2), weight, bias))[:, :, 3:]
+        return y if steps is None else y.gather(2, steps[..., None].expand(-1, -1, -1, 4))
+
+    def ours():
+        return convolve(x, reading, weight, bias, tail if with_tail else None)
+
+    torch.testing.assert_close(ours(), plain())
+    factor = torch.randn_like(plain())
+    found, expected = (
+        torch.autograd.grad((y * factor).sum(), (x, weight, bias)) for y in (ours(), plain())
+    )
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(), plain())

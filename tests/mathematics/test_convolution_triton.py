@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling_mdm import convolution_triton as host
+from modeling_mdm import triton_support
 
 triton = pytest.importorskip("triton")
 from triton_cases import CASES, compare_convolution  # noqa: E402
@@ -50,13 +51,13 @@ def test_errors_name_the_cause_and_the_fix(monkeypatch):
     x, order = torch.zeros(1, 3, 2), torch.arange(3)[None, None]
     with pytest.raises(ValueError, match=r"needs CUDA tensors, got a tensor on 'cpu': move"):
         host.convolution_triton(x, order, order, torch.zeros(1, 2, 4), torch.zeros(1, 2))
-    monkeypatch.setattr("modeling_mdm.ssd_triton.INTERPRETED", True)
+    monkeypatch.setattr(triton_support, "INTERPRETED", True)
     with pytest.raises(ValueError, match=r"up to 7 taps, got conv_kernel=8: choose"):
         host.convolution_triton(x, order, order, torch.zeros(1, 2, 8), torch.zeros(1, 2))
 
 
 def test_no_steps(monkeypatch):
-    monkeypatch.setattr("modeling_mdm.ssd_triton.INTERPRETED", True)
+    monkeypatch.setattr(triton_support, "INTERPRETED", True)
     x, order = torch.zeros(1, 3, 2), torch.arange(3)[None, None]
     none = order[:, :, :0]
     y = host.convolution_triton(x, none, order, torch.zeros(1, 2, 4), torch.zeros(1, 2))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from modeling_mdm.configuration_mdm import JOINT_SCANS
 from modeling_mdm.scan_orders import (
+    Reading,
     add_rows,
     given_first_order,
     image_rank,
@@ -227,3 +228,37 @@ def test_rows_are_added_up_where_they_belong(targets, length):
         expected_gradient[b, k, step] = weights[place]
     torch.testing.assert_close(added, expected, rtol=0, atol=1e-12)
     assert torch.equal(torch.autograd.grad((added * weights).sum(), rows)[0], expected_gradient)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("with_others", [True, False])
+@pytest.mark.parametrize("read", [None, 4])
+def test_what_is_read_goes_back_to_where_it_stood(read, with_others, grad):
+    """Of 6 items 4 are read, the last of which is a filler: it adds nothing anywhere."""
+    order, inverse = random_orders(2, 3, 6)
+    steps = None if read is None else torch.rand(2, 3, 6).argsort(-1)[..., :read]
+    real = None if read is None else torch.tensor([True] * 3 + [False]).expand(2, 3, 4)
+    reading = Reading(order, inverse, steps, real)
+    values = torch.randn(2, 3, 6, 5, dtype=float64)
+    y = torch.randn(2, 3, read or 6, 5, dtype=float64, requires_grad=grad)
+    others = torch.randn(2, 6, 5, dtype=float64, requires_grad=grad) if with_others else None
+    back = torch.zeros(2, 3, 6, 5, dtype=float64)
+    for b in range(2):
+        for k in range(3):
+            for m in range(read or 6):
+                position = order[b, k, m if read is None else steps[b, k, m]]
+                assert torch.equal(reading.read(values)[b, k, m], values[b, k, position])
+                if read is None or real[b, k, m]:
+                    back[b, k, position] = y[b, k, m].detach()
+    expected = back.sum(1) if others is None else back.sum(1) + others.detach()
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(reading.bring_back(y.clone()), back)
+        merged = reading.merge(y.clone(), None if others is None else others.clone())
+    torch.testing.assert_close(merged, expected)
+    if grad:
+        factor = torch.randn_like(merged)
+        (gradient,) = torch.autograd.grad((merged * factor).sum(), y)
+        for b, k, m in torch.cartesian_prod(*map(torch.arange, y.shape[:3])).tolist():
+            position = order[b, k, m if read is None else steps[b, k, m]]
+            share = 1 if read is None else real[b, k, m]
+            torch.testing.assert_close(gradient[b, k, m], factor[b, position] * share)

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 import modeling_mdm.block
 from modeling_mdm import MDMConfig
-from modeling_mdm.block import MDMBlock, SelectiveScan
-from modeling_mdm.scan_orders import gather_rows
-from modeling_mdm.scan_pass import ScanPass
+from modeling_mdm.block import MDMBlock, ScanInputs, SelectiveScan
+from modeling_mdm.scan_orders import Reading, gather_rows
 from modeling_mdm.selection import (
     ScoreEntropyHead,
     Selection,
@@ -183,10 +182,11 @@ def scan_all(scan, inputs, sequence, selection=None):
     """The outputs of all passes in scan order, 0 where nothing was read: (b, k, l, h * p)."""
     x, BC, raw_delta = inputs
     outputs, merged = [], None
-    for these in scan.passes(x, sequence, selection, None):
-        read = (x, BC[:, these.part], raw_delta[:, these.part], these, sequence)
-        outputs.append(scan.separately(*read))
-        merged = scan(*read, merged)
+    for scan_pass in scan.passes(x, sequence, selection, None):
+        scans = scan_pass.scans
+        read = ScanInputs(x, BC[:, scans], raw_delta[:, scans])
+        outputs.append(scan.separately(read, scan_pass, sequence))
+        merged = scan(read, scan_pass, sequence, merged)
     result = torch.cat(outputs, 1)
     torch.testing.assert_close(merged, result.sum(1), rtol=0, atol=1e-12)
     return gather_rows(result, sequence.orders)
@@ -268,37 +268,6 @@ def test_the_scanned_sequences_grow_shorter_with_what_is_kept(keep, monkeypatch)
     assert lengths == 2 * [keep * length]  # by itself, and summed
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.75, 0.5, 0.25])
-@pytest.mark.parametrize("numbers", [1, 8 * HEADS * WIDTH, 2**40])
-def test_scans_are_read_in_stretches_of_whole_chunks(numbers, keep, monkeypatch):
-    lengths = []
-
-    def record(x, *rest, ssd=modeling_mdm.block.ssd, **options):
-        lengths.append(x.shape[1])
-        return ssd(x, *rest, **options)
-
-    monkeypatch.setattr(modeling_mdm.block, "ssd", record)
-    monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", 1)
-    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", numbers)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    scan, length = make_scan(make_config(chunk_size=4), (0, 1)), 18
-    sequence, inputs = make_sequence(1, 2, length, seed=0), draw_inputs(1, 2, length)
-    mask = torch.ones(1, length, dtype=torch.bool)
-    selected = select_items(torch.rand(1, 2, length), keep, mask, mask, ~mask)
-    selection = None if keep == 1 else chosen(selected)
-    with torch.no_grad():
-        result = scan_all(scan, inputs, sequence, selection)
-        expected = scan_by_loops(scan, *inputs, sequence, selected.double())
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
-    read = {1.0: 18, 0.75: 14, 0.5: 9, 0.25: 5}[keep]
-    stretch = {1: 4, 8 * HEADS * WIDTH: 8, 2**40: 64}[numbers]
-    # A selection of most items convolves every position, at once.
-    pieces = [read] if keep == 0.75 else [min(stretch, read - s) for s in range(0, read, stretch)]
-    assert lengths == 4 * pieces  # two scans, each by itself and summed
-    scan_all(scan, inputs, sequence, selection)
-    assert lengths[len(4 * pieces) :] == 4 * [read]  # with gradients
-
-
 def test_nothing_selected_gives_zeros():
     scan = make_scan(make_config(), (0,))
     sequence = make_sequence(2, 1, 5, seed=0)
@@ -313,11 +282,11 @@ def test_hard_selection_gives_the_same_on_a_gpu_every_time():
     length = 512
     order = torch.stack([torch.randperm(length) for _ in range(4)])[None].cuda()
     steps = torch.arange(length // 2, device="cuda").expand(1, 4, -1)
-    one = ScanPass(slice(None), order, order.argsort(-1), steps=steps, real=steps >= 0)
+    reading = Reading(order, order.argsort(-1), steps, real=steps >= 0)
     y = torch.randn(1, 4, length // 2, 256, device="cuda")
-    first = one.merge(y, None)
-    torch.testing.assert_close(first, one.bring_back(y).sum(1))
-    assert all(torch.equal(one.merge(y, None), first) for _ in range(20))
+    first = reading.merge(y)
+    torch.testing.assert_close(first, reading.bring_back(y).sum(1))
+    assert all(torch.equal(reading.merge(y), first) for _ in range(20))
 
 
 # --- The heads

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import modeling_mdm
 from modeling_mdm import ssd_triton as host
+from modeling_mdm import triton_support
 
 triton = pytest.importorskip("triton")
 from triton_cases import CASES, compare_ssd  # noqa: E402
@@ -110,7 +112,9 @@ def test_imports_without_triton_and_says_what_to_install(monkeypatch):
     spec = importlib.util.spec_from_file_location(name, path)
     without = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, without)
-    monkeypatch.delitem(sys.modules, "modeling_mdm.ssd_triton_kernels", raising=False)
+    for file in ("triton_support", "ssd_triton_kernels"):  # imported anew, and put back at the end
+        monkeypatch.setattr(modeling_mdm, file, getattr(modeling_mdm, file))
+        monkeypatch.delitem(sys.modules, f"modeling_mdm.{file}")
     spec.loader.exec_module(without)
     row = torch.zeros(1, 4, 2)
     with pytest.raises(ValueError, match=r"install 'modeling-mdm\[kernels\]'"):
@@ -124,7 +128,7 @@ def test_errors_name_the_cause_and_the_fix():
 
 
 def test_errors_of_type_and_size(monkeypatch):
-    monkeypatch.setattr(host, "INTERPRETED", True)
+    monkeypatch.setattr(triton_support, "INTERPRETED", True)
     row, wide = torch.zeros(1, 4, 2), torch.zeros(1, 4, 500)
     with pytest.raises(ValueError, match=r"got torch.float64: choose the back-end 'torch'"):
         host.ssd_triton(row[..., None].double(), row, row, row, row)
@@ -133,7 +137,7 @@ def test_errors_of_type_and_size(monkeypatch):
 
 
 def test_empty_sequence_keeps_the_state(monkeypatch):
-    monkeypatch.setattr(host, "INTERPRETED", True)
+    monkeypatch.setattr(triton_support, "INTERPRETED", True)
     row, state = torch.zeros(1, 0, 2), torch.randn(1, 2, 2, 1)
     y, last = host.ssd_triton(row[..., None], row, row, row, row, state)
     assert y.shape == (1, 0, 2, 1)

@@ -20,7 +20,7 @@ import modeling_mdm.scan_pass
 from modeling_mdm import MDMConfig
 from modeling_mdm.block import GatedRMSNorm, MDMBlock, MDMMamba2Mixer, MDMSeparateMixer
 from modeling_mdm.content import ModalityContent
-from modeling_mdm.decoder import MDMDecoder
+from modeling_mdm.decoder import DecoderInputs, MDMDecoder
 from modeling_mdm.sequence import JointSequence
 
 float64 = torch.float64
@@ -263,7 +263,7 @@ def test_passes_of_some_scans_have_the_gradients_of_one_pass(mixer, numbers, mon
     expected = mixer(x, sequence)
     expected_gradients = torch.autograd.grad((expected * weights).sum(), sources)
     monkeypatch.setattr(modeling_mdm.scan_pass, "PASS_NUMBERS", numbers)
-    passes = [these.order.shape[1] for these in mixer.scan.passes(x, sequence, None, None)]
+    passes = [scan_pass.num_scans for scan_pass in mixer.scan.passes(x, sequence, None, None)]
     assert passes == {0: [1] * 4, 2: [2, 2], 3: [3, 1]}[numbers // (2 * 7 * INNER)]
     output = mixer(x, sequence)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
@@ -385,7 +385,7 @@ def draw_batch(batch, num_words, grid, with_padding=True):
 def run(decoder, content, grid, z_t, times, estimates, keep, labels, dropped):
     sequence = decoder.lay_out(content, labels >= 0, dropped, grid)
     with torch.no_grad():
-        return decoder(sequence, content, z_t, times, labels, estimates, keep)
+        return decoder(DecoderInputs(sequence, content, z_t, times, labels, estimates, keep))
 
 
 def draw_noisy(content):
@@ -426,7 +426,7 @@ def test_given_features_have_no_gradient_from_noisy_positions(variant):
     for tensor in sources:
         tensor.requires_grad_()
     sequence = decoder.lay_out(content, labels >= 0, labels > 9, grid)
-    features = decoder(sequence, content, z_t, times, labels, estimates, 0.5)
+    features = decoder(DecoderInputs(sequence, content, z_t, times, labels, estimates, 0.5))
     for part in ("given", "noisy"):
         total = sum(
             (features[g] * (getattr(content[g], part) & content[g].valid)[..., None]).sum()

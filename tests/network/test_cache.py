@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_model import CLASSES, LATENT, MIXERS, VOCABULARY, make_model, mixed_batch
 
-from modeling_mdm.cache import LayerCache, PromptCache, last_inputs
+from modeling_mdm.cache import LayerCache, PromptCache
+from modeling_mdm.convolution import last_inputs
 from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.sequence import take_part, whole
 
@@ -65,19 +66,6 @@ def test_hard_selection_is_the_same_with_a_cache(mixer, keep, scan_passes):
     options = {"keep": keep, "guidance_scale": 2.0}
     cached = run(model, mixed_batch(), **options)
     assert_same(cached, run(model, mixed_batch(), use_cache=False, **options), 1e-10)
-
-
-@pytest.mark.parametrize("chunk_size", [1, 2])
-@pytest.mark.parametrize("mixer", ["parallel", "separate"])
-def test_stretches_shorter_than_the_convolution_go_on_from_the_cache(
-    mixer, chunk_size, monkeypatch
-):
-    monkeypatch.setattr("modeling_mdm.scan_pass.PASS_NUMBERS", 1)
-    model = make_model(**MIXERS[mixer], chunk_size=chunk_size)
-    assert model.config.conv_kernel > 1 + chunk_size
-    whole = run(model, mixed_batch())
-    monkeypatch.setattr("modeling_mdm.scan_pass.STRETCH_NUMBERS", 1)
-    assert_same(whole, run(model, mixed_batch()), 1e-10)
 
 
 @pytest.mark.parametrize("mixer", ["parallel", "attention"])
@@ -224,9 +212,11 @@ def test_rows_of_a_cache_may_repeat():
 def test_last_inputs_are_those_before_the_next_position(lengths, taps, earlier):
     draw = torch.Generator().manual_seed(sum(lengths))
     batch, longest = len(lengths), max(lengths)
-    x = torch.randn(batch, 2, longest, 3, generator=draw)
+    x = torch.randn(batch, 2, longest, 3, generator=draw)  # in scan order
+    order = torch.rand(batch, 2, longest, generator=draw).argsort(-1)
+    stored = torch.zeros_like(x).scatter(2, order[..., None].expand_as(x), x)
     tail = torch.randn(batch, 2, taps, 3, generator=draw) if earlier else None
-    got = last_inputs(x, torch.tensor(lengths), tail, taps)
+    got = last_inputs(stored, order, torch.tensor(lengths), tail, taps)
     for b, length in enumerate(lengths):
         history = [torch.zeros(2, 3)] * taps if tail is None else list(tail[b].unbind(1))
         history += list(x[b, :, :length].unbind(1))

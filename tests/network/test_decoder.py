@@ -17,8 +17,7 @@ from test_vq import EMU3
 from test_vq import make_model as make_vq_model
 from tiny_model import CLASSES, LATENT, make_model, mixed_batch
 
-from modeling_mdm.attention import MDMAttentionMixer
-from modeling_mdm.block import MDMBlock
+from modeling_mdm.attention import MDMAttentionBlock, MDMAttentionMixer
 from modeling_mdm.decoder import DecoderInputs, ZeroLinear, recorded_states
 from modeling_mdm.diffusion import SCHEDULES
 
@@ -243,8 +242,8 @@ def test_features_are_the_modulated_norm_of_what_leaves_the_last_block(mixer):
 def test_a_block_of_attention_has_two_modulated_branches():
     """h + gate_1 mixer(mod(norm h)), then the same of the feed-forward with three more vectors."""
     model = make_model(mixer="attention")
-    block: MDMBlock = model.decoder.layers[1]
-    assert isinstance(block.mixer, MDMAttentionMixer)
+    block = model.decoder.layers[1]
+    assert isinstance(block, MDMAttentionBlock) and isinstance(block.mixer, MDMAttentionMixer)
     _, sequence, *_ = evaluate(model, TIMES)
     length, width = sequence.time_index.shape[1], model.config.hidden_size
     h = torch.randn(BATCH, length, width, dtype=F64)

@@ -8,9 +8,9 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-from modeling_mdm.block import MDMBlock
+from tiny_model import make_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "configuration" / "accelerate"
 # Of each file: processes, machines, what splits the weights.
@@ -49,7 +49,10 @@ def test_accelerate_reads_the_file(name, monkeypatch):
     if split == "FSDP":
         plugin = FullyShardedDataParallelPlugin()
         assert plugin.fsdp_version == 2
-        assert plugin.transformer_cls_names_to_wrap == [MDMBlock.__name__]
+        for mixer in ("mamba2", "attention"):
+            model = make_model(mixer=mixer)
+            is_split = fsdp2_prepare_auto_wrap_policy(plugin, model)
+            assert [m for m in model.modules() if is_split(m)] == list(model.decoder.layers)
         assert plugin.reshard_after_forward is True
         assert "FULL" in str(plugin.state_dict_type)
     elif split is not None:

@@ -33,10 +33,10 @@ COPIED = ("modeling_mdm", "tests", "examples", "processing", "configuration", "p
 SUITES = {
     "ssd_factored": ("mathematics/test_ssd.py", "mathematics/test_ssd_backends.py"),
     "ssd": ("mathematics/test_ssd.py", "mathematics/test_ssd_backends.py"),
-    "scoring": ("generation/test_scoring.py",),
+    "scoring": ("generation/test_scoring.py", "generation/test_bound.py"),
     "past_turns": ("network/test_past_turns.py",),
     "vae": ("network/test_vae.py",),
-    "likelihood": ("generation/test_scoring.py",),
+    "likelihood": ("mathematics/test_likelihood.py", "generation/test_bound.py"),
     "loss": ("network/test_loss.py",),
     "diffusion": ("mathematics/test_diffusion.py", "mathematics/test_solvers.py"),
     "scan_orders": ("mathematics/test_scan_orders.py",),

@@ -40,7 +40,7 @@ SUITES = {
     "loss": ("network/test_loss.py",),
     "diffusion": ("mathematics/test_diffusion.py", "mathematics/test_solvers.py"),
     "scan_orders": ("mathematics/test_scan_orders.py",),
-    "sampling": ("generation/test_generation_sampling.py",),
+    "generation_sampling": ("generation/test_generation_sampling.py",),
     "solvers": ("mathematics/test_solvers.py",),
     "score_entropy": ("mathematics/test_score_entropy.py",),
     "selection": ("mathematics/test_selection.py",),

@@ -49,7 +49,7 @@ def yaml_file(tmp_path_factory, config_folder):
     path.write_text(
         f"config: {config_folder}\ncaptions: {CAPTIONS}\ndataset: digits\neval_split: test\n"
         "eval_limit: 30\nper_device_train_batch_size: 4\nuse_cpu: true\ndisable_tqdm: true\n"
-        "max_steps: 60\nlogging_steps: 1\nsave_steps: 20\neval_strategy: steps\neval_steps: 30\n"
+        "max_steps: 60\nlogging_steps: 1\nsave_steps: 8\neval_strategy: steps\neval_steps: 10\n"
         "num_samples: 2\nsample_steps: 2\nlearning_rate: 1e-3\nseed: 5\n"
     )
     return path
@@ -86,10 +86,10 @@ def start(tmp_path):
 @pytest.mark.timeout(400)
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path, start):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    short = ["--max_steps", 40]
+    short = ["--max_steps", 16]
     killed = start("killed", yaml_file, "--output_dir", cut, *short)
     deadline = time.monotonic() + 120
-    while not (cut / "checkpoint-20").exists() and time.monotonic() < deadline:
+    while not (cut / "checkpoint-8").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
@@ -100,8 +100,8 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file
     go_on = ["--resume_from_checkpoint", "last", *map(str, short)]
     train.main([str(yaml_file), "--output_dir", str(cut), *go_on])
     expected, found = logged_losses(whole), logged_losses(cut)
-    assert len(expected) == 40 and found == expected
-    for name in ("model.safetensors", f"checkpoint-40/{EMA_FILE}"):
+    assert len(expected) == 16 and found == expected
+    for name in ("model.safetensors", f"checkpoint-16/{EMA_FILE}"):
         weights, again = load_file(whole / name), load_file(cut / name)
         assert all(torch.equal(value, again[key]) for key, value in weights.items())
 
@@ -111,7 +111,7 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file
     inputs = processor(text=["a zero"], generate="image", return_tensors="pt")
     out = model.generate(**inputs, num_inference_steps=1, show_progress=False)
     assert processor.post_process(out)[0].image.size == (8, 8)
-    with Image.open(whole / "samples" / "step-0000030.png") as sheet:
+    with Image.open(whole / "samples" / "step-0000010.png") as sheet:
         assert sheet.width > 100
     evaluations = json.loads((whole / "trainer_state.json").read_text())["log_history"]
     assert any("eval_loss_se_text" in h for h in evaluations)

@@ -133,7 +133,8 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
 
 def start_two():
     """Go on as two processes, each told what `torchrun` tells; returns the second to the first."""
-    import sharded_run  # noqa: F401: shared by both, as all that is imported up to here
+    # Shared by both, as all that is imported up to here.
+    import sharded_run  # noqa: F401
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

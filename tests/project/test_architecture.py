@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from imports import circles, imports_of_all
+from transformers.dynamic_module_utils import get_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,6 +104,13 @@ def test_every_room_is_there(imports):
 def test_no_room_knows_what_it_may_not(imports):
     found = forbidden(imports)
     assert not found, "\n".join(f"{file} imports {other}" for file, other in found)
+
+
+def test_mathematics_knows_nothing_of_the_model(imports):
+    """Nor of transformers, whose types a model is made of."""
+    for file in imports:
+        if room_of(file) == "mathematics" and file != "modeling_mdm/precision.py":
+            assert "transformers" not in get_imports(ROOT / file), file
 
 
 def test_no_imports_run_in_a_circle(imports):

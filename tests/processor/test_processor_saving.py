@@ -34,6 +34,7 @@ assert "modeling_mdm" not in sys.modules
 """
 
 
+@pytest.mark.slow  # in the fast lane test_remote_code.py loads a model with its processor so
 def test_loads_where_the_package_is_not_installed(tmp_path):
     processor = make_processor(chat_template="{{ messages }}")
     processor.save_pretrained(tmp_path / "saved")

@@ -174,7 +174,7 @@ def test_a_run_goes_on_in_fewer_processes(folder, alone, together):
     assert_same_files(folder / "two-to-one", folder / "alone")
 
 
-@pytest.mark.parametrize("batches", [2, 4])
+@pytest.mark.parametrize("batches", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, folder, alone, batches):
     shutil.copytree(folder / "processor", tmp_path / "processor")
     arguments = {
@@ -188,13 +188,12 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, folder, al
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
-def test_gradient_checkpointing_changes_nothing(tmp_path, folder):
+def test_gradient_checkpointing_changes_nothing(tmp_path, folder, alone):
     shutil.copytree(folder / "processor", tmp_path / "processor")
-    usual = train(tmp_path / "usual", MIXED, per_device_train_batch_size=4)
     saving = train(
         tmp_path / "saving", MIXED, per_device_train_batch_size=4, gradient_checkpointing=True
     )
-    assert_same_course(saving, usual, tolerance=1e-6)
+    assert_same_course(saving, alone, tolerance=1e-6)
 
 
 def test_mixed_precision_stays_near(tmp_path, folder, alone):

@@ -7,11 +7,11 @@ import os
 import resource
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
+from children import in_a_child
 from safetensors.torch import load_file
 from tiny_trainer import losses, make_trainer
 from transformers import TrainerCallback
@@ -84,25 +84,9 @@ class DiskFillsUp(TrainerCallback):
 
 
 def run_in_a_child(work):
-    """Run a function in a process of its own, whose limits are no one else's; it must end well."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(reading)
-            for stream in (1, 2):  # which may be files: they could not grow any more
-                os.dup2(writing, stream)
-            work()
-            code = 0
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        printed = pipe.read().decode()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, printed
+    """Run a function in a process of its own; it must end well."""
+    status, printed = in_a_child(work)
+    assert status == 0, printed
 
 
 # Room for nothing, for the weights, for all but the optimizer's state.

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from children import in_a_child
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
@@ -26,6 +27,7 @@ from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training import train
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.ema import EMA_FILE
+from modeling_mdm.training.trainer import MDMTrainer
 
 SCRIPT = ROOT / "examples" / "train.py"
 ENVIRONMENT = {
@@ -55,56 +57,34 @@ def yaml_file(tmp_path_factory, config_folder):
     return path
 
 
-def command(*arguments):
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
-
-
 def logged_losses(folder):
     history = json.loads((Path(folder) / "trainer_state.json").read_text())["log_history"]
     return {h["step"]: {k: h[k] for k in h if "loss" in k} for h in history if "loss" in h}
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start a run in a child with its output in a file; what still runs at the end is killed.
+def train_until_killed(step, *arguments):
+    """Train, and be killed within a step: for use in a process of its own."""
+    usual = MDMTrainer.training_step
 
-    A child has all imports of its parent, which take longer than the run.
-    """
-    running = []
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(self, *args, **kwargs)
 
-    def start_one(name, *arguments):
-        child = os.fork()
-        if child == 0:
-            try:
-                with open(tmp_path / f"{name}.log", "w") as log:
-                    for stream in (1, 2):
-                        os.dup2(log.fileno(), stream)
-                    train.main(list(map(str, arguments)))
-            finally:
-                os._exit(1)
-        running.append(child)
-        return child
-
-    yield start_one
-    for child in running:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    MDMTrainer.training_step = training_step
+    train.main(list(map(str, arguments)))
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path, start):
+def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     short = ["--max_steps", 16]
-    killed = start("killed", yaml_file, "--output_dir", cut, *short)
-    deadline = time.monotonic() + 120
-    while not (cut / "checkpoint-8").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(killed, signal.SIGKILL)
-    ended = os.waitid(os.P_PID, killed, os.WEXITED | os.WNOWAIT)
-    assert ended.si_status == signal.SIGKILL, (tmp_path / "killed.log").read_text()
+    work = partial(train_until_killed, 12, yaml_file, "--output_dir", cut, *short)
+    status, printed = in_a_child(work)
+    assert status == -signal.SIGKILL, printed
     assert not (cut / "model.safetensors").exists()  # it was not finished
-    assert last_whole_checkpoint(cut) is not None, (tmp_path / "killed.log").read_text()
+    assert last_whole_checkpoint(cut) is not None, printed
 
     train.main([str(yaml_file), "--output_dir", str(whole), *map(str, short)])
     go_on = ["--resume_from_checkpoint", "last", *map(str, short)]

@@ -73,9 +73,17 @@ def draw_noisy(content):
     return latents, {g: torch.rand(batch, dtype=float64) for g in content}, estimates
 
 
-@variants
-@pytest.mark.parametrize("keep", [1.0, 0.5])
-@pytest.mark.parametrize("training", [False, True])
+def shares_and_training():
+    """Every variant with each share that is kept, while training or not; half of it fast."""
+    for i, variant in enumerate(VARIANTS):
+        for j, keep in enumerate([1.0, 0.5]):
+            for k, training in enumerate([False, True]):
+                marks = [] if (i + j + k) % 2 else [pytest.mark.slow]
+                name = f"{variant}-{keep}-{'training' if training else 'evaluation'}"
+                yield pytest.param(variant, keep, training, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("variant", "keep", "training"), [*shares_and_training()])
 def test_given_features_do_not_depend_on_noisy_positions_or_time(variant, keep, training):
     decoder = make_decoder(variant).train(training)
     grid, labels = (2, 2, 2), torch.tensor([1, -1, 3])

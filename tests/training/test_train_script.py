@@ -71,6 +71,7 @@ def train_until_killed(step, *arguments):
             os.kill(os.getpid(), signal.SIGKILL)
         return usual(self, *args, **kwargs)
 
+    torch.set_num_threads(1)  # those of the parent are not there
     MDMTrainer.training_step = training_step
     train.main(list(map(str, arguments)))
 

@@ -25,17 +25,35 @@ from modeling_mdm.training.trainer import (
     fixed_random_state,
 )
 
+EVALUATED = {"save_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """A run without evaluation: to be compared with, not to be gone on with."""
+    trainer = make_trainer(tmp_path_factory.mktemp("quiet"))
+    trainer.train()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run with evaluation, and the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(folder, **EVALUATED)
+    trainer.train()
+    return trainer, folder
+
 
 # Step 6 is inside the first epoch (of 10 steps), step 10 its end, step 12 inside the second.
 @pytest.mark.parametrize("step", [6, 10, 12])
-def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, step):
-    reference = make_trainer(tmp_path / "whole", save_steps=2, eval_strategy="steps", eval_steps=4)
-    reference.train()
+def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, reference, step):
+    reference, whole = reference
     cut = tmp_path / "cut" / f"checkpoint-{step}"
-    shutil.copytree(tmp_path / "whole" / cut.name, cut)
+    shutil.copytree(whole / cut.name, cut)
     random.seed(99)
     np.random.seed(99)
-    resumed = make_trainer(tmp_path / "cut", save_steps=2, eval_strategy="steps", eval_steps=4)
+    resumed = make_trainer(tmp_path / "cut", **EVALUATED)
     torch.manual_seed(99)
     resumed.train(True)
     assert without_timings(resumed.state.log_history) == without_timings(
@@ -71,9 +89,7 @@ def test_seeds_differ_between_epochs_and_items(tmp_path):
     assert dataset._epoch.is_shared()  # so workers that outlive an epoch learn of the next one
 
 
-def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path):
-    quiet = make_trainer(tmp_path / "quiet")
-    quiet.train()
+def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path, quiet):
     evaluated = make_trainer(tmp_path / "evaluated", eval_strategy="steps", eval_steps=3)
     evaluated.train()
     assert losses(evaluated) == losses(quiet)
@@ -103,12 +119,10 @@ def test_evaluation_and_the_saved_model_use_the_average_but_checkpoints_the_weig
         assert torch.equal(trainer.model.get_parameter(name), weight)
 
 
-def test_the_parts_of_the_loss_are_means_between_logs(tmp_path):
-    each = make_trainer(tmp_path / "each")
-    each.train()
+def test_the_parts_of_the_loss_are_means_between_logs(tmp_path, quiet):
     every_fourth = make_trainer(tmp_path / "every_fourth", logging_steps=4)
     every_fourth.train()
-    single = [h for h in each.state.log_history if "loss" in h]
+    single = [h for h in quiet.state.log_history if "loss" in h]
     averaged = [h for h in every_fourth.state.log_history if "loss" in h]
     for name in ("loss_se_image", "loss_se_text", "loss_kl"):
         mean = np.mean([h[name] for h in single[4:8]])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny_block import float64, make_config, randomise
 
 from modeling_mdm.content import ModalityContent
-from modeling_mdm.decoder import MDMDecoder
+from modeling_mdm.decoder import DecoderInputs, MDMDecoder
 
 VARIANTS = {
     "parallel": {},
@@ -63,7 +63,7 @@ def draw_batch(batch, num_words, grid, with_padding=True):
 def run(decoder, content, grid, z_t, times, estimates, keep, labels, dropped):
     sequence = decoder.lay_out(content, labels >= 0, dropped, grid)
     with torch.no_grad():
-        return decoder(sequence, content, z_t, times, labels, estimates, keep)
+        return decoder(DecoderInputs(sequence, content, z_t, times, labels, estimates, keep))
 
 
 def draw_noisy(content):
@@ -112,7 +112,7 @@ def test_given_features_have_no_gradient_from_noisy_positions(variant):
     for tensor in sources:
         tensor.requires_grad_()
     sequence = decoder.lay_out(content, labels >= 0, labels > 9, grid)
-    features = decoder(sequence, content, z_t, times, labels, estimates, 0.5)
+    features = decoder(DecoderInputs(sequence, content, z_t, times, labels, estimates, 0.5))
     for part in ("given", "noisy"):
         total = sum(
             (features[g] * (getattr(content[g], part) & content[g].valid)[..., None]).sum()

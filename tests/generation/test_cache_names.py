@@ -6,8 +6,8 @@ import pickle
 
 import pytest
 import torch
-from test_past_turns import TALKS, assert_same, make_inputs
 from tiny_model import make_model
+from tiny_turns import TALKS, assert_same, make_inputs
 from transformers.utils import logging
 
 from modeling_mdm import MDMGenerateOutput

@@ -175,6 +175,9 @@ def test_results_are_counted_and_warnings_of_our_files_listed(tmp_path, monkeypa
     file.write_text(RUN)
     monkeypatch.setattr(libraries, "ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", "")
+    # Only what the run needs: hypothesis and others take longer to import than the tests to run.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin,pytest_timeout")
     (tmp_path / "tests" / "support").mkdir(parents=True)
     plugin = Path(our_warnings.__file__).read_text()
     (tmp_path / "tests" / "support" / "our_warnings.py").write_text(plugin)

@@ -78,7 +78,8 @@ config = transformers.AutoConfig.from_pretrained(saved, **REMOTE)
 processor = transformers.AutoProcessor.from_pretrained(saved, **REMOTE)
 tokenizer = transformers.AutoTokenizer.from_pretrained(saved, **REMOTE)
 image_processor = transformers.AutoImageProcessor.from_pretrained(saved, **REMOTE)
-for part in (config, processor, tokenizer, image_processor):
+pil = transformers.AutoImageProcessor.from_pretrained(saved, backend="pil", **REMOTE)
+for part in (config, processor, tokenizer, image_processor, pil):
     found["types"][type(part).__name__] = type(part).__module__
 found["tokens"] = tokenizer(PROMPTS)["input_ids"]
 found["pixels"] = image_processor(torch.full((1, 8, 8), 0.5), return_tensors="pt")["pixel_values"]
@@ -244,7 +245,8 @@ def test_processor_tokenizer_and_image_processor_are_equal(saved, first):
 
 def test_the_classes_come_from_the_folder(first):
     own = {name for name, module in first[0]["types"].items() if "transformers_modules" in module}
-    assert own == {"MDMConfig", "MDMProcessor", "MDMImageProcessor", *AUTO_MODELS}
+    images = {"MDMImageProcessor", "MDMImageProcessorPil"}
+    assert own == {"MDMConfig", "MDMProcessor", *images, *AUTO_MODELS}
 
 
 def test_a_checkpoint_carries_no_code_but_a_signpost(checkpoint, first):

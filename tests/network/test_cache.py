@@ -43,15 +43,23 @@ def assert_same(first, second, tolerance):
         assert error <= tolerance
 
 
+PASSES = ("scans at once", "scans one by one")
+
+
 def agreements():
-    """Every mixer with every way to sample; in the fast lane each of both, once or twice."""
+    """Every mixer and way to sample in every pass; in the fast lane each of both, but not both."""
     for i, mixer in enumerate(MIXERS):
         for j, (name, options) in enumerate(OPTIONS.items()):
-            marks = [] if (i + j) % 3 == 0 else [pytest.mark.slow]
-            yield pytest.param(mixer, options, id=f"{mixer}-{name}", marks=marks)
+            for k, passes in enumerate(PASSES):
+                marks = [] if (i + 2 * k - j) % len(OPTIONS) == 0 else [pytest.mark.slow]
+                yield pytest.param(
+                    mixer, options, passes, id=f"{mixer}-{name}-{passes}", marks=marks
+                )
 
 
-@pytest.mark.parametrize(("mixer", "options"), [*agreements()])
+@pytest.mark.parametrize(
+    ("mixer", "options", "scan_passes"), [*agreements()], indirect=["scan_passes"]
+)
 def test_cached_and_uncached_runs_agree_in_float64(mixer, options, scan_passes):
     model = make_model(**MIXERS[mixer])
     batch = mixed_batch()
@@ -59,8 +67,18 @@ def test_cached_and_uncached_runs_agree_in_float64(mixer, options, scan_passes):
     assert_same(cached, run(model, batch, use_cache=False, **options), 1e-10)
 
 
-@pytest.mark.parametrize("keep", [0.75, 0.25])
-@pytest.mark.parametrize("mixer", ["parallel", "cyclic", "separate", "few-scans"])
+def selections():
+    """Every mixer with scans in every pass; in the fast lane with one share that is kept."""
+    for i, mixer in enumerate(["parallel", "cyclic", "separate", "few-scans"]):
+        for j, keep in enumerate([0.75, 0.25]):
+            for k, passes in enumerate(PASSES):
+                marks = [] if (i + j + k) % 2 == 0 else [pytest.mark.slow]
+                yield pytest.param(mixer, keep, passes, id=f"{mixer}-{keep}-{passes}", marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "keep", "scan_passes"), [*selections()], indirect=["scan_passes"]
+)
 def test_hard_selection_is_the_same_with_a_cache(mixer, keep, scan_passes):
     model = make_model(**MIXERS[mixer])
     options = {"keep": keep, "guidance_scale": 2.0}

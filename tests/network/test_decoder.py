@@ -13,9 +13,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_vq import EMU3
-from test_vq import make_model as make_vq_model
 from tiny_model import CLASSES, LATENT, make_model, mixed_batch
+from tiny_vq import EMU3
+from tiny_vq import make_model as make_vq_model
 
 from modeling_mdm.attention import MDMAttentionBlock, MDMAttentionMixer
 from modeling_mdm.decoder import DecoderInputs, ZeroLinear, recorded_states

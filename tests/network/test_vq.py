@@ -13,6 +13,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from tiny_digits import ROOT, make_config, make_processor
+from tiny_vq import EMU3, JANUS, make_batch, make_model
 from transformers import (
     Emu3Config,
     Emu3ForConditionalGeneration,
@@ -27,46 +28,10 @@ from modeling_mdm.training.train import ModelArguments
 from modeling_mdm.training.train import make_model as make_trainable
 from modeling_mdm.vae import VQFrontEnd
 
-SMALL = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 4}
-JANUS = {
-    **SMALL,
-    "model_type": "janus_vqgan",
-    "num_embeddings": 24,
-    "latent_channels": 32,
-    "num_patches": 4,
-}
-EMU3 = {
-    **SMALL,
-    "model_type": "emu3_vqgan",
-    "codebook_size": 24,
-    "latent_channels": 4,
-    "temporal_downsample_factor": 1,
-    "attn_resolutions": [],
-    "hidden_size": 32,
-}
-
-
-def make_model(vq_config, trained=True, **fields):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 20, "max_text_length": 5, "image_size": 8, "patch_size": 2}
-    sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "head_dim": 16, "state_size": 8}
-    sizes |= {"latent_dim": 6, "vae_hidden_size": 16, "num_channels": 3, "vq_config": vq_config}
-    model = MDMForJointGeneration(MDMConfig(**{**sizes, **fields}))
-    if trained:
-        model.vq.allow_untrained()
-    return model
-
 
 @pytest.fixture(params=[JANUS, EMU3], ids=["janus", "emu3"])
 def model(request):
     return make_model(request.param)
-
-
-def make_batch(items=3):
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.rand(items, 3, 8, 8, generator=generator) * 2 - 1
-    words = torch.randint(4, 20, (items, 5), generator=generator)
-    return {"pixel_values": pixels, "input_ids": words}
 
 
 def test_every_trained_parameter_gets_a_gradient_and_the_front_end_none(model):

@@ -7,9 +7,9 @@ import re
 import peft
 import pytest
 import torch
-from test_trainer import make_trainer
-from test_vq import JANUS
 from tiny_model import MIXERS, make_model, tiny_config
+from tiny_trainer import make_trainer
+from tiny_vq import JANUS
 
 from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments

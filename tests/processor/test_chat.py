@@ -7,59 +7,28 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from test_processing import (
+from tiny_processor import (
     DRESS,
     END,
     GOWN,
     MASK,
     PAD,
     ROOT,
-    SIDE,
     A,
     make_processor,
     picture,
     pixels,
     word,
 )
+from tiny_talks import QUESTION, TALK, assistant, make_model, read, say, short_run, user
 
-from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
+from modeling_mdm import MDMProcessor
 from modeling_mdm.processor.chat import CHAT_TEMPLATE
-
-
-def show(image):
-    return {"type": "image", "image": image}
-
-
-def say(text):
-    return {"type": "text", "text": text}
-
-
-def user(*content):
-    return {"role": "user", "content": list(content)}
-
-
-def assistant(*content):
-    return {"role": "assistant", "content": list(content)}
-
-
-QUESTION = [user(show(picture(1)), say("a dress"))]
-TALK = [
-    {"role": "system", "content": "a"},
-    user(show(picture(1)), say(" what is it")),
-    assistant(say("a gown")),
-    user(say("a photo"), show(picture(2)), show(picture(3))),
-]
 
 
 @pytest.fixture(scope="module")
 def processor():
     return make_processor()
-
-
-def read(processor, conversation, **kwargs):
-    return processor.apply_chat_template(
-        conversation, tokenize=True, return_dict=True, return_tensors="pt", **kwargs
-    )
 
 
 def test_a_conversation_as_text(processor):
@@ -278,31 +247,7 @@ def test_faults(processor, talk, kwargs, message):
 
 @pytest.fixture(scope="module")
 def model(processor):
-    torch.manual_seed(0)
-    config = MDMConfig(
-        vocab_size=len(processor.tokenizer),
-        max_text_length=10,
-        image_size=SIDE,
-        patch_size=4,
-        latent_dim=4,
-        vae_hidden_size=16,
-        vae_num_layers=1,
-        hidden_size=16,
-        num_hidden_layers=1,
-        state_size=8,
-        head_dim=16,
-    )
-    return MDMForJointGeneration(config).eval()
-
-
-def generate(model, inputs, **kwargs):
-    return model.generate(
-        **inputs,
-        num_inference_steps=2,
-        generator=torch.Generator().manual_seed(0),
-        show_progress=False,
-        **kwargs,
-    )
+    return make_model(processor)
 
 
 @pytest.mark.parametrize("mode", ["text", "image", "joint"])
@@ -310,8 +255,8 @@ def test_a_reply_is_the_same_whoever_opens_its_region(processor, model, mode):
     length = {} if mode == "image" else {"max_new_tokens": 4}
     here = read(processor, TALK, add_generation_prompt=True, generate=mode, **length)
     there = read(processor, TALK, add_generation_prompt=True)
-    first = generate(model, here)
-    second = generate(model, there, generation_mode=mode, **length)
+    first = short_run(model, here)
+    second = short_run(model, there, generation_mode=mode, **length)
     for name in ("sequences", "images"):
         ours, theirs = getattr(first, name), getattr(second, name)
         assert (ours is None) == (theirs is None)

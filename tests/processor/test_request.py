@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_chat import QUESTION, TALK, assistant, generate, model, processor, read, say, show, user
-from test_processing import (
+from tiny_processor import (
     DRESS,
     END,
     GOWN,
@@ -22,11 +21,20 @@ from test_processing import (
     make_processor,
     picture,
 )
+from tiny_talks import QUESTION, TALK, assistant, make_model, read, say, short_run, show, user
 
 from modeling_mdm.processor.image_processing_mdm import MDMImageProcessor
 from modeling_mdm.processor.image_processing_pil_mdm import MDMImageProcessorPil
 
-__all__ = ["model", "processor"]  # fixtures
+
+@pytest.fixture(scope="module")
+def processor():
+    return make_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return make_model(processor)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +176,7 @@ def test_an_item_padded_at_the_left_is_the_same_to_the_model(processor, model):
             return model(**inputs, **sources, return_loss=False).logits[-1, -words:]
 
     torch.testing.assert_close(logits(batch, noise), logits(alone, own), atol=1e-5, rtol=1e-4)
-    outputs = generate(model, batch)
+    outputs = short_run(model, batch)
     samples = processor.post_process(outputs, batch)
     assert samples[1].prompt == "a dress"
 

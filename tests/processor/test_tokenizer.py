@@ -288,15 +288,13 @@ def test_faulty_caption_table(table, message):
         script.expand_captions(table)
 
 
-def test_script_writes_a_whole_processor(tmp_path):
-    """The folder is complete, and its bytes do not depend on the process that wrote it."""
-    table, lines = tmp_path / "table.json", tmp_path / "lines.txt"
-    table.write_text(json.dumps(TABLE))
-    lines.write_text("a grey dress\na grey boot\n", encoding="utf-8")
-    folder = tmp_path / "processor"
-    arguments = ["--captions", table, "--text_files", lines, "--vocab_size", "270"]
-    arguments += ["--image_size", "16", "--patch_size", "8", "--num_channels", "3"]
-    arguments += ["--max_text_length", "9", "--output_dir", folder]
+def run_here(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    script.main()
+    return capsys.readouterr().out
+
+
+def run_elsewhere(arguments, monkeypatch, capsys):
     result = subprocess.run(
         [sys.executable, SCRIPT, *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"},
@@ -305,7 +303,24 @@ def test_script_writes_a_whole_processor(tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "270 tokens" in result.stdout
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "run",
+    [run_here, pytest.param(run_elsewhere, marks=pytest.mark.slow)],
+    ids=["here", "elsewhere"],
+)
+def test_script_writes_a_whole_processor(run, tmp_path, monkeypatch, capsys):
+    """The folder is complete, and its bytes do not depend on the process that wrote it."""
+    table, lines = tmp_path / "table.json", tmp_path / "lines.txt"
+    table.write_text(json.dumps(TABLE))
+    lines.write_text("a grey dress\na grey boot\n", encoding="utf-8")
+    folder = tmp_path / "processor"
+    arguments = ["--captions", table, "--text_files", lines, "--vocab_size", "270"]
+    arguments += ["--image_size", "16", "--patch_size", "8", "--num_channels", "3"]
+    arguments += ["--max_text_length", "9", "--output_dir", folder]
+    assert "270 tokens" in run(arguments, monkeypatch, capsys)
 
     config = json.loads((folder / "processor_config.json").read_text())
     assert (config["patch_size"], config["max_text_length"], config["num_classes"]) == (8, 9, 3)

@@ -45,12 +45,13 @@ CANARY_SECONDS = 180.0
 TESTS = [
     f"tests/{folder}/test_{name}.py"
     for folder, names in (
-        ("generation", "cache_names generation pipeline"),
+        ("generation", "cache_names generation generation_tasks pipeline"),
         ("hub", "loading remote_code pretrained"),
-        ("training", "trainer train_script finetune checkpoints"),
+        ("training", "trainer saving train_script finetune adapters checkpoints"),
         ("hub", "hooks"),
         ("network", "past_turns"),
-        ("processor", "chat processing image_processing"),
+        ("processor", "chat processing processing_tasks decoding processor_saving"),
+        ("processor", "image_processing"),
         ("network", "cache compile"),
         ("cli", "cli"),
     )

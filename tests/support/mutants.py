@@ -33,9 +33,9 @@ COPIED = ("modeling_mdm", "tests", "examples", "processing", "configuration", "p
 SUITES = {
     "ssd_factored": ("mathematics/test_ssd.py", "mathematics/test_ssd_backends.py"),
     "ssd": ("mathematics/test_ssd.py", "mathematics/test_ssd_backends.py"),
-    "scoring": ("generation/test_scoring.py",),
+    "scoring": ("generation/test_scoring.py", "generation/test_bound.py"),
     "vae": ("network/test_vae.py", "network/test_accumulation.py"),
-    "likelihood": ("generation/test_scoring.py",),
+    "likelihood": ("mathematics/test_likelihood.py", "generation/test_bound.py"),
     "loss": ("network/test_loss.py", "network/test_accumulation.py"),
     "diffusion": ("mathematics/test_diffusion.py", "mathematics/test_solvers.py"),
     "scan_orders": ("mathematics/test_scan_orders.py",),

@@ -201,7 +201,8 @@ def decoder_with_kernels() -> dict[str, float]:
         grads = {name: value.grad for name, value in scan.named_parameters()}
         generator = torch.Generator().manual_seed(0)
         options = {"generator": generator, "num_inference_steps": 1, "show_progress": False}
-        images = model.eval().generate(**batch, guidance_scale=2.0, **options).images
+        one = {name: value[1:] for name, value in batch.items()}
+        images = model.eval().generate(**one, guidance_scale=2.0, **options).images
         outputs[backend] = {"loss": loss.detach(), "images": images, **grads}
     expected = outputs["torch"]
     return {name: relative(v, expected[name].double()) for name, v in outputs["triton"].items()}

@@ -8,10 +8,10 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_vq import EMU3, JANUS
-from test_vq import make_batch as make_vq_batch
-from test_vq import make_model as make_vq_model
 from tiny_model import VOCABULARY, every_random_source, make_model, mixed_batch
+from tiny_vq import EMU3, JANUS
+from tiny_vq import make_batch as make_vq_batch
+from tiny_vq import make_model as make_vq_model
 
 from modeling_mdm import MDMForJointGeneration
 

@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from children import in_a_child
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
@@ -26,6 +27,7 @@ from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training import train
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.ema import EMA_FILE
+from modeling_mdm.training.trainer import MDMTrainer
 
 SCRIPT = ROOT / "examples" / "train.py"
 ENVIRONMENT = {
@@ -49,14 +51,10 @@ def yaml_file(tmp_path_factory, config_folder):
     path.write_text(
         f"config: {config_folder}\ncaptions: {CAPTIONS}\ndataset: digits\neval_split: test\n"
         "eval_limit: 30\nper_device_train_batch_size: 4\nuse_cpu: true\ndisable_tqdm: true\n"
-        "max_steps: 60\nlogging_steps: 1\nsave_steps: 20\neval_strategy: steps\neval_steps: 30\n"
+        "max_steps: 60\nlogging_steps: 1\nsave_steps: 8\neval_strategy: steps\neval_steps: 10\n"
         "num_samples: 2\nsample_steps: 2\nlearning_rate: 1e-3\nseed: 5\n"
     )
     return path
-
-
-def command(*arguments):
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
 
 
 def logged_losses(folder):
@@ -64,44 +62,37 @@ def logged_losses(folder):
     return {h["step"]: {k: h[k] for k in h if "loss" in k} for h in history if "loss" in h}
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start the script with its output in a file; whatever still runs at the end is killed."""
-    running = []
+def train_until_killed(step, *arguments):
+    """Train, and be killed within a step: for use in a process of its own."""
+    usual = MDMTrainer.training_step
 
-    def start_one(name, *arguments):
-        # Not a pipe: a pipe that nobody reads stops the process when it is full.
-        with open(tmp_path / f"{name}.log", "w") as log:
-            running.append(
-                subprocess.Popen(command(*arguments), env=ENVIRONMENT, stdout=log, stderr=log)
-            )
-        return running[-1]
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(self, *args, **kwargs)
 
-    yield start_one
-    for process in running:
-        process.kill()
-        process.wait()
+    torch.set_num_threads(1)  # those of the parent are not there
+    MDMTrainer.training_step = training_step
+    train.main(list(map(str, arguments)))
 
 
 @pytest.mark.timeout(400)
-def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path, start):
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    short = ["--max_steps", 40]
-    killed = start("killed", yaml_file, "--output_dir", cut, *short)
-    deadline = time.monotonic() + 120
-    while not (cut / "checkpoint-20").exists() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL, (tmp_path / "killed.log").read_text()
+    short = ["--max_steps", 16]
+    work = partial(train_until_killed, 12, yaml_file, "--output_dir", cut, *short)
+    status, printed = in_a_child(work)
+    assert status == -signal.SIGKILL, printed
     assert not (cut / "model.safetensors").exists()  # it was not finished
-    assert last_whole_checkpoint(cut) is not None, (tmp_path / "killed.log").read_text()
+    assert last_whole_checkpoint(cut) is not None, printed
 
     train.main([str(yaml_file), "--output_dir", str(whole), *map(str, short)])
     go_on = ["--resume_from_checkpoint", "last", *map(str, short)]
     train.main([str(yaml_file), "--output_dir", str(cut), *go_on])
     expected, found = logged_losses(whole), logged_losses(cut)
-    assert len(expected) == 40 and found == expected
-    for name in ("model.safetensors", f"checkpoint-40/{EMA_FILE}"):
+    assert len(expected) == 16 and found == expected
+    for name in ("model.safetensors", f"checkpoint-16/{EMA_FILE}"):
         weights, again = load_file(whole / name), load_file(cut / name)
         assert all(torch.equal(value, again[key]) for key, value in weights.items())
 
@@ -111,7 +102,7 @@ def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(yaml_file
     inputs = processor(text=["a zero"], generate="image", return_tensors="pt")
     out = model.generate(**inputs, num_inference_steps=1, show_progress=False)
     assert processor.post_process(out)[0].image.size == (8, 8)
-    with Image.open(whole / "samples" / "step-0000030.png") as sheet:
+    with Image.open(whole / "samples" / "step-0000010.png") as sheet:
         assert sheet.width > 100
     evaluations = json.loads((whole / "trainer_state.json").read_text())["log_history"]
     assert any("eval_loss_se_text" in h for h in evaluations)

@@ -6,115 +6,54 @@ The same properties are checked on MDM itself, through the training script, in
 test_train_script.py.
 """
 
-import json
-import os
 import random
-import resource
 import shutil
-import subprocess
-import sys
-import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
-from transformers import TrainerCallback
-from transformers.modeling_outputs import ModelOutput
+from tiny_trainer import BATCH, NUM_ITEMS, losses, make_trainer, without_timings
 
 from modeling_mdm.training import trainer as trainer_module
-from modeling_mdm.training.checkpoints import MANIFEST, STAGING_FOLDER, find_fault
+from modeling_mdm.training.checkpoints import STAGING_FOLDER, find_fault
 from modeling_mdm.training.ema import EMA_FILE
 from modeling_mdm.training.trainer import (
-    MDMTrainer,
     MDMTrainingArguments,
     RunningMeans,
     fixed_random_state,
 )
 
-NUM_ITEMS, BATCH = 40, 4
+EVALUATED = {"save_steps": 2, "eval_strategy": "steps", "eval_steps": 4}
 
 
-class Items(torch.utils.data.Dataset):
-    def __len__(self):
-        return NUM_ITEMS
-
-    def __getitem__(self, index):
-        return {"x": index / NUM_ITEMS}
-
-
-def collate(items):
-    draws = [np.random.default_rng(item["seed"]).normal() for item in items]
-    return {"x": torch.tensor([i["x"] + d for i, d in zip(items, draws, strict=True)]).float()}
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    """A run without evaluation: to be compared with, not to be gone on with."""
+    trainer = make_trainer(tmp_path_factory.mktemp("quiet"))
+    trainer.train()
+    return trainer
 
 
-class NoisyLine(nn.Module):
-    """Fits a line to noisy numbers; its noise comes from torch, numpy and Python."""
-
-    accepts_loss_kwargs = False
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor([0.5]))
-        self.bias = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x, return_loss=True):
-        noise = torch.randn_like(x) + np.random.normal() + random.gauss(0, 1)
-        image = (self.weight * x - noise).square().mean()
-        text = (self.bias - noise).square().mean()
-        return ModelOutput(
-            loss=image + text,
-            loss_se_image=image,
-            loss_se_text=text,
-            loss_rec_image=None,
-            loss_kl=2 * text,
-        )
-
-
-def make_trainer(folder, max_steps=16, **arguments):
-    values = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "max_steps": max_steps,
-        "per_device_train_batch_size": BATCH,
-        "learning_rate": 0.05,
-        "ema_decay": 0.9,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "num_samples": 0,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "seed": 3,
-    }
-    args = MDMTrainingArguments(**{**values, **arguments})
-    torch.manual_seed(0)
-    return MDMTrainer(
-        NoisyLine(), args, train_dataset=Items(), eval_dataset=Items(), data_collator=collate
-    )
-
-
-def losses(trainer):
-    return {h["step"]: h["loss"] for h in trainer.state.log_history if "loss" in h}
-
-
-def without_timings(history):
-    timings = ("runtime", "per_second", "flos")
-    return [{k: v for k, v in h.items() if not any(t in k for t in timings)} for h in history]
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run with evaluation, and the folder of its checkpoints."""
+    folder = tmp_path_factory.mktemp("whole")
+    trainer = make_trainer(folder, **EVALUATED)
+    trainer.train()
+    return trainer, folder
 
 
 # Step 6 is inside the first epoch (of 10 steps), step 10 its end, step 12 inside the second.
 @pytest.mark.parametrize("step", [6, 10, 12])
-def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, step):
-    reference = make_trainer(tmp_path / "whole", save_steps=2, eval_strategy="steps", eval_steps=4)
-    reference.train()
+def test_a_resumed_run_repeats_the_losses_and_the_weights(tmp_path, reference, step):
+    reference, whole = reference
     cut = tmp_path / "cut" / f"checkpoint-{step}"
-    shutil.copytree(tmp_path / "whole" / cut.name, cut)
+    shutil.copytree(whole / cut.name, cut)
     random.seed(99)
     np.random.seed(99)
-    resumed = make_trainer(tmp_path / "cut", save_steps=2, eval_strategy="steps", eval_steps=4)
+    resumed = make_trainer(tmp_path / "cut", **EVALUATED)
     torch.manual_seed(99)
     resumed.train(True)
     assert without_timings(resumed.state.log_history) == without_timings(
@@ -150,9 +89,7 @@ def test_seeds_differ_between_epochs_and_items(tmp_path):
     assert dataset._epoch.is_shared()  # so workers that outlive an epoch learn of the next one
 
 
-def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path):
-    quiet = make_trainer(tmp_path / "quiet")
-    quiet.train()
+def test_evaluation_does_not_disturb_training_and_is_repeatable(tmp_path, quiet):
     evaluated = make_trainer(tmp_path / "evaluated", eval_strategy="steps", eval_steps=3)
     evaluated.train()
     assert losses(evaluated) == losses(quiet)
@@ -182,12 +119,10 @@ def test_evaluation_and_the_saved_model_use_the_average_but_checkpoints_the_weig
         assert torch.equal(trainer.model.get_parameter(name), weight)
 
 
-def test_the_parts_of_the_loss_are_means_between_logs(tmp_path):
-    each = make_trainer(tmp_path / "each")
-    each.train()
+def test_the_parts_of_the_loss_are_means_between_logs(tmp_path, quiet):
     every_fourth = make_trainer(tmp_path / "every_fourth", logging_steps=4)
     every_fourth.train()
-    single = [h for h in each.state.log_history if "loss" in h]
+    single = [h for h in quiet.state.log_history if "loss" in h]
     averaged = [h for h in every_fourth.state.log_history if "loss" in h]
     for name in ("loss_se_image", "loss_se_text", "loss_kl"):
         mean = np.mean([h[name] for h in single[4:8]])
@@ -277,187 +212,6 @@ def test_bfloat16_autocast_works_on_a_cpu(tmp_path):
     trainer.train()
     assert all(np.isfinite(loss) for loss in losses(trainer).values())
     assert trainer.average.averages["weight"].dtype == torch.float32
-
-
-def test_only_the_newest_checkpoints_stay_and_the_best_is_found_again(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        save_total_limit=2,
-        eval_strategy="steps",
-        eval_steps=4,
-        load_best_model_at_end=True,
-        metric_for_best_model="loss",
-    )
-    trainer.train()
-    best = Path(trainer.state.best_model_checkpoint)
-    folders = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
-    assert best.parent == tmp_path and best.name in folders
-    assert len(folders) == 2 and "checkpoint-16" in folders
-    state = json.loads((best / "trainer_state.json").read_text())
-    assert Path(state["best_model_checkpoint"]) == best
-    at_best = load_file(best / EMA_FILE)
-    for name, average in trainer.average.averages.items():
-        assert torch.equal(average, at_best[name])
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_process_killed_while_it_saves_leaves_the_older_checkpoint_and_no_other(
-    tmp_path, monkeypatch
-):
-    save_state = MDMTrainer._save_rng_state
-
-    def die_in_the_second_save(trainer, output_dir):
-        if trainer.state.global_step == 8:
-            os._exit(9)  # as SIGKILL does: no cleaning up
-        save_state(trainer, output_dir)
-
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(MDMTrainer, "_save_rng_state", die_in_the_second_save)
-        make_trainer(tmp_path).train()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [STAGING_FOLDER, "checkpoint-4"]
-    resumed = make_trainer(tmp_path)
-    resumed.train(True)
-    whole = make_trainer(tmp_path / "whole")
-    whole.train()
-    assert losses(resumed) == losses(whole)
-    assert not (tmp_path / STAGING_FOLDER).exists()
-
-
-class DiskFillsUp(TrainerCallback):
-    """From the end of a step on, every file that grows beyond some bytes is a write error."""
-
-    def __init__(self, step, num_bytes):
-        self.step, self.num_bytes = step, num_bytes
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            hard_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, hard_limit))
-
-
-def run_in_a_child(work):
-    """Run a function in a process of its own, whose limits are no one else's; it must end well."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.close(reading)
-            for stream in (1, 2):  # which may be files: they could not grow any more
-                os.dup2(writing, stream)
-            work()
-            code = 0
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        printed = pipe.read().decode()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, printed
-
-
-# Room for nothing, for the weights, for all but the optimizer's state.
-@pytest.mark.parametrize("num_bytes", [50, 300, 1500])
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_says_so(tmp_path, num_bytes):
-    make_trainer(tmp_path, max_steps=4).train()
-    trainer = make_trainer(tmp_path, max_steps=8, logging_strategy="no")
-    trainer.add_callback(DiskFillsUp(8, num_bytes))
-
-    def go_on():
-        with pytest.raises(OSError, match=r"checkpoint-8 could not be.*checkpoint-4, is whole"):
-            trainer.train(True)
-
-    run_in_a_child(go_on)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
-    assert find_fault(tmp_path / "checkpoint-4") is None
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_the_first_save_on_a_full_disk_says_that_there_is_no_earlier_one(tmp_path):
-    trainer = make_trainer(tmp_path, logging_strategy="no")
-    trainer.add_callback(DiskFillsUp(4, 50))
-
-    def start():
-        with pytest.raises(OSError, match="There is no earlier one"):
-            trainer.train()
-
-    run_in_a_child(start)
-    assert not list(tmp_path.glob("checkpoint-*"))
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_full_disk_leaves_the_older_model_whole(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=4)
-    trainer.train()
-    (tmp_path / "model.safetensors").write_text("an older model")
-
-    def save():
-        DiskFillsUp(4, 300).on_step_end(trainer.args, trainer.state, trainer.control)
-        with pytest.raises(OSError, match="nothing was changed"):
-            trainer.save_model()
-
-    run_in_a_child(save)
-    assert (tmp_path / "model.safetensors").read_text() == "an older model"
-    assert not (tmp_path / STAGING_FOLDER).exists()
-
-
-@pytest.mark.slow
-def test_a_full_disk_of_the_run_is_none_of_the_tests_own_output(tmp_path):
-    """Which may be a file, and longer than the limit."""
-    printed = tmp_path / "printed.txt"
-    printed.write_text("x" * 5000)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "full_disk",
-    ]
-    with printed.open("a") as output:
-        done = subprocess.run(
-            [*command, "-m", "not slow"], stdout=output, cwd=Path(__file__).parent
-        )
-    assert done.returncode == 0, printed.read_text()[5000:]
-
-
-def test_a_finished_run_is_restored_without_another_step(tmp_path):
-    trainer = make_trainer(tmp_path, max_steps=4)
-    trainer.train()
-    again = make_trainer(tmp_path, max_steps=4)
-    assert again.train(True).global_step == 4
-    assert losses(again) == losses(trainer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4"]
-    for name, average in trainer.average.averages.items():
-        assert torch.equal(average, again.average.averages[name])
-        assert torch.equal(trainer.model.get_parameter(name), again.model.get_parameter(name))
-    longer = make_trainer(tmp_path, max_steps=5)
-    assert longer.train(True).global_step == 5
-
-
-def test_a_damaged_checkpoint_cannot_be_resumed_by_name(tmp_path):
-    make_trainer(tmp_path, max_steps=4).train()
-    (tmp_path / "checkpoint-4" / MANIFEST).unlink()
-    trainer = make_trainer(tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint-4.*not a whole checkpoint"):
-        trainer.train(str(tmp_path / "checkpoint-4"))
-    with pytest.raises(ValueError, match="no whole checkpoint"):
-        trainer.train(True)
-
-
-def test_a_checkpoint_without_an_average_cannot_be_resumed_with_one(tmp_path):
-    make_trainer(tmp_path, max_steps=4, ema_decay=0).train()
-    assert not (tmp_path / "checkpoint-4" / EMA_FILE).exists()
-    with pytest.raises(ValueError, match="ema_decay=0"):
-        make_trainer(tmp_path, ema_decay=0.5).train(True)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor | None]
 
 
 @dataclass
-class Region:
+class RegionRequest:
     """What to open: `"text"`, `"image"` or `"joint"`, and how large; None leaves the defaults.
 
     mode: of all items, or a list with one for each.
@@ -70,7 +70,9 @@ class Region:
         return [mode for mode in self.mode for _ in range(count)]
 
 
-def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch.device) -> Inputs:
+def open_region(
+    inputs: Inputs, region: RegionRequest, config: MDMConfig, device: torch.device
+) -> Inputs:
     """Append a region to be written where the inputs have none, as the processor would.
 
     Words come after an item's words and a picture after its pictures; all that is written is then a

@@ -275,8 +275,8 @@ def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
         scale = settings["guidance_scale"][modality]
         if scale != 1 and not _has_null_prompt(config):
             raise ValueError(
-                f"`guidance_scale` is {scale} for {modality}, but this model was trained without a null "
-                f"prompt (`num_null_tokens` = {config.num_null_tokens}, `null_prompt_probability` "
+                f"`guidance_scale` is {scale} for {modality}, but this model was trained without a "
+                f"null prompt (`num_null_tokens` = {config.num_null_tokens}, `null_prompt_probability` "
                 f"= {config.null_prompt_probability}): use 1."
             )
 

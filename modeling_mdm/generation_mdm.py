@@ -18,12 +18,13 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from .content import GENERATION_MODES, written
 from .generation_guidance import GuidedDenoiser, PromptReader
-from .generation_outputs import MDMGenerateOutput, OutputWriter, StreamFeed
+from .generation_outputs import MDMGenerateOutput, OutputWriter, StepWatcher, StreamFeed
 from .generation_regions import (
     Inputs,
     RegionRequest,
     leaves_something_to_write,
     open_region,
+    repeat_inputs,
     with_masks,
 )
 from .generation_sampling import (
@@ -42,7 +43,7 @@ from .generation_settings import (
     check_past,
     read_settings,
 )
-from .inputs import MODEL_INPUTS, check_inputs
+from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs
 from .network import MDMNetwork
 from .past_turns import PastTurns, last_given, read_given, weights_fingerprint
 from .precision import warn_if_computes_emulated
@@ -136,65 +137,51 @@ class MDMGenerationMixin:
                 or a `cache` of other items or of another kind of model.
         """
         # 1. Read what is asked for, and refuse what would have no effect.
-        inputs = {"input_ids": input_ids}
-        inputs |= {name: kwargs.pop(name, None) for name in MODEL_INPUTS[1:]}
-        check_inputs(inputs, self.config)
-        inputs = with_masks(inputs, self.config)
+        inputs = self._take_inputs(input_ids, kwargs)
         keywords = {**kwargs, "max_new_tokens": max_new_tokens}
         settings = read_settings(self.config, self.generation_config, generation_config, keywords)
         check_arguments(generator, callback_on_step_end, output_trajectory, streamer)
         check_past(cache, settings)
-        warn_if_computes_emulated(self.dtype, self.device)
         region = RegionRequest(generation_mode, settings.max_new_tokens, image_size)
         region.check(inputs, self.config, max_new_tokens is not None)
 
-        # 2. Open a region where nothing is left to write, and encode the inputs of every sample.
-        past, samples = cache, settings.num_return_sequences
-        if is_auto := generation_mode == "auto":
-            past = self._choose_modes(inputs, region, settings, past)
-        inputs = {
-            name: value.repeat_interleave(samples, dim=0)
-            for name, value in open_region(inputs, region, self.config, self.device).items()
-            if value is not None
-        }
-        encoded = self.encode_inputs(**inputs)
-        if past is not None:
-            past.check(self, len(encoded.class_labels) // samples)
+        # 2. Open a region where nothing is left to write, and encode a row for every sample.
+        is_mixed = generation_mode == "auto"
+        if is_mixed:
+            cache = self._choose_modes(inputs, region, settings, cache)
+        opened = open_region(inputs, region, self.config, self.device)
+        inputs = repeat_inputs(opened, settings.num_return_sequences)
+        encoded = self._encode_samples(inputs, settings, cache)
         noisy = written(encoded.content)
         check_form(noisy, settings)
 
         # 3. Plan the steps of each modality, draw its noise, make its solver.
         writer = OutputWriter(self, encoded, inputs)
         feed = None if streamer is None else StreamFeed(streamer, writer)
-        plan = plan_steps(noisy, settings.num_inference_steps, settings.joint_overlap, is_auto)
+        plan = plan_steps(noisy, settings.num_inference_steps, settings.joint_overlap, is_mixed)
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {modality: streams.draw(modality) for modality in noisy}
         solvers = make_solvers(self.schedules, noise, settings.solver, plan.steps, streams)
 
         # 4. Lay out the branches of guidance, and read what is given once for all steps.
-        reader = PromptReader.of(self, settings, past)
+        reader = PromptReader.of(self, settings, cache)
         denoiser = GuidedDenoiser(self, encoded, noise, settings, reader)
 
-        # 5. Denoise: a step evaluates the network for both modalities and moves each by its solver.
-        estimates: list[dict[str, Tensor]] = []
-        progress = logging.tqdm(total=plan.total, disable=not settings.show_progress)
-
-        def on_step(info: StepInfo) -> bool:
-            progress.update()
-            if feed is not None:
-                feed.step(info)
-            if output_trajectory:
-                estimates.append(info.clean_estimates)
-            asks_to_end = callback_on_step_end and callback_on_step_end(info)
-            return bool(asks_to_end) or denoiser.is_done
+        # 5. Denoise: a step evaluates the network for both modalities, and a solver moves each.
+        watcher = StepWatcher(feed, output_trajectory, callback_on_step_end)
 
         def on_finish(modality: str, latents: Tensor) -> Denoiser:
             nonlocal denoiser  # words that went ahead are given to the picture
             denoiser = denoiser.continued(writer.with_words_given(latents))
             return denoiser
 
-        with progress:
+        with logging.tqdm(total=plan.total, disable=not settings.show_progress) as progress:
+
+            def on_step(info: StepInfo) -> bool:
+                progress.update()
+                return watcher(info) or denoiser.is_done
+
             final = run_solvers(solvers, plan, denoiser, on_step, on_finish)
 
         # 6. Write: latents become words and pictures.
@@ -205,12 +192,12 @@ class MDMGenerationMixin:
             images=content.get("image"),
             turn_ids=None if words is None else writer.turns(),
             confidence=writer.confidence(denoiser.last, words),
-            samples_per_item=samples,
+            samples_per_item=settings.num_return_sequences,
             num_evaluations=denoiser.evaluations,
             item_evaluations=denoiser.item_evaluations,
             kernel_backend=self._kernel_backend(denoiser.length, settings.compile),
-            trajectory=writer.trajectory(estimates) if output_trajectory else None,
-            generation_modes=region.of_samples(samples),
+            trajectory=writer.trajectory(watcher.estimates) if output_trajectory else None,
+            generation_modes=region.of_samples(settings.num_return_sequences),
             cache=denoiser.reader.past,
         )
         if feed is not None:
@@ -218,6 +205,23 @@ class MDMGenerationMixin:
         if settings.return_dict_in_generate or len(noisy) > 1:
             return output
         return output.images if words is None else writer.padded(words)
+
+    def _take_inputs(self, input_ids: Tensor | None, keywords: dict[str, Any]) -> Inputs:
+        """Take the model's inputs out of the keywords of a call, with a mask for all of them."""
+        inputs = {"input_ids": input_ids}
+        inputs |= {name: keywords.pop(name, None) for name in MODEL_INPUTS[1:]}
+        check_inputs(inputs, self.config)
+        return with_masks(inputs, self.config)
+
+    def _encode_samples(
+        self, inputs: dict[str, Tensor], settings: Settings, past: PastTurns | None
+    ) -> EncodedInputs:
+        """Encode the inputs of all samples, of which each item's follow each other."""
+        warn_if_computes_emulated(self.dtype, self.device)
+        encoded = self.encode_inputs(**inputs)
+        if past is not None:
+            past.check(self, len(encoded.class_labels) // settings.num_return_sequences)
+        return encoded
 
     def _choose_modes(
         self, inputs: Inputs, region: RegionRequest, settings: Settings, past: PastTurns | None

@@ -117,6 +117,15 @@ def with_masks(inputs: Inputs, config: MDMConfig) -> Inputs:
     return masked
 
 
+def repeat_inputs(inputs: Inputs, samples: int) -> dict[str, Tensor]:
+    """Repeat each item for its samples, which follow each other; without what was not passed."""
+    return {
+        name: value.repeat_interleave(samples, dim=0)
+        for name, value in inputs.items()
+        if value is not None
+    }
+
+
 def leaves_something_to_write(inputs: Inputs) -> bool:
     """Whether masks leave any position to be written."""
     for content, given, mask in (

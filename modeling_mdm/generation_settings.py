@@ -276,8 +276,8 @@ def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
         if scale != 1 and not _has_null_prompt(config):
             raise ValueError(
                 f"`guidance_scale` is {scale} for {modality}, but this model was trained without a "
-                f"null prompt (`num_null_tokens` = {config.num_null_tokens}, `null_prompt_probability` "
-                f"= {config.null_prompt_probability}): use 1."
+                f"null prompt (`num_null_tokens` = {config.num_null_tokens}, "
+                f"`null_prompt_probability` = {config.null_prompt_probability}): use 1."
             )
 
 

@@ -174,8 +174,7 @@ class GuidedDenoiser:
         settings: of the run. reader: reads what is given, where it is cached.
 
     Attributes:
-        evaluations: of the network. item_evaluations: (b,), those in which an item was still being
-            written. finished: (b,) bool by modality, items that are finished ahead of time.
+        evaluations: of the network.
         last: by modality, what its last evaluation gave.
     """
 
@@ -202,10 +201,7 @@ class GuidedDenoiser:
         self.candidates = network.candidate_latents(self.part.content)
         self._evaluate = self._choose_evaluation()
         self.evaluations = 0
-        self.item_evaluations = torch.zeros_like(encoded.class_labels)
-        self.finished = {modality: torch.zeros_like(encoded.has_class) for modality in noise}
         self.last: dict[str, LastOutput] = {}
-        self._results: dict[str, Tensor] = {}
         self._estimates: dict[str, Tensor] = {}  # of the part, in all branches
         self._fed_back: dict[str, Tensor] = {}
 
@@ -218,10 +214,7 @@ class GuidedDenoiser:
         noise = {modality: self.noise[modality] for modality in written(encoded.content)}
         reader = self.reader.of_samples()
         rest = GuidedDenoiser(self.network, encoded, noise, self.settings, reader)
-        rest.evaluations, rest.item_evaluations = self.evaluations, self.item_evaluations
-        rest.finished |= {modality: self.finished[modality] for modality in noise}
-        rest.last = self.last
-        rest._results = {m: self._results[m] for m in noise if m in self._results}
+        rest.evaluations, rest.last = self.evaluations, self.last
         rest._estimates = rest._of_conditional(self, self._estimates)
         rest._fed_back = rest._of_conditional(self, self._fed_back)
         return rest
@@ -254,21 +247,13 @@ class GuidedDenoiser:
         }
         denoised = self._evaluate(self._inputs(z, t), self.candidates)
         self.evaluations += 1
-        self.item_evaluations += ~torch.stack(list(self.finished.values())).all(0)
         self._estimates = {modality: denoised.clean[modality] for modality in self.noise}
-        self._results = {modality: self._guided(modality, denoised) for modality in self.noise}
-        return dict(self._results)
+        return {modality: self._guided(modality, denoised) for modality in self.noise}
 
     @property
     def length(self) -> int:
         """Positions of the joint sequence that an evaluation reads."""
         return self.part.sequence.valid.shape[1]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every modality of every item is finished ahead of time."""
-        stops = any(modality in self.settings.stopping_entropy for modality in self.noise)
-        return stops and all(bool(finished.all()) for finished in self.finished.values())
 
     def _inputs(self, z: dict[str, Tensor], t: dict[str, Tensor]) -> DecoderInputs:
         """What all branches show: states (r * b, m, d) and times (r,) by modality."""
@@ -307,30 +292,8 @@ class GuidedDenoiser:
             logits = guided
             guided = self.network.expected_latent(logits, self.candidates[modality])
         features = self.branches.split(denoised.features[modality])["conditional"]
-        last = LastOutput(self.conditional, logits, features)
-        result = self.conditional.put(modality, guided.to(given.dtype), given)
-        if modality in settings.stopping_entropy:
-            result, last = self._keep_finished(modality, result, last)
-        self.last[modality] = last
-        return result
-
-    def _keep_finished(
-        self, modality: str, result: Tensor, last: LastOutput
-    ) -> tuple[Tensor, LastOutput]:
-        """Keep what is finished as it was, and mark items whose predicted score entropy is low."""
-        entropy = torch.expm1(self.network.score_entropy_head(last.features))
-        highest = entropy.masked_fill(~last.part.real[modality], float("-inf")).amax(-1)
-        finished = self.finished[modality]
-        if modality in self._results:
-            before, keeps = self.last[modality], finished[:, None, None]
-            result = torch.where(keeps, self._results[modality], result)
-            logits = last.logits
-            if logits is not None:
-                logits = torch.where(keeps, before.logits, logits)
-            features = torch.where(keeps, before.features, last.features)
-            last = LastOutput(last.part, logits, features)
-        self.finished[modality] = finished | (highest < self.settings.stopping_entropy[modality])
-        return result, last
+        self.last[modality] = LastOutput(self.conditional, logits, features)
+        return self.conditional.put(modality, guided.to(given.dtype), given)
 
     def _choose_evaluation(self) -> Callable[[DecoderInputs, dict[str, Tensor]], Denoised]:
         """One evaluation of the network: as it is, compiled, or replayed as a CUDA graph."""

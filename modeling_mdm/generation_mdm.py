@@ -180,7 +180,7 @@ class MDMGenerationMixin:
 
             def on_step(info: StepInfo) -> bool:
                 progress.update()
-                return watcher(info) or denoiser.is_done
+                return watcher(info)
 
             final = run_solvers(solvers, plan, denoiser, on_step, on_finish)
 
@@ -194,7 +194,6 @@ class MDMGenerationMixin:
             confidence=writer.confidence(denoiser.last, words),
             samples_per_item=settings.num_return_sequences,
             num_evaluations=denoiser.evaluations,
-            item_evaluations=denoiser.item_evaluations,
             kernel_backend=self._kernel_backend(denoiser.length, settings.compile),
             trajectory=writer.trajectory(watcher.estimates) if output_trajectory else None,
             generation_modes=region.of_samples(settings.num_return_sequences),

@@ -54,8 +54,6 @@ class MDMGenerateOutput(ModelOutput):
         samples_per_item: `num_return_sequences`; the samples of an item follow each other.
         num_evaluations: how often the network was evaluated (branches of guidance count once, and
             reading what is given into the cache not at all).
-        item_evaluations: in how many of them each item took part, (b,) long; fewer where
-            `stopping_entropy` finished it ahead of time.
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
@@ -70,7 +68,6 @@ class MDMGenerateOutput(ModelOutput):
     confidence: dict[str, Tensor] | None = None
     samples_per_item: int | None = None
     num_evaluations: int | None = None
-    item_evaluations: Tensor | None = None
     kernel_backend: str | None = None
     trajectory: dict[str, Tensor] | None = None
     generation_modes: list[str] | None = None

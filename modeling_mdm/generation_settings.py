@@ -25,14 +25,12 @@ DEFAULTS: dict[str, Any] = {
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "use_cache": True,
-    "stopping_entropy": None,
     "compile": False,
     "cuda_graph": True,
     "num_return_sequences": 1,
     "show_progress": True,
 }
 BY_MODALITY = ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver")
-BY_MODALITY += ("stopping_entropy",)
 _READ = ("max_new_tokens", "return_dict_in_generate")  # beside `DEFAULTS`
 FLAGS = ("use_cache", "compile", "cuda_graph", "show_progress")
 
@@ -85,12 +83,9 @@ class MDMGenerationConfig(GenerationConfig):
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
         use_cache (`bool`): read what is given once, and evaluate only what is written at every
             step. Default True; the results are the same to rounding.
-        stopping_entropy (`float` or `dict`): finish an item's words or picture as soon as the score
-            entropy that the model predicts is below this at every position; items that are
-            finished leave the batch. Default None, off.
         compile (`bool`): evaluate the network by `torch.compile`. Default False.
         cuda_graph (`bool`): on a CUDA device, replay evaluations as a CUDA graph. Default True;
-            it needs `use_cache`, and neither `compile` nor `stopping_entropy`.
+            it needs `use_cache`, and not `compile`.
         num_return_sequences (`int`): samples of each item. Default 1.
         show_progress (`bool`): show a progress bar. Default True.
         max_new_tokens (`int`): words of a text region that `generate` opens. Default
@@ -134,7 +129,6 @@ class Settings:
     solver: dict[str, str]
     keep: float
     use_cache: bool
-    stopping_entropy: dict[str, float]
     compile: bool
     cuda_graph: bool
     num_return_sequences: int
@@ -255,11 +249,6 @@ def _has_null_prompt(config: MDMConfig) -> bool:
 
 
 def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
-    for modality, entropy in settings["stopping_entropy"].items():
-        fix = "use a number above 0, in nats, or None."
-        settings["stopping_entropy"][modality] = number(
-            "stopping_entropy", entropy, fix, low=math.ulp(0.0), where=f" for {modality}"
-        )
     for modality in MODALITIES:
         where = f" for {modality}"
         settings["num_inference_steps"][modality] = integer(

@@ -26,7 +26,6 @@ OWN = {
     "solver": "heun",
     "keep": 0.75,
     "use_cache": False,
-    "stopping_entropy": 0.5,
     "compile": True,
     "cuda_graph": False,
     "num_return_sequences": 2,
@@ -54,14 +53,10 @@ OTHER = {
     "joint_overlap": 0.5,
     "solver": "ddim",
     "keep": 0.5,
-    "stopping_entropy": 0.125,
     "num_return_sequences": 3,
     "max_new_tokens": 2,
 }
-BY_MODALITY = (
-    *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"),
-    "stopping_entropy",
-)
+BY_MODALITY = (*("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"),)
 
 
 class Captured(Exception):

@@ -242,8 +242,9 @@ class GuidedDenoiser:
         """
         # Each branch is fed its own last estimate, as in training. A modality that waits is fed
         # what it was: how long others take must not show in an item that writes it alone.
-        self._fed_back |= {
-            modality: self._estimates[modality] for modality in moved if modality in self._estimates
+        fresh = self._estimates.keys() & set(moved)
+        self._fed_back = self._fed_back | {
+            modality: self._estimates[modality] for modality in fresh
         }
         denoised = self._evaluate(self._inputs(z, t), self.candidates)
         self.evaluations += 1
@@ -328,7 +329,10 @@ class GraphedStep:
         """Evaluate the network; arguments as for `MDMNetwork.denoise`."""
         # Nothing fed back is the same as zeros, and a graph needs all of its inputs.
         estimates = inputs.estimates or {}
-        estimates = {m: estimates.get(m, torch.zeros_like(z)) for m, z in inputs.z_t.items()}
+        estimates = {
+            modality: estimates.get(modality, torch.zeros_like(z))
+            for modality, z in inputs.z_t.items()
+        }
         inputs = replace(inputs, estimates=estimates)
         self.calls += 1
         if self.calls <= WARM_UP:

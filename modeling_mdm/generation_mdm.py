@@ -169,20 +169,14 @@ class MDMGenerationMixin:
         denoiser = GuidedDenoiser(self, encoded, noise, settings, reader)
 
         # 5. Denoise: a step evaluates the network for both modalities, and a solver moves each.
-        watcher = StepWatcher(feed, output_trajectory, callback_on_step_end)
-
         def on_finish(modality: str, latents: Tensor) -> Denoiser:
             nonlocal denoiser  # words that went ahead are given to the picture
             denoiser = denoiser.continued(writer.with_words_given(latents))
             return denoiser
 
         with logging.tqdm(total=plan.total, disable=not settings.show_progress) as progress:
-
-            def on_step(info: StepInfo) -> bool:
-                progress.update()
-                return watcher(info)
-
-            final = run_solvers(solvers, plan, denoiser, on_step, on_finish)
+            watcher = StepWatcher(progress, feed, output_trajectory, callback_on_step_end)
+            final = run_solvers(solvers, plan, denoiser, watcher, on_finish)
 
         # 6. Write: latents become words and pictures.
         content = writer.decode(final)

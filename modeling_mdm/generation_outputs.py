@@ -281,11 +281,13 @@ class StreamFeed:
 
 @dataclass
 class StepWatcher:
-    """Shows every step of a run to all who watch it: a streamer, the trajectory, the callback.
+    """Shows every step of a run to all who watch it.
 
+    These are a progress bar, a streamer, the trajectory and the callback of `generate`.
     estimates: clean estimates of every step by modality, where the trajectory is asked for.
     """
 
+    progress: Any
     feed: StreamFeed | None
     keeps_trajectory: bool
     callback: Callable[[StepInfo], bool | None] | None
@@ -293,6 +295,7 @@ class StepWatcher:
 
     def __call__(self, info: StepInfo) -> bool:
         """Pass a step on; whether the callback ends the run."""
+        self.progress.update()
         if self.feed is not None:
             self.feed.step(info)
         if self.keeps_trajectory:

@@ -1,12 +1,14 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive stopping, `torch.compile` and the CUDA graph: other ways to run the same evaluations."""
+"""Guidance as a function; `torch.compile` and the CUDA graph: other ways to run evaluations."""
 
 import copy
 
 import pytest
 import torch
 from tiny_model import MIXERS, make_model, mixed_batch
+
+from modeling_mdm.generation_guidance import guide
 
 STEPS = 6
 
@@ -15,6 +17,22 @@ def run(model, batch, **options):
     options = {"num_inference_steps": STEPS, "show_progress": False, **options}
     generator = [torch.Generator().manual_seed(seed) for seed in range(len(batch["input_ids"]))]
     return model.generate(**batch, generator=generator, **options)
+
+
+def test_guidance_extrapolates_from_every_weaker_branch_by_its_own_scale():
+    draw = torch.Generator().manual_seed(0)
+    names = ("conditional", "unconditional", "image", "text")
+    outputs = {name: torch.randn(2, 3, 5, generator=draw, dtype=torch.float64) for name in names}
+    strong, weak, alone = outputs["conditional"], outputs["unconditional"], outputs["image"]
+    guided = guide(outputs, {"unconditional": 3.0, "image": 1.5})
+    assert (guided - (3.5 * strong - 2 * weak - 0.5 * alone)).abs().max() < 1e-12
+    # Classifier-free guidance as it is usually written, and off at 1 or without the branch.
+    free = weak + 2.5 * (strong - weak)
+    assert (guide(outputs, {"unconditional": 2.5, "text": 1.0}) - free).abs().max() < 1e-12
+    outputs["unconditional"] = torch.full_like(weak, float("nan"))
+    assert torch.equal(guide(outputs, {"unconditional": 1.0}), strong)
+    del outputs["unconditional"]
+    assert torch.equal(guide(outputs, {"unconditional": 3.0}), strong)
 
 
 @pytest.mark.slow

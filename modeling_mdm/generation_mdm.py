@@ -18,7 +18,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 from .content import GENERATION_MODES, written
 from .generation_guidance import GuidedDenoiser, PromptReader
-from .generation_outputs import MDMGenerateOutput, OutputWriter, StepWatcher, StreamFeed
+from .generation_outputs import MDMGenerateOutput, OutputWriter, StreamFeed
 from .generation_regions import (
     Inputs,
     RegionRequest,
@@ -31,6 +31,7 @@ from .generation_sampling import (
     Denoiser,
     NoiseStreams,
     StepInfo,
+    StepWatcher,
     make_solvers,
     plan_steps,
     run_solvers,
@@ -175,7 +176,8 @@ class MDMGenerationMixin:
             return denoiser
 
         with logging.tqdm(total=plan.total, disable=not settings.show_progress) as progress:
-            watcher = StepWatcher(progress, feed, output_trajectory, callback_on_step_end)
+            show = None if feed is None else feed.step
+            watcher = StepWatcher(progress, show, output_trajectory, callback_on_step_end)
             final = run_solvers(solvers, plan, denoiser, watcher, on_finish)
 
         # 6. Write: latents become words and pictures.

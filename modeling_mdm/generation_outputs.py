@@ -6,8 +6,7 @@ Axes: b batch (items x num_return_sequences), t words, m pictures an item, n pos
 modality, d latent_dim.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -277,27 +276,3 @@ class StreamFeed:
         if output.images is not None and hasattr(self.streamer, "put_image"):
             self.streamer.put_image(output.images.float().cpu())
         self.streamer.end()
-
-
-@dataclass
-class StepWatcher:
-    """Shows every step of a run to all who watch it.
-
-    These are a progress bar, a streamer, the trajectory and the callback of `generate`.
-    estimates: clean estimates of every step by modality, where the trajectory is asked for.
-    """
-
-    progress: Any
-    feed: StreamFeed | None
-    keeps_trajectory: bool
-    callback: Callable[[StepInfo], bool | None] | None
-    estimates: list[dict[str, Tensor]] = field(default_factory=list)
-
-    def __call__(self, info: StepInfo) -> bool:
-        """Pass a step on; whether the callback ends the run."""
-        self.progress.update()
-        if self.feed is not None:
-            self.feed.step(info)
-        if self.keeps_trajectory:
-            self.estimates.append(info.clean_estimates)
-        return bool(self.callback and self.callback(info))

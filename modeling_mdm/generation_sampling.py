@@ -6,8 +6,8 @@ Axes: b batch, r branches of guidance, n positions of one modality, d latent_dim
 """
 
 from collections.abc import Callable, Collection, Generator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -91,6 +91,30 @@ class StepInfo:
     num_steps: int
     times: dict[str, float]
     clean_estimates: dict[str, Tensor]
+
+
+@dataclass
+class StepWatcher:
+    """Shows every step of a run to all who watch it, and lets the callback of `generate` end it.
+
+    progress: a bar. show: gives a step to a streamer.
+    estimates: clean estimates of every step by modality, where the trajectory is kept.
+    """
+
+    progress: Any
+    show: Callable[[StepInfo], None] | None
+    keeps_trajectory: bool
+    callback: Callable[[StepInfo], bool | None] | None
+    estimates: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __call__(self, info: StepInfo) -> bool:
+        """Pass a step on; whether the callback ends the run."""
+        self.progress.update()
+        if self.show is not None:
+            self.show(info)
+        if self.keeps_trajectory:
+            self.estimates.append(info.clean_estimates)
+        return bool(self.callback and self.callback(info))
 
 
 @dataclass(frozen=True)

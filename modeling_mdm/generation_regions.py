@@ -20,7 +20,7 @@ Inputs = dict[str, Tensor | None]
 
 
 @dataclass
-class Region:
+class RegionRequest:
     """What to open: `"text"`, `"image"` or `"joint"`, and how large; None leaves the defaults.
 
     mode: of all items, or a list with one for each.
@@ -70,7 +70,9 @@ class Region:
         return [mode for mode in self.mode for _ in range(count)]
 
 
-def open_region(inputs: Inputs, region: Region, config: MDMConfig, device: torch.device) -> Inputs:
+def open_region(
+    inputs: Inputs, region: RegionRequest, config: MDMConfig, device: torch.device
+) -> Inputs:
     """Append a region to be written where the inputs have none, as the processor would.
 
     Words come after an item's words and a picture after its pictures; all that is written is then a
@@ -113,6 +115,15 @@ def with_masks(inputs: Inputs, config: MDMConfig) -> Inputs:
     if pixels is not None and inputs["image_given"] is None:
         masked["image_given"] = torch.ones_like(pixels[..., 0, :, :], dtype=torch.bool)
     return masked
+
+
+def repeat_inputs(inputs: Inputs, samples: int) -> dict[str, Tensor]:
+    """Repeat each item for its samples, which follow each other; without what was not passed."""
+    return {
+        name: value.repeat_interleave(samples, dim=0)
+        for name, value in inputs.items()
+        if value is not None
+    }
 
 
 def leaves_something_to_write(inputs: Inputs) -> bool:

@@ -5,13 +5,14 @@
 Axes: b batch, r branches of guidance, n positions of one modality, d latent_dim, v vocabulary.
 """
 
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .network import MDMNetwork
+from .diffusion import NoiseSchedule
 from .solvers import SOLVERS, Evaluation, sampling_times
 
 
@@ -48,13 +49,15 @@ class NoiseStreams:
             seeds = [self._seeds(1, one)[0] for one in generator]
         else:
             seeds = self._seeds(batch, generator)
-        self.positions = {g: [row.nonzero()[:, 0] for row in mask] for g, mask in noisy.items()}
-        self.shapes = {g: (*mask.shape, latent_dim) for g, mask in noisy.items()}
-        self.devices = {g: mask.device for g, mask in noisy.items()}
+        self.positions = {
+            modality: [row.nonzero()[:, 0] for row in mask] for modality, mask in noisy.items()
+        }
+        self.shapes = {modality: (*mask.shape, latent_dim) for modality, mask in noisy.items()}
+        self.devices = {modality: mask.device for modality, mask in noisy.items()}
         self.dtype = dtype
         self.streams = {
-            g: [torch.Generator().manual_seed(pair[index]) for pair in seeds]
-            for index, g in enumerate(("text", "image"))
+            modality: [torch.Generator().manual_seed(pair[index]) for pair in seeds]
+            for index, modality in enumerate(("text", "image"))
         }
 
     @staticmethod
@@ -90,66 +93,140 @@ class StepInfo:
     clean_estimates: dict[str, Tensor]
 
 
+@dataclass
+class StepWatcher:
+    """Shows every step of a run to all who watch it, and lets the callback of `generate` end it.
+
+    progress: a bar. show: gives a step to a streamer.
+    estimates: clean estimates of every step by modality, where the trajectory is kept.
+    """
+
+    progress: Any
+    show: Callable[[StepInfo], None] | None
+    keeps_trajectory: bool
+    callback: Callable[[StepInfo], bool | None] | None
+    estimates: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __call__(self, info: StepInfo) -> bool:
+        """Pass a step on; whether the callback ends the run."""
+        self.progress.update()
+        if self.show is not None:
+            self.show(info)
+        if self.keeps_trajectory:
+            self.estimates.append(info.clean_estimates)
+        return bool(self.callback and self.callback(info))
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """When each modality of a run moves.
+
+    steps: sampler steps, by modality. windows: the first sampler step of the run on which a
+    modality may move, and the one after the last; its steps are spread evenly over them.
+    """
+
+    steps: dict[str, int]
+    windows: dict[str, tuple[int, int]]
+
+    @classmethod
+    def together(cls, steps: dict[str, int]) -> "StepPlan":
+        """Spread the steps of each modality over a run as long as the most of them."""
+        return cls(steps, dict.fromkeys(steps, (0, max(steps.values()))))
+
+    @property
+    def total(self) -> int:
+        """Sampler steps of the run."""
+        return max(stop for _, stop in self.windows.values())
+
+    def moving(self, step: int) -> list[str]:
+        """The modalities that take a step of their own at this sampler step."""
+        return [
+            modality
+            for modality, n in self.steps.items()
+            if _moves(step, n, self.windows[modality])
+        ]
+
+
+class Denoiser(Protocol):
+    """From states (b, n, d) and 0-dimensional times to clean estimates, by modality.
+
+    `moved` names the modalities whose state is another than in the call before.
+    """
+
+    def __call__(
+        self, z: dict[str, Tensor], t: dict[str, Tensor], moved: Collection[str]
+    ) -> dict[str, Tensor]: ...
+
+
 def run_solvers(
     solvers: dict[str, Generator[Evaluation, Tensor, Tensor]],
-    num_steps: dict[str, int],
-    denoise: Callable[[dict[str, Tensor], dict[str, Tensor], list[str]], dict[str, Tensor]],
+    plan: StepPlan,
+    denoise: Denoiser,
     on_step: Callable[[StepInfo], bool],
-    windows: dict[str, tuple[int, int]] | None = None,
-    on_finish: Callable[[str, Tensor], None] | None = None,
+    on_finish: Callable[[str, Tensor], Denoiser] | None = None,
 ) -> dict[str, Tensor]:
     """Drive one solver for each modality in lockstep, with one evaluation of the network for both.
 
-    A modality with fewer steps, or outside its window, waits: it keeps its state and time. While
-    one corrects a step (the second evaluation of Heun), the other shows its state from before the
-    step.
+    A modality that does not move keeps its state and time. While one corrects a step (the second
+    evaluation of Heun), the other shows its state from before the step.
 
     Args:
-        solvers: freshly made generators by modality. num_steps: their steps by modality.
-        denoise: from states, times and the modalities that move to clean estimates, by modality.
+        solvers: freshly made generators by modality. plan: when each of them moves.
+        denoise: evaluates the network for all modalities.
         on_step: called after every sampler step; True ends the run at the clean estimates.
-        windows: first sampler step of each modality and the one after its last, from
-            `joint_windows`; None spreads the steps of both over the whole run.
-        on_finish: told when one modality is finished before the other, with its final state.
+        on_finish: told when one modality is finished before the other, with its final state; gives
+            the denoiser to go on with.
 
     Returns:
         final states by modality.
     """
-    total = (
-        max(num_steps.values()) if windows is None else max(stop for _, stop in windows.values())
-    )
-    windows = windows or dict.fromkeys(num_steps, (0, total))
-    pending = {g: next(solver) for g, solver in solvers.items()}
+    pending = {modality: next(solver) for modality, solver in solvers.items()}
     finished: dict[str, Tensor] = {}
+    moved: list[str] = []
 
-    def advance(g: str, estimate: Tensor) -> None:
+    def advance(modality: str, estimate: Tensor) -> None:
         try:
-            pending[g] = solvers[g].send(estimate)
+            pending[modality] = solvers[modality].send(estimate)
         except StopIteration as stop:
-            finished[g] = stop.value
-            pending[g] = Evaluation(stop.value, torch.zeros_like(pending[g].t))
+            finished[modality] = stop.value
+            pending[modality] = Evaluation(stop.value, torch.zeros_like(pending[modality].t))
 
-    for step in range(total):
-        moving = [g for g, n in num_steps.items() if _moves(step, n, windows[g])]
-        shown = dict(pending)
-        estimates = denoise({g: shown[g].z for g in shown}, {g: shown[g].t for g in shown}, moving)
-        estimates = {**estimates, **finished}
-        finished_before = set(finished)
-        for g in moving:
-            advance(g, estimates[g])
-        correcting = [g for g in moving if g not in finished and pending[g].is_correction]
-        if correcting:
-            view = {g: pending[g] if g in correcting else shown[g] for g in shown}
-            states, times = {g: view[g].z for g in view}, {g: view[g].t for g in view}
-            corrections = denoise(states, times, correcting)
-            for g in correcting:
-                advance(g, corrections[g])
+    for step in range(plan.total):
+        # 1. One evaluation for all modalities; those whose turn it is take their step.
+        moving, before, shown = plan.moving(step), set(finished), dict(pending)
+        estimates = {**_evaluate(denoise, shown, moved), **finished}
+        for modality in moving:
+            advance(modality, estimates[modality])
+        # 2. A solver of second order evaluates its provisional state, and takes the step again.
+        moved = [
+            modality
+            for modality in moving
+            if modality not in finished and pending[modality].is_correction
+        ]
+        if moved:
+            corrected = _evaluate(
+                denoise, {**shown, **{modality: pending[modality] for modality in moved}}, moved
+            )
+            for modality in moved:
+                advance(modality, corrected[modality])
+        moved = moving
+        # 3. What is finished before the rest is given to the rest.
         if on_finish and len(finished) < len(solvers):
-            for g in set(finished) - finished_before:
-                on_finish(g, finished[g])
-        if on_step(StepInfo(step, total, {g: float(shown[g].t) for g in shown}, estimates)):
+            for modality in finished.keys() - before:
+                denoise = on_finish(modality, finished[modality])
+        # 4. Whoever watches may end the run here.
+        times = {modality: float(at.t) for modality, at in shown.items()}
+        if on_step(StepInfo(step, plan.total, times, estimates)):
             return estimates
     return finished
+
+
+def _evaluate(
+    denoise: Denoiser, shown: dict[str, Evaluation], moved: Collection[str]
+) -> dict[str, Tensor]:
+    states = {modality: at.z for modality, at in shown.items()}
+    times = {modality: at.t for modality, at in shown.items()}
+    return denoise(states, times, moved)
 
 
 def _moves(step: int, num_steps: int, window: tuple[int, int]) -> bool:
@@ -178,8 +255,43 @@ def joint_windows(num_steps: dict[str, int], overlap: float) -> dict[str, tuple[
     return {"text": (0, length), "image": (total - length, total)}
 
 
+def plan_steps(
+    noisy: dict[str, Tensor], num_steps: dict[str, int], overlap: float, is_mixed: bool = False
+) -> StepPlan:
+    """Plan the steps of a run; where words go ahead, each modality has fewer of them.
+
+    Args:
+        noisy: positions to be written (b, n) by modality. num_steps: by modality.
+        overlap: share of a modality's time in which the other is denoised too.
+        is_mixed: let items that write one modality keep the times of those that write both.
+
+    Raises:
+        ValueError: words go ahead in some items, and others write one modality, in all of the time,
+            but for `is_mixed`.
+    """
+    steps = {modality: num_steps[modality] for modality in noisy}
+    windows = joint_windows(steps, _overlap(noisy, overlap, is_mixed))
+    lengths = {modality: stop - first for modality, (first, stop) in windows.items()}
+    return StepPlan(
+        {modality: min(steps[modality], lengths[modality]) for modality in steps}, windows
+    )
+
+
+def _overlap(noisy: dict[str, Tensor], overlap: float, is_mixed: bool) -> float:
+    """Share of their time that words and pictures have in common, where both are written."""
+    if len(noisy) < 2 or overlap == 1:
+        return 1.0
+    both = noisy["text"].any(-1) & noisy["image"].any(-1)
+    if both.any() and not both.all() and not is_mixed:
+        raise ValueError(
+            f"`joint_overlap` is {overlap}, but {int((~both).sum())} of {len(both)} items do not "
+            "write both text and image: generate them in a call of their own, or use 1."
+        )
+    return overlap if both.any() else 1.0
+
+
 def make_solvers(
-    model: MDMNetwork,
+    schedules: dict[str, NoiseSchedule],
     noise: dict[str, Tensor],
     names: dict[str, str],
     num_steps: dict[str, int],
@@ -187,12 +299,12 @@ def make_solvers(
 ) -> dict[str, Generator[Evaluation, Tensor, Tensor]]:
     """Make the solver of every modality that is written, from its initial noise (b, n, d)."""
 
-    def source(g: str) -> Callable[[], Tensor]:
-        return lambda: streams.draw(g)
+    def source(modality: str) -> Callable[[], Tensor]:
+        return lambda: streams.draw(modality)
 
-    return {
-        g: SOLVERS[names[g]](
-            model.schedules[g], z, sampling_times(num_steps[g], z.device, z.dtype), source(g)
-        )
-        for g, z in noise.items()
-    }
+    solvers = {}
+    for modality, z in noise.items():
+        times = sampling_times(num_steps[modality], z.device, z.dtype)
+        solver = SOLVERS[names[modality]]
+        solvers[modality] = solver(schedules[modality], z, times, source(modality))
+    return solvers

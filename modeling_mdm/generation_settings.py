@@ -2,13 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run of `generate()` is set to: keywords before the configuration before the defaults."""
 
+import inspect
 import math
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers.generation.configuration_utils import GenerationConfig
+from transformers.generation.utils import GenerationMixin
 
 from .checks import choice, flag, integer, number, plain
 from .configuration_mdm import MDMConfig
+from .content import MODALITIES
+from .past_turns import PastTurns
 from .solvers import SOLVERS
 
 DEFAULTS: dict[str, Any] = {
@@ -19,15 +25,12 @@ DEFAULTS: dict[str, Any] = {
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "use_cache": True,
-    "stopping_entropy": None,
     "compile": False,
     "cuda_graph": True,
     "num_return_sequences": 1,
     "show_progress": True,
 }
 BY_MODALITY = ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver")
-BY_MODALITY += ("stopping_entropy",)
-MODALITIES = ("image", "text")
 _READ = ("max_new_tokens", "return_dict_in_generate")  # beside `DEFAULTS`
 FLAGS = ("use_cache", "compile", "cuda_graph", "show_progress")
 
@@ -41,11 +44,6 @@ HARMLESS = {
     *("use_mtp", "num_assistant_tokens", "num_assistant_tokens_schedule", "speculation_type"),
     *("assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind"),
     *("target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size"),
-}
-# What `generate` of transformers takes beside its configuration, and nothing here could follow.
-OTHERS_OF_TRANSFORMERS = {
-    *("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "custom_generate"),
-    *("negative_prompt_ids", "negative_prompt_attention_mask"),
 }
 # Where an option of transformers asks for nothing, beside its default, None, False and empty lists.
 NEUTRAL = {"top_k": 0, "top_h": 1.0, "min_p": 0.0, "min_new_tokens": 0}
@@ -85,12 +83,9 @@ class MDMGenerationConfig(GenerationConfig):
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
         use_cache (`bool`): read what is given once, and evaluate only what is written at every
             step. Default True; the results are the same to rounding.
-        stopping_entropy (`float` or `dict`): finish an item's words or picture as soon as the score
-            entropy that the model predicts is below this at every position; items that are
-            finished leave the batch. Default None, off.
         compile (`bool`): evaluate the network by `torch.compile`. Default False.
         cuda_graph (`bool`): on a CUDA device, replay evaluations as a CUDA graph. Default True;
-            it needs `use_cache`, and neither `compile` nor `stopping_entropy`.
+            it needs `use_cache`, and not `compile`.
         num_return_sequences (`int`): samples of each item. Default 1.
         show_progress (`bool`): show a progress bar. Default True.
         max_new_tokens (`int`): words of a text region that `generate` opens. Default
@@ -120,22 +115,46 @@ class MDMGenerationConfig(GenerationConfig):
             self.num_return_sequences = samples
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What a run is set to: the fields of [`MDMGenerationConfig`], by modality where they may be.
+
+    names_form: whether this call asked for `return_dict_in_generate`.
+    """
+
+    num_inference_steps: dict[str, int]
+    guidance_scale: dict[str, float]
+    joint_guidance_scale: dict[str, float]
+    joint_overlap: float
+    solver: dict[str, str]
+    keep: float
+    use_cache: bool
+    compile: bool
+    cuda_graph: bool
+    num_return_sequences: int
+    show_progress: bool
+    max_new_tokens: int
+    return_dict_in_generate: bool
+    names_form: bool
+
+    @property
+    def reads_turns(self) -> bool:
+        """Whether what is given is read turn by turn; hard selection ranks all of it."""
+        return self.use_cache and self.keep == 1
+
+
 def read_settings(
     config: MDMConfig,
     own: GenerationConfig | None,
     passed: GenerationConfig | None,
     keywords: dict[str, Any],
-) -> dict[str, Any]:
+) -> Settings:
     """Lay keywords over a passed configuration over the model's own over the defaults.
 
     Args:
         config: of the model. own, passed: any of their fields may be absent or None, which leaves
             what is below.
         keywords: what `generate` was passed beside its inputs.
-
-    Returns:
-        a value for every name in `DEFAULTS`, a dictionary by modality for those in `BY_MODALITY`;
-        `max_new_tokens` and `return_dict_in_generate`.
 
     Raises:
         ValueError: an unknown keyword or modality, a value that this model cannot run with, or one
@@ -157,9 +176,10 @@ def read_settings(
     length, form = (_given(n, layers) for n in ("max_new_tokens", "return_dict_in_generate"))
     settings["max_new_tokens"] = length[-1] if length else config.max_text_length
     settings["return_dict_in_generate"] = flag("return_dict_in_generate", (form or [True])[-1])
+    settings["names_form"] = keywords.get("return_dict_in_generate") is not None
     _check_by_modality(config, settings)
     _check_run(config, settings)
-    return settings
+    return Settings(**settings)
 
 
 def _given(name: str, layers: list[dict[str, Any]]) -> list[Any]:
@@ -177,13 +197,14 @@ def _refuse_without_effect(
     """
     usual = GenerationConfig._get_default_generation_params()
     known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    known |= inspect.signature(GenerationMixin.generate).parameters.keys()
     refused = []
     for layer in (own, passed, keywords):
         for name, value in layer.items():
             if name in DEFAULTS or name in HARMLESS or name in _READ or name.startswith("_"):
                 continue
             of_model = [own.get(name), getattr(config, name, None)]
-            if name in known or name in OTHERS_OF_TRANSFORMERS:
+            if name in known:
                 neutral = [usual.get(name), NEUTRAL.get(name)]
                 # A length that somebody names is meant, be it transformers' default.
                 neutral = [] if name == "max_length" and layer is keywords else neutral
@@ -219,7 +240,7 @@ def _by_modality(name: str, layers: list[Any]) -> dict[str, Any]:
         unknown = sorted(map(str, set(named) - set(MODALITIES)))
         if unknown:
             raise ValueError(f"`{name}` has a value for {unknown}: name 'image' and / or 'text'.")
-        values |= {g: value for g, value in named.items() if value is not None}
+        values |= {modality: value for modality, value in named.items() if value is not None}
     return values
 
 
@@ -228,29 +249,24 @@ def _has_null_prompt(config: MDMConfig) -> bool:
 
 
 def _check_by_modality(config: MDMConfig, settings: dict[str, Any]) -> None:
-    for g, entropy in settings["stopping_entropy"].items():
-        fix = "use a number above 0, in nats, or None."
-        settings["stopping_entropy"][g] = number(
-            "stopping_entropy", entropy, fix, low=math.ulp(0.0), where=f" for {g}"
-        )
-    for g in MODALITIES:
-        where = f" for {g}"
-        settings["num_inference_steps"][g] = integer(
+    for modality in MODALITIES:
+        where = f" for {modality}"
+        settings["num_inference_steps"][modality] = integer(
             "num_inference_steps",
-            settings["num_inference_steps"][g],
+            settings["num_inference_steps"][modality],
             "use an integer of at least 1, such as 30.",
             where=where,
         )
-        choice("solver", settings["solver"][g], SOLVERS, where=where)
+        choice("solver", settings["solver"][modality], SOLVERS, where=where)
         for name in ("guidance_scale", "joint_guidance_scale"):
             fix = "use a number, such as 2.0; 1 is off."
-            settings[name][g] = number(name, settings[name][g], fix, where=where)
-        scale = settings["guidance_scale"][g]
+            settings[name][modality] = number(name, settings[name][modality], fix, where=where)
+        scale = settings["guidance_scale"][modality]
         if scale != 1 and not _has_null_prompt(config):
             raise ValueError(
-                f"`guidance_scale` is {scale} for {g}, but this model was trained without a null "
-                f"prompt (`num_null_tokens` = {config.num_null_tokens}, `null_prompt_probability` "
-                f"= {config.null_prompt_probability}): use 1."
+                f"`guidance_scale` is {scale} for {modality}, but this model was trained without a "
+                f"null prompt (`num_null_tokens` = {config.num_null_tokens}, "
+                f"`null_prompt_probability` = {config.null_prompt_probability}): use 1."
             )
 
 
@@ -268,3 +284,50 @@ def _check_run(config: MDMConfig, settings: dict[str, Any]) -> None:
     settings["keep"] = number("keep", settings["keep"], fix, least, 1)
     for name in FLAGS:
         settings[name] = flag(name, settings[name])
+
+
+def check_arguments(generator: Any, callback: Any, with_trajectory: Any, streamer: Any) -> None:
+    """Refuse arguments of another type than `generate` can use."""
+    several = list(generator) if isinstance(generator, list | tuple) else [generator]
+    if generator is not None and not all(isinstance(one, torch.Generator) for one in several):
+        raise ValueError(
+            f"`generator` is {generator!r:.80}: pass torch.Generator().manual_seed(7), or a list "
+            "of one for each item."
+        )
+    if callback is not None and not callable(callback):
+        raise ValueError(
+            f"`callback_on_step_end` is {callback!r:.80}: pass a function of a StepInfo."
+        )
+    flag("output_trajectory", with_trajectory)
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(
+            f"`streamer` is {streamer!r:.80}: pass an MDMStreamer, or one of transformers'."
+        )
+
+
+def check_past(past: PastTurns | None, settings: Settings) -> None:
+    """Refuse what is no past, or would not be read with these settings."""
+    if past is None:
+        return
+    if not isinstance(past, PastTurns):
+        raise ValueError(
+            f"`cache` is a {type(past).__name__}: pass that of an earlier output, `output.cache`."
+        )
+    if not settings.use_cache:
+        raise ValueError("`cache` was passed with `use_cache=False`: leave one out.")
+    if settings.keep < 1:
+        raise ValueError(
+            f"`cache` was passed with `keep` = {settings.keep}: hard selection ranks "
+            "all that is given, which cannot be read turn by turn; use 1, or leave one out."
+        )
+
+
+def check_form(modalities: Any, settings: Settings) -> None:
+    """Refuse a run that writes nothing, or words and pictures where this call wants one tensor."""
+    if not modalities:
+        raise ValueError("Nothing to generate: the inputs hold 0 items, pass at least one.")
+    if len(modalities) > 1 and settings.names_form and not settings.return_dict_in_generate:
+        raise ValueError(
+            "`return_dict_in_generate` is False, but this call writes words and pictures, "
+            "which no single tensor holds: leave it out, or write one of them."
+        )

@@ -130,8 +130,9 @@ def _generate(
     """Process, generate and post-process one batch; note each sample's network evaluations."""
     batch = processor(**inputs, return_tensors="pt").to(model.device)
     out = model.generate(**batch, **options)
-    evaluations += out.item_evaluations.tolist()
-    return processor.post_process(out)
+    samples = processor.post_process(out)
+    evaluations += [out.num_evaluations] * len(samples)
+    return samples
 
 
 def _batches(count: int, sampling: Sampling, name: str) -> Iterator[range]:

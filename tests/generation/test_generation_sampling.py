@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_mdm.content import ModalityContent
+from modeling_mdm.content import ModalityContent, written
 from modeling_mdm.diffusion import NoiseSchedule
 from modeling_mdm.generation_sampling import (
     NoiseStreams,
+    StepPlan,
     joint_windows,
     make_solvers,
     run_solvers,
-    written,
 )
 from modeling_mdm.solvers import SOLVERS, sampling_times, solve
 
@@ -32,14 +32,17 @@ class Toy:
     """
 
     def __init__(self, coupled: float = 0.0) -> None:
-        self.coupled, self.calls = coupled, []
+        self.coupled, self.calls, self.shown = coupled, [], {}
 
     def estimate(self, g, z, t):
         return torch.tanh(z + 0.3 * len(g)) * (1 - 0.5 * t)
 
-    def __call__(self, z, t, moving):
-        assert moving and set(moving) <= set(z)
-        self.calls.append((z, t, moving))
+    def __call__(self, z, t, moved):
+        """Whoever is told to have moved is shown another state than in the last call."""
+        others = {g for g, state in self.shown.items() if not torch.equal(z[g], state)}
+        assert set(moved) == others
+        self.shown = dict(z)
+        self.calls.append((z, t, moved))
         assert all(time.dim() == 0 for time in t.values())
         result = {g: self.estimate(g, z[g], t[g]) for g in z}
         if self.coupled:
@@ -71,7 +74,7 @@ def drive(toy, names, steps, on_step=lambda info: False, only=("image", "text"))
         )
         for g in only
     }
-    return run_solvers(solvers, {g: steps[g] for g in only}, toy, on_step)
+    return run_solvers(solvers, StepPlan.together({g: steps[g] for g in only}), toy, on_step)
 
 
 # --- one network evaluation for both modalities
@@ -166,7 +169,8 @@ def test_heun_on_coupled_modalities_is_the_trapezoid_rule_of_both():
 
     def slopes(z, t):
         """dz/dt of z_t = alpha z_0 + sigma noise, derivatives by a small central difference."""
-        clean = reference(z, {g: torch.tensor(t, dtype=float64) for g in z}, list(z))
+        reference.shown = {}
+        clean = reference(z, {g: torch.tensor(t, dtype=float64) for g in z}, [])
         result = {}
         for g, state in z.items():
             abar = [SCHEDULES[g].alpha_bar(torch.tensor(t + h, dtype=float64)) for h in (-E, 0, E)]
@@ -180,7 +184,8 @@ def test_heun_on_coupled_modalities_is_the_trapezoid_rule_of_both():
         g: SOLVERS["heun"](SCHEDULES[g], z[g], torch.tensor([t, s, 0.0], dtype=float64), None)
         for g in z
     }
-    final = run_solvers(solvers, {"image": 2, "text": 2}, toy, lambda info: False)
+    plan = StepPlan.together({"image": 2, "text": 2})
+    final = run_solvers(solvers, plan, toy, lambda info: False)
     _, start = slopes(z, t)
     predicted = {g: z[g] + (s - t) * start[g] for g in z}
     _, end = slopes(predicted, s)
@@ -217,14 +222,13 @@ def test_a_modality_moves_within_its_window_and_is_shown_finished(image):
         )
         for g, name in {"image": image, "text": "ddim"}.items()
     }
-    final = run_solvers(
-        solvers,
-        {"image": 3, "text": 3},
-        toy,
-        lambda info: False,
-        {"text": (0, 3), "image": (2, 5)},
-        lambda g, z: events.append((g, z, len(toy.calls))),
-    )
+    plan = StepPlan({"image": 3, "text": 3}, {"text": (0, 3), "image": (2, 5)})
+
+    def on_finish(g, z):
+        events.append((g, z, len(toy.calls)))
+        return toy
+
+    final = run_solvers(solvers, plan, toy, lambda info: False, on_finish)
     third, two_thirds = round(1 / 3, 6), round(2 / 3, 6)
     if image == "ddim":
         assert toy.times("text") == [1, two_thirds, third, 0, 0]
@@ -244,13 +248,8 @@ def test_nobody_is_told_when_both_are_finished_together():
         for g, z in starts().items()
     }
     told = []
-    run_solvers(
-        solvers,
-        {"image": 2, "text": 2},
-        Toy(),
-        lambda info: False,
-        on_finish=lambda g, z: told.append(g),
-    )
+    plan = StepPlan.together({"image": 2, "text": 2})
+    run_solvers(solvers, plan, Toy(), lambda info: False, lambda g, z: told.append(g))
     assert told == []
 
 
@@ -267,9 +266,8 @@ def test_the_callback_sees_every_step_before_and_after_it():
         {"image": 0.5, "text": 0.5},
         {"image": 0.25, "text": 0.5},
     ]
-    again = Toy(coupled=0.1)
-    for info, call in zip(infos, [toy.calls[i] for i in (0, 2, 4, 6)], strict=True):
-        expected = again(*call)
+    for info, (z, t, _) in zip(infos, [toy.calls[i] for i in (0, 2, 4, 6)], strict=True):
+        expected = Toy(coupled=0.1)(z, t, [])
         assert all(torch.equal(info.clean_estimates[g], expected[g]) for g in names)
 
 
@@ -373,11 +371,8 @@ def test_written_names_the_modalities_that_have_something_to_write():
 
 
 def test_solvers_start_from_the_noise_and_end_at_time_zero():
-    class Model:
-        schedules = SCHEDULES
-
     names, steps = {"image": "heun", "text": "ddpm"}, {"image": 2, "text": 3}
-    made = make_solvers(Model, starts(), names, steps, None)
+    made = make_solvers(SCHEDULES, starts(), names, steps, None)
     for g, solver in made.items():
         first = next(solver)
         assert torch.equal(first.z, starts()[g]) and first.t == 1

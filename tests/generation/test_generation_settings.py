@@ -15,6 +15,7 @@ from tiny_model import WORDS, make_model
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from modeling_mdm import MDMForJointGeneration, MDMGenerationConfig
+from modeling_mdm.generation_outputs import OutputWriter
 
 # The model's own configuration, no value of which is the default.
 OWN = {
@@ -25,7 +26,6 @@ OWN = {
     "solver": "heun",
     "keep": 0.75,
     "use_cache": False,
-    "stopping_entropy": 0.5,
     "compile": True,
     "cuda_graph": False,
     "num_return_sequences": 2,
@@ -53,14 +53,10 @@ OTHER = {
     "joint_overlap": 0.5,
     "solver": "ddim",
     "keep": 0.5,
-    "stopping_entropy": 0.125,
     "num_return_sequences": 3,
     "max_new_tokens": 2,
 }
-BY_MODALITY = (
-    *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"),
-    "stopping_entropy",
-)
+BY_MODALITY = (*("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"),)
 
 
 class Captured(Exception):
@@ -377,15 +373,15 @@ def test_what_is_passed_without_masks_is_given(model):
 def test_a_bare_tensor_on_request(model, monkeypatch):
     words = torch.tensor([[5, 6, 7]])
     options = {"num_inference_steps": 3, "show_progress": False}
-    write = model.write_text
+    write = OutputWriter.words
 
-    def write_anything(latents, encoded):
+    def write_anything(writer, latents):
         """This model would write the same word everywhere."""
-        written = write(latents, encoded)
+        written = write(writer, latents)
         drawn = torch.randint(6, written.shape, generator=torch.Generator().manual_seed(5))
-        return torch.where(encoded.content["text"].noisy, drawn, written)
+        return torch.where(writer.encoded.content["text"].noisy, drawn, written)
 
-    monkeypatch.setattr(model, "write_text", write_anything)
+    monkeypatch.setattr(OutputWriter, "words", write_anything)
 
     def draw(**more):
         return model.generate(words, generator=torch.Generator().manual_seed(1), **options, **more)

@@ -21,6 +21,7 @@ from modeling_mdm import (
     MDMJointGenerationPipeline,
     MDMProcessor,
 )
+from modeling_mdm.generation_outputs import OutputWriter
 from modeling_mdm.hub import JOINT_TASK
 
 QUIET = {"num_inference_steps": 2, "show_progress": False}  # any-to-any writes into such a dict
@@ -253,17 +254,18 @@ def writer(request, parts):
 
 
 @pytest.fixture
-def regions(parts, monkeypatch):
+def regions(monkeypatch):
     """How many words each call had to write, which are all the same word."""
-    model, lengths = parts["model"], []
+    lengths = []
 
-    def write(latents, encoded):
-        noisy = encoded.content["text"].noisy
-        lengths.append(int(noisy[0].sum()))
-        words = torch.where(noisy, 30, encoded.modalities["text"].target)
-        return torch.where(encoded.content["text"].valid, words, 0)
+    def write(writer, latents):
+        encoding = writer.encoded.modalities["text"]
+        positions = encoding.content
+        lengths.append(int(positions.noisy[0].sum()))
+        words = torch.where(positions.noisy, 30, encoding.target)
+        return torch.where(positions.valid, words, 0)
 
-    monkeypatch.setattr(model, "write_text", write)
+    monkeypatch.setattr(OutputWriter, "words", write)
     return lengths
 
 
@@ -301,17 +303,17 @@ def test_a_configuration_that_a_pipeline_hands_over_may_be_partial(writer, parts
 
 def test_a_text_ends_at_its_end(writer, parts, monkeypatch):
     """What a region holds behind `<end>` is no part of the text, in either pipeline."""
-    tokenizer, model = parts["processor"].tokenizer, parts["model"]
+    tokenizer = parts["processor"].tokenizer
     one, two, end = (tokenizer.convert_tokens_to_ids(word) for word in ("one", "two", "<end>"))
     one, two = (tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" one", " two"))
     region = torch.tensor([*one, end, *two, end, *two])
 
-    def write(latents, encoded):
-        words = encoded.modalities["text"].target.clone()
+    def write(writer, latents):
+        words = writer.encoded.modalities["text"].target.clone()
         words[:, -len(region) :] = region
         return words
 
-    monkeypatch.setattr(model, "write_text", write)
+    monkeypatch.setattr(OutputWriter, "words", write)
 
     def options():  # some pipelines write into what they are passed
         return {"generate_kwargs": dict(QUIET), "max_new_tokens": len(region)}

@@ -109,7 +109,6 @@ WRONG = {
     (generate, "joint_overlap"): [*NO_NUMBER, -0.1, 1.5],
     (generate, "solver"): [5, True, "euler", ["ddim"], {"image": 5}],
     (generate, "keep"): [*NO_NUMBER, -1, 0, 2],
-    (generate, "stopping_entropy"): [*NO_NUMBER, 0, -1.0, {"text": "x"}],
     **{
         (generate, name): NO_FLAG
         for name in ("use_cache", "compile", "cuda_graph", "show_progress", "output_trajectory")

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
+from modeling_mdm.generation_outputs import OutputWriter
 from modeling_mdm.training.train import ModelArguments
 from modeling_mdm.training.train import make_model as make_trainable
 from modeling_mdm.vae import VQFrontEnd
@@ -126,7 +127,8 @@ def test_codes_are_chosen_in_float32_in_a_model_of_a_short_type(model, dtype, mo
     patches = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
     monkeypatch.setattr(model.vae, "decode", lambda latents, modality: patches)
     encoded = model.encode_inputs(**make_batch())
-    model.write_images(torch.zeros(3, 16, 6), encoded, {"pixel_values": make_batch()})
+    writer = OutputWriter(model, encoded, {"pixel_values": make_batch()["pixel_values"]})
+    writer.pictures(torch.zeros(3, 16, 6))
     distances = (patches.double()[:, :, None] - model.vq.codebook.double()).square().sum(-1)
     assert torch.equal(chosen["codes"], distances.argmin(-1))
 

@@ -21,7 +21,6 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.past_turns import PastTurns
 
 from .plans import Plan
-from .roofline import Step
 from .timing import peak_memory, stopwatch, wait
 
 VOCABULARY = 512
@@ -174,12 +173,17 @@ def grid_of(patches: int, patch: int) -> tuple[int, int]:
 
 
 def measure_evaluation(
-    config: MDMConfig, step: Step, device: torch.device, dtype: torch.dtype
+    config: MDMConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    patches: int,
+    words: int = 0,
 ) -> float:
     """Seconds of one evaluation of a new model of this configuration, VQ-VAE left out."""
     values = config.to_dict() | {"vq_config": None}
     model = make_model(MDMConfig(**values), device, dtype)
-    call = evaluation_call(model, step.batch, step.patches, step.words)
+    call = evaluation_call(model, batch, patches, words)
     call()
     return median(stopwatch(call, device) for _ in range(3))
 

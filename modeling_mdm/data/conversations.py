@@ -87,7 +87,7 @@ class ConversationCollator:
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
-                generate=kind,
+                generation_mode=kind,
                 **({} if kind == "image" else {"max_new_tokens": self.max_new_tokens}),
             )
         )

@@ -593,7 +593,7 @@ def joint_sample_sheet(model: Any, processor: Any, args: MDMTrainingArguments) -
     """Draw pictures with their captions from nothing, and lay them out on one sheet."""
     from modeling_mdm.display.pictures import contact_sheet
 
-    inputs = processor(generate="joint", return_tensors="pt").to(model.device)
+    inputs = processor(generation_mode="joint", return_tensors="pt").to(model.device)
     out = model.generate(
         **inputs,
         num_return_sequences=args.num_samples,

@@ -21,7 +21,7 @@ from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.processor.image_processing_mdm import MDMImageProcessor
 from modeling_mdm.processor.image_processing_pil_mdm import MDMImageProcessorPil
 from modeling_mdm.processor.processing_mdm import MDMProcessor
-from modeling_mdm.processor.request import read_request
+from modeling_mdm.processor.request import Passed, read_request
 from modeling_mdm.processor.samples import MDMSample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -903,6 +903,7 @@ def test_saved_files(tmp_path):
 
 def test_requests_know_nothing_of_the_tokenizer():
     """The reader of arguments needs only the literal that stands for a word to be written."""
-    request = read_request("a ___ b", None, None, None, "text", None, mask_token="___", size=(8, 8))
+    passed = Passed(text="a ___ b", generation_mode="text")
+    request = read_request(passed, mask_token="___", size=(8, 8))
     assert request.has_mask_words == [True]
     assert request.opens_region == [False]

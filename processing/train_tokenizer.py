@@ -309,7 +309,7 @@ def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
         ValueError: if it holds neither.
     """
     from modeling_mdm.data.pictures import load_training_data
-    from modeling_mdm.training.train import pairs
+    from modeling_mdm.training.command_line import pairs
 
     columns = pairs("columns", arguments.columns)
     data = load_training_data(arguments.dataset, arguments.split, columns=columns)

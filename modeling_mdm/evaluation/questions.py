@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.data.conversations import answer_parts
+from modeling_mdm.data.conversations import words_and_pictures
 
 
 @torch.no_grad()
@@ -46,9 +46,9 @@ def answer_accuracy(
     was_training = model.training
     model.eval()
     for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
+        batch = items[start : start + batch_size]
         inputs = processor.apply_chat_template(
-            [item["messages"][:-1] for item in part],
+            [item["messages"][:-1] for item in batch],
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -61,8 +61,8 @@ def answer_accuracy(
             show_progress=False,
             **generation,
         )
-        for item, sample in zip(part, processor.post_process(out, inputs), strict=True):
-            expected, _ = answer_parts(item["messages"][-1])
+        for item, sample in zip(batch, processor.post_process(out, inputs), strict=True):
+            expected, _ = words_and_pictures(item["messages"][-1])
             is_right = sample.text.strip() == expected.strip()
             for kind in {"all", item.get("kind", "all")}:
                 asked[kind] += 1

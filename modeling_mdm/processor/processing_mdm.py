@@ -191,7 +191,7 @@ class MDMProcessor(SampleReader):
             add_generation_prompt: the assistant is to speak next.
             continue_final_message: open a region that goes on with the last message.
             return_assistant_tokens_mask: add `assistant_masks` (B, T), 1 on what the template shows
-                within `{% generation %}`, or on words of odd turns where it has no such part.
+                within `{% generation %}`, or on words of odd turns where it marks nothing.
             tokenize: False gives text, with `<image>` for a picture.
             return_tensors: "pt", "np", or None for lists.
             return_dict: all inputs instead of `input_ids` alone.

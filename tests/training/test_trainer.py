@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -256,7 +257,7 @@ def test_the_speed_counts_all_items_and_leaves_evaluation_out(tmp_path, monkeypa
     trainer._last_log = (10, 100.0)
     trainer.state.global_step = 15
     monkeypatch.setattr(
-        trainer_module.Trainer, "evaluate", lambda *args: now.__setitem__(0, now[0] + 50) or {}
+        transformers.Trainer, "evaluate", lambda *args: now.__setitem__(0, now[0] + 50) or {}
     )
     trainer.evaluate()
     now[0] += 2

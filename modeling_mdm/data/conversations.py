@@ -56,6 +56,7 @@ class ConversationCollator:
         self.seed, self.late = seed, late
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch: the model's inputs, and `times` where any are drawn late."""
         rngs = [self._rng(item) for item in items]
         rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
         batch: dict[str, Any] = stack_inputs(rows, self.processor.tokenizer.pad_token_id)

@@ -211,6 +211,7 @@ class MDMDataCollator:
         self.truncation = truncation
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Draw a task for each item, and make a batch of them."""
         rngs = [self._rng(item) for item in items]
         tasks = [TASKS[self.mixture.draw(item, rng)] for item, rng in zip(items, rngs, strict=True)]
         encoded = self._encode(items)

@@ -567,7 +567,7 @@ FAULTS = [
     (faulty(text=["a"], class_labels=[0, 1]), "1 text, 2 class_labels; pass equally many"),
     (faulty(text=[], generate="image"), "Got 0 text; pass equally many of each, at least 1"),
     (faulty(text="a", generate="video"), "generate='video' is unknown; use None, 'image'"),
-    (faulty(text="a <mask>", generate="image"), "text contains <mask>.*use generation_mode='joint'"),
+    (faulty(text="a <mask>", generate="image"), "contains <mask>.*generation_mode='joint'"),
     (
         faulty(images=picture(), image_mask=MASK_OF_HALF, generate="text"),
         "image_mask asks to repaint pixels.*use generation_mode='joint'",
@@ -587,7 +587,7 @@ FAULTS = [
         faulty(text="a <mask>", generate="text", max_new_tokens=3),
         "max_new_tokens=3 .*none is opened",
     ),
-    (faulty(text="a", max_new_tokens=3), "max_new_tokens=3 .*none is opened; use generation_mode='text'"),
+    (faulty(text="a", max_new_tokens=3), "max_new_tokens=3 .*use generation_mode='text'"),
     (
         faulty(images=picture(), image_mask=np.ones((4, 8))),
         r"image_mask has shape \(4, 8\); pass \(8",

@@ -206,10 +206,14 @@ def evaluation_call(
         absent = torch.zeros(batch, dtype=torch.bool, device=device)
         sequence = model.decoder.lay_out(encoded.content, absent, absent, encoded.grid)
         candidates = model.candidate_latents(encoded.content)
-    z = {g: torch.randn_like(part.latents) for g, part in encoded.content.items()}
-    times = {g: torch.full((batch,), 0.5, device=device, dtype=model.dtype) for g in z}
+    z_t = {
+        modality: torch.randn_like(positions.latents)
+        for modality, positions in encoded.content.items()
+    }
+    half = torch.full((batch,), 0.5, device=device, dtype=model.dtype)
+    times = dict.fromkeys(z_t, half)
     labels = torch.full((batch,), -1, device=device)
-    inputs = DecoderInputs(sequence, encoded.content, z, times, labels, estimates=z)
+    inputs = DecoderInputs(sequence, encoded.content, z_t, times, labels, estimates=z_t)
 
     def call() -> object:
         with torch.no_grad():

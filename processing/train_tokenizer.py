@@ -258,6 +258,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         key=lambda entry: (-entry[1], entry[0]),
     )
 
+    return _unigram(vocabulary, split_words)
+
+
+def _unigram(
+    vocabulary: list[tuple[str, float]], split_words: pre_tokenizers.PreTokenizer
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of a vocabulary: pieces and their scores."""
     tokenizer = Tokenizer(models.Unigram(vocabulary))
     tokenizer.pre_tokenizer = split_words
     tokenizer.decoder = decoders.ByteLevel()

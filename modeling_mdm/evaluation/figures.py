@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.pictures import PictureDataset
-from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.evaluation.judge_network import JudgeNetwork
 
 NUM_EXAMPLES = 10
 

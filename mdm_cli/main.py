@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import runpy
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -42,10 +42,13 @@ MODULES = {
 
 
 def package_version() -> str:
-    """Read the version of `modeling_mdm` without importing it."""
+    """Read the version of `modeling_mdm` without importing it, or what it imports."""
     package = find_spec("modeling_mdm")
     assert package is not None and package.origin is not None
-    return str(runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"])
+    text = Path(package.origin).with_name("version.py").read_text(encoding="utf-8")
+    assigned = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    assert assigned is not None
+    return assigned[1]
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .plans import Plan
 from .results import Contender, Row, available
-from .roofline import scan_matmul_flops
+from .roofline import scan_flops
 from .subjects import (
     AttentionLayer,
     OurLayer,
@@ -96,6 +96,12 @@ def scan_call(scan: Scan, inputs: dict[str, Tensor], kind: str) -> Call:
         torch.autograd.grad(y, list(leaves.values()), gradient.to(y.dtype))
 
     return call
+
+
+def scan_matmul_flops(task: Task, kind: str) -> float:
+    """Flop of a row of scans; each product has two more in the backward pass."""
+    forward = scan_flops(task.batch * task.length, task.inner, task.state_size)
+    return forward * (1 if kind == "forward" else 3)
 
 
 def best_chunk(task: Task, chunks: tuple[int, ...], make: Callable[[int], Call]) -> int:

@@ -266,25 +266,25 @@ def growth_lines(record: Record) -> list[str]:
 
 def markdown(record: Record, plots: Sequence[Path]) -> str:
     """The whole report."""
-    parts = ["# Speed and memory", machine_lines(record), "## Targets", target_table(record)]
-    parts.append("Empty: not measured by this run.")
+    sections = ["# Speed and memory", machine_lines(record), "## Targets", target_table(record)]
+    sections.append("Empty: not measured by this run.")
     if record.tests:
-        parts += ["## Tests on this machine", f"`{record.tests['command']}`: "
+        sections += ["## Tests on this machine", f"`{record.tests['command']}`: "
                   f"{record.tests['summary']}"]  # fmt: skip
     lines = growth_lines(record) + crossing_lines(record)
     if lines:
-        parts += ["## Growth and crossings", "\n".join(lines)]
-    parts += [f"![{plot.stem}]({plot.name})" for plot in plots]
+        sections += ["## Growth and crossings", "\n".join(lines)]
+    sections += [f"![{plot.stem}]({plot.name})" for plot in plots]
     head = ["task", "contender", "ms", "times the first", "peak MiB", "back-end", ""]
     for topic in dict.fromkeys(row.topic for row in record.rows):
         cells = [line for row in record.of(topic) for line in row_cells(row, record)]
         rows = [row for row in record.of(topic) if row.parameters]
-        parts.append(f"## {TITLES.get(topic, topic)}")
+        sections.append(f"## {TITLES.get(topic, topic)}")
         if rows:
             common = set.intersection(*(set(row.parameters.items()) for row in rows))
-            parts.append(", ".join(f"{name} {value}" for name, value in sorted(common)))
-        parts.append(table(head, cells))
-    return "\n\n".join(part for part in parts if part) + "\n"
+            sections.append(", ".join(f"{name} {value}" for name, value in sorted(common)))
+        sections.append(table(head, cells))
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def plot(record: Record, figure: Figure, path: Path) -> bool:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import HfArgumentParser
@@ -25,9 +25,7 @@ from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.decoder import PlaceEmbedding
 
 from .machine import GIVEN, Peaks, measure_peaks
-
-if TYPE_CHECKING:
-    from .subjects import Task
+from .steps import measure_evaluation
 
 PRESETS = Path(__file__).resolve().parent.parent / "configuration"
 CHUNK = 64
@@ -94,12 +92,6 @@ def scan_flops(positions: int, inner: int, state_size: int) -> float:
     """
     within = 2 * CHUNK * state_size + 2 * CHUNK * inner
     return positions * (within + 4 * state_size * inner)
-
-
-def scan_matmul_flops(task: "Task", kind: str) -> float:
-    """Flop of a row of scans; each product has two more in the backward pass."""
-    forward = scan_flops(task.batch * task.length, task.inner, task.state_size)
-    return forward * (1 if kind == "forward" else 3)
 
 
 def mamba_block(config: MDMConfig, step: Step) -> list[Operation]:
@@ -287,10 +279,10 @@ def main(arguments: RooflineArguments) -> dict[int, dict[str, Any]]:
             "bound": bound(config, step, peaks, arguments.dtype),
         }
         if arguments.measure:
-            from .steps import measure_evaluation
-
             dtype = getattr(torch, arguments.dtype)
-            measured = measure_evaluation(config, step, device, dtype)
+            measured = measure_evaluation(
+                config, device, dtype, step.batch, step.patches, step.words
+            )
             results[length]["measured"] = measured
             print(
                 f"  measured {measured * 1e3:.3g} ms: {measured / results[length]['predicted']:.2f}"

@@ -21,7 +21,6 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.past_turns import PastTurns
 
 from .plans import Plan
-from .roofline import Step
 from .timing import peak_memory, stopwatch, wait
 
 VOCABULARY = 512
@@ -174,12 +173,17 @@ def grid_of(patches: int, patch: int) -> tuple[int, int]:
 
 
 def measure_evaluation(
-    config: MDMConfig, step: Step, device: torch.device, dtype: torch.dtype
+    config: MDMConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    patches: int,
+    words: int = 0,
 ) -> float:
     """Seconds of one evaluation of a new model of this configuration, VQ-VAE left out."""
     values = config.to_dict() | {"vq_config": None}
     model = make_model(MDMConfig(**values), device, dtype)
-    call = evaluation_call(model, step.batch, step.patches, step.words)
+    call = evaluation_call(model, batch, patches, words)
     call()
     return median(stopwatch(call, device) for _ in range(3))
 
@@ -202,10 +206,14 @@ def evaluation_call(
         absent = torch.zeros(batch, dtype=torch.bool, device=device)
         sequence = model.decoder.lay_out(encoded.content, absent, absent, encoded.grid)
         candidates = model.candidate_latents(encoded.content)
-    z = {g: torch.randn_like(part.latents) for g, part in encoded.content.items()}
-    times = {g: torch.full((batch,), 0.5, device=device, dtype=model.dtype) for g in z}
+    z_t = {
+        modality: torch.randn_like(positions.latents)
+        for modality, positions in encoded.content.items()
+    }
+    half = torch.full((batch,), 0.5, device=device, dtype=model.dtype)
+    times = dict.fromkeys(z_t, half)
     labels = torch.full((batch,), -1, device=device)
-    inputs = DecoderInputs(sequence, encoded.content, z, times, labels, estimates=z)
+    inputs = DecoderInputs(sequence, encoded.content, z_t, times, labels, estimates=z_t)
 
     def call() -> object:
         with torch.no_grad():

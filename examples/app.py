@@ -92,11 +92,11 @@ class AppArguments:
 class Wish:
     """What one press of the button asks for.
 
-    write: image, text or joint; None where the model chooses. mask: 1 where the picture is
-    repainted, at the size that the model sees. The rest is as in `MDMProcessor` and `generate`.
+    generation_mode: image, text or joint; None where the model chooses. mask: 1 where the picture
+    is repainted, at the size that the model sees. The rest is as in `MDMProcessor` and `generate`.
     """
 
-    write: str | None
+    generation_mode: str | None
     text: str | None = None
     picture: Image.Image | None = None
     mask: np.ndarray | None = None
@@ -106,14 +106,14 @@ class Wish:
 
     def request(self) -> dict[str, Any]:
         """Arguments of the processor: what is there."""
-        parts = {
+        passed = {
             "text": self.text,
             "images": self.picture,
             "image_mask": self.mask,
             "class_labels": self.class_label,
         }
-        given = {name: [value] for name, value in parts.items() if value is not None}
-        return {"generate": self.write, **given}
+        given = {name: [value] for name, value in passed.items() if value is not None}
+        return {"generation_mode": self.generation_mode, **given}
 
 
 @dataclass
@@ -209,11 +209,11 @@ class Studio:
         }
         if asked["solver"] != OWN_SOLVER:
             options["solver"] = asked["solver"]
-        write, label = WRITE[asked["write"]], asked["class"]
-        if write == "auto":
-            write, options["generation_mode"] = None, "auto"
+        mode, label = WRITE[asked["write"]], asked["class"]
+        if mode == "auto":
+            mode, options["generation_mode"] = None, "auto"
         return Wish(
-            write=write,
+            generation_mode=mode,
             text=asked["text"] or None,
             picture=picture,
             mask=mask,

@@ -91,21 +91,21 @@ class Demo:
 
     def joint(self) -> list[Pair]:
         """Write pictures and their captions together, from nothing."""
-        inputs = self.processor(generate="joint", return_tensors="pt")
+        inputs = self.processor(generation_mode="joint", return_tensors="pt")
         samples = self.generate(inputs, num_return_sequences=self.arguments.num_samples)
         return [Pair(sample.text, sample.image) for sample in samples]
 
     def text_to_image(self) -> list[Pair]:
         """Write two pictures for every prompt."""
         prompts = list(PROMPTS) * 2
-        inputs = self.processor(text=prompts, generate="image", return_tensors="pt")
+        inputs = self.processor(text=prompts, generation_mode="image", return_tensors="pt")
         samples = self.generate(inputs, guidance_scale=self.arguments.guidance_scale)
         return [Pair(text, sample.image) for text, sample in zip(prompts, samples, strict=True)]
 
     def captioning(self, paths: list[Path]) -> list[Pair]:
         """Write a caption for every picture."""
         images = [open_picture(path) for path in paths]
-        inputs = self.processor(images=images, generate="text", return_tensors="pt")
+        inputs = self.processor(images=images, generation_mode="text", return_tensors="pt")
         samples = self.generate(inputs)
         return [Pair(sample.text, image) for sample, image in zip(samples, images, strict=True)]
 

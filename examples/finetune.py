@@ -204,6 +204,14 @@ def describe(
     )
 
 
+def write_results(folder: Path, results: dict[str, dict[str, float]], tuning: Tuning) -> None:
+    """Write the card of the adapters, and the accuracies if any were measured."""
+    if results:
+        text = json.dumps(results, indent=2) + "\n"
+        (folder / "answers.json").write_text(text, encoding="utf-8")
+    write_adapter_card(folder, tuning)
+
+
 def run(
     adapter_args: AdapterArguments, data_args: ConversationArguments, args: MDMTrainingArguments
 ) -> dict[str, dict[str, float]]:
@@ -245,21 +253,19 @@ def run(
         trainer.train(checkpoint)
         trainer.save_model()
         trainer.save_state()
-    if args.process_index == 0 and (questions or adapter_args.merge):
-        base = load_model(adapter_args)
-        merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
-        ask("after", merged)
-        if adapter_args.merge:
-            merged.save_pretrained(Path(args.output_dir) / "merged")
-            processor.save_pretrained(Path(args.output_dir) / "merged")
-        if results:
-            text = json.dumps(results, indent=2) + "\n"
-            (Path(args.output_dir) / "answers.json").write_text(text, encoding="utf-8")
     if args.process_index == 0:
+        folder = Path(args.output_dir)
+        if questions or adapter_args.merge:
+            base = load_model(adapter_args)
+            merged = peft.PeftModel.from_pretrained(base, args.output_dir).merge_and_unload()
+            ask("after", merged)
+            if adapter_args.merge:
+                merged.save_pretrained(folder / "merged")
+                processor.save_pretrained(folder / "merged")
         tuning = describe(adapter_args, data_args, args, results)
-        write_adapter_card(Path(args.output_dir), tuning)
+        write_results(folder, results, tuning)
         if adapter_args.merge:
-            write_merged_card(Path(args.output_dir) / "merged", tuning)
+            write_merged_card(folder / "merged", tuning)
     return results
 
 

@@ -96,13 +96,13 @@ def run(arguments: InpaintingArguments) -> None:
         hidden = image.copy()
         hidden.paste(128, (0, height // 2, width, height))
         seen.append(hidden)
-    repainted = complete(images=images, image_mask=masks, generate="image")
+    repainted = complete(images=images, image_mask=masks, generation_mode="image")
     rows = [(images, "test picture"), (seen, "given"), ([s.image for s in repainted], "completed")]
     cells = [MDMSample(text=title, image=image) for row, title in rows for image in row]
     contact_sheet(cells, columns=len(images), picture_size=84).save(output_dir / "inpainting.png")
 
     texts = [arguments.text] * len(images)
-    filled = complete(text=texts, images=images, generate="text")
+    filled = complete(text=texts, images=images, generation_mode="text")
     cells = [MDMSample(text=s.text, image=image) for s, image in zip(filled, images, strict=True)]
     contact_sheet(cells, columns=5).save(output_dir / "infill.png")
     print(f"{output_dir / 'inpainting.png'} and {output_dir / 'infill.png'} written")

@@ -98,7 +98,7 @@ def run_script(path: str, extra: str | None = None) -> NoReturn:
 
 
 def load_file(path: Path) -> ModuleType:
-    """Import a file that is not part of a package, under its own name."""
+    """Import a file that belongs to no package, under its own name."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import runpy
+import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -42,10 +42,13 @@ MODULES = {
 
 
 def package_version() -> str:
-    """Read the version of `modeling_mdm` without importing it."""
+    """Read the version of `modeling_mdm` without importing it, or what it imports."""
     package = find_spec("modeling_mdm")
     assert package is not None and package.origin is not None
-    return str(runpy.run_path(str(Path(package.origin).with_name("version.py")))["__version__"])
+    text = Path(package.origin).with_name("version.py").read_text(encoding="utf-8")
+    assigned = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    assert assigned is not None
+    return assigned[1]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -85,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _generate_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--write", required=True, choices=("image", "text", "joint"))
+    _mode_option(command, ("image", "text", "joint"), "what is written", is_required=True)
     command.add_argument("--text", help="words that are given; each <mask> in them is written")
     command.add_argument("--image", help="file of a picture that is given")
     command.add_argument("--mask", help="picture of what to repaint in --image: white is repainted")
@@ -106,14 +109,22 @@ def _score_options(command: argparse.ArgumentParser) -> None:
 def _chat_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image", help="file of a picture to begin with")
     command.add_argument("--system", help="what the model is told before the conversation")
-    command.add_argument(
-        "--write",
-        choices=("text", "image", "joint", "auto"),
-        help="what replies hold; the model's own choice (auto) if it has learned to choose",
-    )
+    what = "what replies hold; the model's own choice (auto) if it has learned to choose"
+    _mode_option(command, ("text", "image", "joint", "auto"), what, is_required=False)
     command.add_argument("--max_new_tokens", type=_positive, help="longest reply, in words")
     command.add_argument("--output_dir", default="outputs", help="for pictures (default: outputs)")
     _sampler_options(command)
+
+
+def _mode_option(
+    command: argparse.ArgumentParser, modes: tuple[str, ...], what: str, is_required: bool
+) -> None:
+    """Add `--generation_mode`, and `--write`, which is another name of it."""
+    either = command.add_mutually_exclusive_group(required=is_required)
+    either.add_argument("--generation_mode", choices=modes, help=what)
+    either.add_argument(
+        "--write", dest="generation_mode", choices=modes, help="another name of --generation_mode"
+    )
 
 
 def _sampler_options(command: argparse.ArgumentParser) -> None:

@@ -23,24 +23,31 @@ from torch import Tensor
 
 # A step of the kernels may be 0, which no x can be divided by; exp(-1e-8) is 1 in float32.
 SMALLEST_STEP = 1e-8
+KERNELS, MAMBA_1 = "mamba_ssm.ops.triton.ssd_combined", "selective_scan_cuda"
 
 
 @functools.cache
 def load_kernels() -> Callable[..., Any] | None:
     """Return `mamba_chunk_scan_combined`, or None where mamba_ssm is not installed.
 
-    mamba_ssm imports the compiled kernels of Mamba-1 at once. The Mamba-2 kernels do not use them,
-    so an empty module takes their place where they were not built.
+    Releases of mamba_ssm up to 2.3.2 import the compiled kernels of Mamba-1 at once, whether or not
+    they were built; later ones ask first. The Mamba-2 kernels do not use them, so an empty module
+    takes their place where they are missing, while mamba_ssm is imported and no longer.
     """
     if importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("triton") is None:
         return None
-    compiled = "selective_scan_cuda"
-    if compiled not in sys.modules and importlib.util.find_spec(compiled) is None:
-        sys.modules[compiled] = types.ModuleType(compiled)
     try:
-        module = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
-    except ImportError:
-        return None
+        module = importlib.import_module(KERNELS)
+    except ImportError as error:
+        if error.name != MAMBA_1:
+            return None
+        sys.modules[MAMBA_1] = types.ModuleType(MAMBA_1)
+        try:
+            module = importlib.import_module(KERNELS)
+        except ImportError:
+            return None
+        finally:
+            del sys.modules[MAMBA_1]
     scan: Callable[..., Any] = module.mamba_chunk_scan_combined
     return scan
 

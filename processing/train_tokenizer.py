@@ -258,6 +258,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         key=lambda entry: (-entry[1], entry[0]),
     )
 
+    return _unigram(vocabulary, split_words)
+
+
+def _unigram(
+    vocabulary: list[tuple[str, float]], split_words: pre_tokenizers.PreTokenizer
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer of a vocabulary: pieces and their scores."""
     tokenizer = Tokenizer(models.Unigram(vocabulary))
     tokenizer.pre_tokenizer = split_words
     tokenizer.decoder = decoders.ByteLevel()
@@ -309,7 +316,7 @@ def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
         ValueError: if it holds neither.
     """
     from modeling_mdm.data.pictures import load_training_data
-    from modeling_mdm.training.train import pairs
+    from modeling_mdm.training.command_line import pairs
 
     columns = pairs("columns", arguments.columns)
     data = load_training_data(arguments.dataset, arguments.split, columns=columns)

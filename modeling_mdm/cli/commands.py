@@ -50,7 +50,7 @@ def load(chosen: Namespace) -> tuple[Any, Any]:
 @in_chosen_type
 def generate(chosen: Namespace) -> None:
     """Write samples, print their words and save their pictures."""
-    request: dict[str, Any] = {"generate": chosen.write}
+    request: dict[str, Any] = {"generation_mode": chosen.generation_mode}
     if chosen.text is not None:
         request["text"] = [chosen.text]
     if chosen.image is not None:
@@ -79,7 +79,7 @@ def generate(chosen: Namespace) -> None:
         if sample.image is not None:
             folder = Path(chosen.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{chosen.write}-{chosen.seed}-{number}.png"
+            path = folder / f"{chosen.generation_mode}-{chosen.seed}-{number}.png"
             sample.image.save(path)
             result["image"] = str(path)
         results.append(result)
@@ -87,7 +87,7 @@ def generate(chosen: Namespace) -> None:
         print(json.dumps(results, indent=2))
     else:
         for result in results:
-            print("  ".join(part for part in (result["image"], result["text"]) if part is not None))
+            print(_line(result["image"], result["text"]))
 
 
 @in_chosen_type
@@ -128,7 +128,7 @@ def chat(chosen: Namespace) -> None:
     """Read messages from standard input, a line each, and answer each of them."""
     pictures = [] if chosen.image is None else [open_picture(chosen.image)]
     model, processor = load(chosen)
-    mode = chosen.write or ("auto" if model.config.use_mode_head else "text")
+    mode = chosen.generation_mode or ("auto" if model.config.use_mode_head else "text")
     noise = torch.Generator().manual_seed(chosen.seed)
     messages: list[dict[str, Any]] = []
     past = None  # what the model has read: each call reads what is new
@@ -168,8 +168,12 @@ def chat(chosen: Namespace) -> None:
             reply.image.save(path)
             shown["image"] = str(path)
         messages.append({"role": "assistant", "content": content})
-        parts = [part for part in (shown["image"], reply.text) if part is not None]
-        print(json.dumps(shown) if chosen.json else "  ".join(parts), flush=True)
+        print(json.dumps(shown) if chosen.json else _line(shown["image"], reply.text), flush=True)
+
+
+def _line(*shown: str | None) -> str:
+    """One line of what there is: the file of a picture, and words."""
+    return "  ".join(value for value in shown if value is not None)
 
 
 def _lines(chosen: Namespace) -> Iterator[str]:

@@ -24,7 +24,7 @@ class ConversationCollator:
     """Makes a batch of conversations; of each, one answer is written and all before it is given.
 
     An item holds `messages` (see `MDMProcessor.apply_chat_template`), perhaps `images`, the
-    pictures of parts that only say `{"type": "image"}`, and perhaps `seed`. Which of its answers
+    pictures of pieces that only say `{"type": "image"}`, and perhaps `seed`. Which of its answers
     is the noisy region is drawn from (seed, item["seed"]), so a long conversation teaches all of
     them in time. The region is as long as `max_new_tokens`, so that the length of an answer is
     learned from the `<pad>` after its `<end>`. An answer with a picture is a picture to be written.
@@ -56,6 +56,7 @@ class ConversationCollator:
         self.seed, self.late = seed, late
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Make a batch: the model's inputs, and `times` where any are drawn late."""
         rngs = [self._rng(item) for item in items]
         rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
         batch: dict[str, Any] = stack_inputs(rows, self.processor.tokenizer.pad_token_id)
@@ -78,7 +79,7 @@ class ConversationCollator:
         if not answers:
             raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
         chosen = answers[int(rng.integers(len(answers)))]
-        words, pictures = answer_parts(messages[chosen])
+        words, pictures = words_and_pictures(messages[chosen])
         kind = ("joint" if words else "image") if pictures else "text"
         inputs = dict(
             self.processor.apply_chat_template(
@@ -87,7 +88,7 @@ class ConversationCollator:
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
-                generate=kind,
+                generation_mode=kind,
                 **({} if kind == "image" else {"max_new_tokens": self.max_new_tokens}),
             )
         )
@@ -125,41 +126,41 @@ class ConversationCollator:
 
 
 def place_images(messages: Messages, images: Sequence[Any] | None) -> Messages:
-    """Put `images`, in order, into the parts of messages that have none.
+    """Put `images`, in order, into the pieces of messages that have none.
 
     Raises:
-        ValueError: if there are more or fewer of them than such parts.
+        ValueError: if there are more or fewer of them than such pieces.
     """
     waiting = list(images or [])
     placed = []
     for message in messages:
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        parts = [{k: v for k, v in part.items() if v is not None} for part in parts]
-        for part in parts:
-            if part["type"] == "image" and not {"image", "url", "path", "base64"} & part.keys():
+        pieces = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        pieces = [{k: v for k, v in piece.items() if v is not None} for piece in pieces]
+        for piece in pieces:
+            if piece["type"] == "image" and not {"image", "url", "path", "base64"} & piece.keys():
                 if not waiting:
                     raise ValueError(
                         f"images has {len(images or [])} pictures, fewer than the messages show."
                     )
-                part["image"] = waiting.pop(0)
-        placed.append({**message, "content": parts})
+                piece["image"] = waiting.pop(0)
+        placed.append({**message, "content": pieces})
     if waiting:
         raise ValueError(f"images has {len(waiting)} pictures more than the messages show.")
     return placed
 
 
-def answer_parts(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
+def words_and_pictures(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
     """Give the words and the pictures of a message."""
     content = message["content"]
     if isinstance(content, str):
         return content, []
-    words = "".join(part["text"] for part in content if part["type"] == "text")
+    words = "".join(piece["text"] for piece in content if piece["type"] == "text")
     keys = ("image", "url", "path", "base64")
     pictures = [
-        next(part[key] for key in keys if key in part)
-        for part in content
-        if part["type"] == "image"
+        next(piece[key] for key in keys if key in piece)
+        for piece in content
+        if piece["type"] == "image"
     ]
     return words, pictures
 

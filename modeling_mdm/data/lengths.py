@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from modeling_mdm.data.pictures import PictureDataset
+from modeling_mdm.processor.features import encode_texts
 from modeling_mdm.processor.request import TextOptions
 
 AT_ONCE = 1024
@@ -18,7 +19,8 @@ def num_tokens(processor: Any, texts: Sequence[str]) -> list[int]:
     """Count the tokens of each text, `<end>` included."""
     longest = max(map(len, texts), default=0) + 2  # in letters, of four bytes at most
     options = TextOptions(truncation=True, max_length=4 * longest)
-    return [len(words) + 1 for words in processor._encode(list(texts), options)]
+    encoded = encode_texts(list(texts), processor.tokenizer, options, processor.max_text_length)
+    return [len(words) + 1 for words in encoded]
 
 
 def check_text(processor: Any, text: str) -> None:

@@ -21,6 +21,7 @@ from modeling_mdm.data.shards import (
     read_text,
     readers,
 )
+from modeling_mdm.data.sources import Source
 
 
 class FirstOf(Sequence[Any]):
@@ -81,9 +82,8 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def source(self, image: list[str], text: list[str], label: list[str]) -> Any:
+    def source(self, image: list[str], text: list[str], label: list[str]) -> Source:
         """Make the source of a set whose roles these columns have."""
-        from modeling_mdm.data.pictures import Source
 
         def read_labels(row: Row) -> int | None:
             try:
@@ -159,14 +159,14 @@ def read_rows(
     if not files or readers(builder, next(iter(files))) is None:
         return None
     read: dict[str, list[Row]] = {}
-    for name in {part.split("[")[0].strip() for part in split.split("+")}:
+    for name in {piece.split("[")[0].strip() for piece in split.split("+")}:
         if name not in files:
             raise ValueError(f"unknown split {name!r}: there are {[*files]}")
         read[name] = _all_rows(builder, name)
     lengths = {name: len(rows) for name, rows in read.items()}
     chosen: list[Row] = []
-    for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
-        chosen += read[part.splitname][part.from_ : part.to]
+    for stretch in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
+        chosen += read[stretch.splitname][stretch.from_ : stretch.to]
     return Rows(chosen)
 
 

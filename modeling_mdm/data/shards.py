@@ -323,8 +323,8 @@ def _is_json(member: Member) -> bool:
 
 def alternatives(columns: Any) -> list[str]:
     """Split what a role is given: one column, several as `"jpg;png"`, or a list of them."""
-    parts = columns.split(";") if isinstance(columns, str) else list(columns or [])
-    return [part.strip() for part in parts]
+    names = columns.split(";") if isinstance(columns, str) else list(columns or [])
+    return [name.strip() for name in names]
 
 
 def pick(values: dict[str, Any], columns: list[str]) -> Any:

@@ -8,10 +8,7 @@ Axis legend: height, width.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from itertools import islice
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,19 +16,15 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
-from mdm_cli.places import require_place
 from modeling_mdm.data.damage import check_max_skipped, check_skipped
 from modeling_mdm.data.shards import (
-    PEEKED,
-    Row,
     alternatives,
-    pick,
     read_image,
     read_label,
     read_messages,
     read_text,
-    readers,
 )
+from modeling_mdm.data.stream_sources import ROLES, StreamSource
 from modeling_mdm.processor.image_processing_pil_mdm import upright
 
 logger = logging.get_logger(__name__)
@@ -39,153 +32,6 @@ logger = logging.get_logger(__name__)
 BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
 # Samples from which on a share of them says something.
 JUDGED_FROM = 200
-ROLES = ("image", "text", "prompt", "label", "messages")
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """Where items come from.
-
-    Args:
-        path: an id on the Hub, a folder, or a builder of `datasets` such as `"parquet"` or
-            `"webdataset"` (tar shards), with `data_files`.
-        weight: how often it is drawn from, beside the others; > 0.
-        columns: its columns by role: image, text, prompt, label, messages. Of `messages`, the first
-            question is the prompt and its answer the text. Several columns, of which an item has
-            one, are written as WebDataset does, `"jpg;png"`, or as a list.
-        split: the split to read.
-        name: configuration of the set, where it has several.
-        data_files: files or patterns.
-
-    Raises:
-        ValueError: if weight is not above 0, or a role is unknown.
-    """
-
-    path: str
-    weight: float = 1.0
-    columns: Mapping[str, str | list[str]] = field(
-        default_factory=lambda: {"image": "image", "text": "text"}
-    )
-    split: str = "train"
-    name: str | None = None
-    data_files: Any = None
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"weight={self.weight} of {self.path!r} must be > 0.")
-        if not self.columns or (unknown := sorted(set(self.columns) - set(ROLES))):
-            unknown = sorted(set(self.columns) - set(ROLES))
-            raise ValueError(f"columns of {self.path!r} has the roles {unknown}: use {[*ROLES]}.")
-
-    def open(self, number: int = 0) -> Any:
-        """Return a stream of raw items, `{role: value}` in one pickled column `row`.
-
-        Nothing is decoded, and `datasets` is not shown what they hold: it would take the types of
-        the first items for those of all.
-
-        `source` is the number of this source, `name` and `fault` say what an item is called and
-        why it cannot be read, `holds` which columns have a value.
-
-        Raises:
-            ValueError: if there is no such split, or none of the columns of a role.
-        """
-        import datasets
-
-        require_place("path", self.path)
-        builder = datasets.load_dataset_builder(self.path, self.name, data_files=self.data_files)
-        by_role = {role: alternatives(names) for role, names in self.columns.items()}
-        found = readers(builder, self.split)
-        if found is None:
-            stream = builder.as_streaming_dataset(split=self.split)
-            stream = self._undecoded(stream, by_role)
-            known = stream.column_names
-        else:
-            read, files = found
-            if not files:
-                splits = [*(builder.config.data_files or {})]
-                raise ValueError(f"split={self.split!r} of {self.path!r}: there are {splits}.")
-            stream = datasets.IterableDataset.from_generator(
-                _rows, _opaque(), gen_kwargs={"read": read, "files": files}
-            )
-            peeked = (row for file in files for row in read(file) if row.fault is None)
-            known = {name for row in islice(peeked, PEEKED) for name in row.values}
-        for role, names in by_role.items():
-            if known and not set(names) & set(known):
-                shown = sorted(name for name in known if name != "__folder__")
-                raise ValueError(
-                    f"columns of {self.path!r} names {names} as its {role}: there are {shown}."
-                )
-        is_read = found is not None
-
-        def rename(row: dict[str, Any]) -> dict[str, bytes]:
-            if is_read:
-                values, name, fault = pickle.loads(row["row"])
-            else:
-                values, name, fault = row, _path_of(pick(row, by_role.get("image", []))), None
-            raw = {
-                **{role: pick(values, by_role.get(role, [])) for role in ROLES},
-                "source": number,
-                "folder": values.get("__folder__", ""),
-                "holds": [name for name, value in values.items() if value is not None],
-                "name": name,
-                "fault": fault,
-            }
-            return {"row": pickle.dumps(raw)}
-
-        return stream.map(rename, remove_columns=stream.column_names, features=_opaque())
-
-    @staticmethod
-    def _undecoded(stream: Any, by_role: Mapping[str, list[str]]) -> Any:
-        """Leave pictures and texts as the bytes that they are."""
-        import datasets
-
-        features = stream.features or {}
-        for role, names in by_role.items():
-            for name in names:
-                if role == "image" and (not features or name in features):
-                    stream = stream.cast_column(name, datasets.Image(decode=False))
-                elif role in ("text", "prompt") and is_string(features.get(name)):
-                    stream = stream.cast_column(name, datasets.Value("binary"))
-        return stream
-
-
-def _rows(read: Callable[[str], Iterator[Row]], files: list[str]) -> Iterator[dict[str, Any]]:
-    for file in files:
-        for row in read(file):
-            yield {"row": pickle.dumps(tuple(row))}
-
-
-def _opaque() -> Any:
-    import datasets
-
-    return datasets.Features({"row": datasets.Value("binary")})
-
-
-def _path_of(image: Any) -> str | None:
-    return image.get("path") if isinstance(image, dict) else None
-
-
-def is_string(feature: Any) -> bool:
-    """Tell whether a feature of `datasets` is a text."""
-    return getattr(feature, "dtype", None) in ("string", "large_string")
-
-
-def read_recipe(path: str | Path) -> list[StreamSource]:
-    """Read the sources of a mixture from a YAML file: a list of `StreamSource`'s fields.
-
-    Raises:
-        ValueError: if it is no such list, or has unknown keys.
-    """
-    import yaml
-
-    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    known = {f.name for f in fields(StreamSource)}
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"path={str(path)!r} must hold a list of sources.")
-    for entry in content:
-        if unknown := sorted(set(entry) - known):
-            raise ValueError(f"path={str(path)!r} has the unknown keys {unknown}: use {[*known]}.")
-    return [StreamSource(**entry) for entry in content]
 
 
 class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):

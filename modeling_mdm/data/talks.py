@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from modeling_mdm.data.conversations import answer_parts, place_images
+from modeling_mdm.data.conversations import place_images, words_and_pictures
 from modeling_mdm.data.damage import LISTED, MAX_SKIPPED, StandIns
 from modeling_mdm.data.rows import read_rows
 from modeling_mdm.data.shards import Row, read_image, read_messages, read_text
@@ -58,7 +58,7 @@ class Conversations(StandIns):
         for index, row in enumerate(self.rows):
             try:
                 messages = read_messages(row.values["messages"]) or []
-                said = [answer_parts(m)[0] for m in messages if m["role"] == "assistant"]
+                said = [words_and_pictures(m)[0] for m in messages if m["role"] == "assistant"]
             except Exception:  # read again, and reported, when it is drawn
                 continue
             yield from ((self.name(index), words) for words in said)
@@ -74,12 +74,12 @@ class Conversations(StandIns):
         images = [_open(value, folder) for value in row.values.get("images") or []]
         placed = place_images(messages, images)
         for message in placed:
-            for part in message["content"]:
-                if part["type"] == "text":
-                    read_text(part["text"], "text")
-                key = next((key for key in PICTURE_KEYS if key in part), None)
-                if part["type"] == "image" and key is not None:
-                    part["image"] = _open(part.pop(key), folder)
+            for piece in message["content"]:
+                if piece["type"] == "text":
+                    read_text(piece["text"], "text")
+                key = next((key for key in PICTURE_KEYS if key in piece), None)
+                if piece["type"] == "image" and key is not None:
+                    piece["image"] = _open(piece.pop(key), folder)
         return placed
 
 
@@ -88,8 +88,8 @@ def _pictures(row: Row) -> list[tuple[Any, str]]:
     found = list(row.values.get("images") or [])
     try:
         for message in read_messages(row.values.get("messages")) or []:
-            parts = message["content"] if isinstance(message["content"], list) else []
-            found += [part.get(key) for part in parts for key in PICTURE_KEYS]
+            pieces = message["content"] if isinstance(message["content"], list) else []
+            found += [piece.get(key) for piece in pieces for key in PICTURE_KEYS]
     except (ValueError, KeyError, TypeError, AttributeError):  # reported when it is drawn
         pass
     return [(value, row.values.get("__folder__", "")) for value in (*found, None)]
@@ -153,7 +153,7 @@ def _undecoded(feature: Any) -> Any:
     if isinstance(feature, datasets.List):
         return datasets.List(_undecoded(feature.feature))
     if isinstance(feature, dict):
-        return {name: _undecoded(part) for name, part in feature.items()}
+        return {name: _undecoded(piece) for name, piece in feature.items()}
     return feature
 
 

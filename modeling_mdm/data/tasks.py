@@ -95,7 +95,7 @@ class TaskMixture:
             raise ValueError(f"weights={weights} must hold at least one weight above 0.")
 
     def draw(self, item: Mapping[str, Any], rng: np.random.Generator) -> str:
-        """Draw a task out of those that an item has the parts for.
+        """Draw a task out of those that an item holds enough for.
 
         Raises:
             ValueError: if no task of the mixture fits the item.
@@ -114,7 +114,7 @@ class TaskMixture:
     def _possible(
         self, text: bool, image: bool, label: bool, prompt: bool
     ) -> tuple[list[str], np.ndarray]:
-        """Return the tasks that these parts allow and the cumulated shares of all but the last."""
+        """Return the tasks that these allow and the cumulated shares of all but the last."""
         names = [
             name
             for name, weight in self.weights.items()
@@ -163,6 +163,15 @@ class SeededItems(torch.utils.data.Dataset[dict[str, Any]]):
         return item
 
 
+def with_seeds(dataset: Any, seed: int) -> Any:
+    """Give seeds to the items of a data set, or of each of several by name; a stream stays."""
+    if isinstance(dataset, dict):
+        return {name: with_seeds(own, seed) for name, own in dataset.items()}
+    if dataset is None or isinstance(dataset, (SeededItems, torch.utils.data.IterableDataset)):
+        return dataset
+    return SeededItems(dataset, seed)
+
+
 class MDMDataCollator:
     """Makes a batch of items, each with a task of its own.
 
@@ -202,6 +211,7 @@ class MDMDataCollator:
         self.truncation = truncation
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Draw a task for each item, and make a batch of them."""
         rngs = [self._rng(item) for item in items]
         tasks = [TASKS[self.mixture.draw(item, rng)] for item, rng in zip(items, rngs, strict=True)]
         encoded = self._encode(items)
@@ -227,10 +237,14 @@ class MDMDataCollator:
 
     def _encode(self, items: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
         """Run the processor once, over what the items have of each modality."""
-        parts = {"text": [item.get("text") for item in items]}
-        parts["images"] = [item.get("image") for item in items]
+        columns = {"text": [item.get("text") for item in items]}
+        columns["images"] = [item.get("image") for item in items]
         return self.processor(
-            **{name: part for name, part in parts.items() if any(p is not None for p in part)},
+            **{
+                name: column
+                for name, column in columns.items()
+                if any(value is not None for value in column)
+            },
             truncation=self.truncation,
             padding="max_length",
             return_tensors="pt",

@@ -62,7 +62,8 @@ def save_trajectory(
     frames = []
     for step in range(steps):
         image, words = (
-            trajectory[g][item, step] if g in trajectory else None for g in ("image", "text")
+            trajectory[modality][item, step] if modality in trajectory else None
+            for modality in ("image", "text")
         )
         picture = None if image is None else processor.image_processor.post_process(image)
         text = "" if words is None else _words_to_text(processor.tokenizer, words)

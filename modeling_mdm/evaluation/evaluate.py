@@ -37,7 +37,7 @@ from modeling_mdm.evaluation.figures import (
     joint_figures,
     text_to_image_figures,
 )
-from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16

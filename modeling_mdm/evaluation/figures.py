@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.pictures import PictureDataset
-from modeling_mdm.evaluation.judge import JudgeNetwork
+from modeling_mdm.evaluation.judge_network import JudgeNetwork
 
 NUM_EXAMPLES = 10
 
@@ -197,7 +197,7 @@ def text_to_image_figures(
         options = _options(sampling) | {"guidance_scale": scale}
         with _evaluating(model):
             for chosen in _batches(num_samples, sampling, f"text to image, guidance {scale:g}"):
-                inputs = {"text": [texts[n] for n in chosen], "generate": "image"}
+                inputs = {"text": [texts[n] for n in chosen], "generation_mode": "image"}
                 samples = _generate(model, processor, inputs, evaluations, **options)
                 seen += judge.classify([sample.image for sample in samples])
         confusion = np.zeros((num_classes, num_classes), dtype=int)  # (asked, seen)
@@ -246,7 +246,7 @@ def captioning_figures(
         for chosen in _batches(count, sampling, "captioning"):
             items = [dataset[n] for n in chosen]
             true_labels += [item["label"] for item in items]  # a damaged one's stand-in has its own
-            inputs = {"images": [item["image"] for item in items], "generate": "text"}
+            inputs = {"images": [item["image"] for item in items], "generation_mode": "text"}
             texts += [s.text for s in _generate(model, processor, inputs, evaluations, **options)]
     named = [captions.label_of(text) for text in texts]
     right = np.array([label == name for label, name in zip(true_labels, named, strict=True)])
@@ -291,7 +291,7 @@ def joint_figures(
     with _evaluating(model):
         for chosen in _batches(num_samples, sampling, "joint"):
             options["num_return_sequences"] = len(chosen)
-            inputs = {"generate": "joint"}
+            inputs = {"generation_mode": "joint"}
             samples = _generate(model, processor, inputs, evaluations, **options)
             texts += [sample.text for sample in samples]
             seen += judge.classify([sample.image for sample in samples])

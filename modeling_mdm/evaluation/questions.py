@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from modeling_mdm.data.conversations import answer_parts
+from modeling_mdm.data.conversations import words_and_pictures
 
 
 @torch.no_grad()
@@ -43,29 +43,40 @@ def answer_accuracy(
     if not items:
         raise ValueError("items is empty: pass at least one conversation.")
     right, asked = Counter[str](), Counter[str]()
+    length = max_new_tokens or processor.max_text_length
     was_training = model.training
     model.eval()
     for start in range(0, len(items), batch_size):
-        part = items[start : start + batch_size]
-        inputs = processor.apply_chat_template(
-            [item["messages"][:-1] for item in part],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            max_new_tokens=max_new_tokens or processor.max_text_length,
-        ).to(model.device)
-        out = model.generate(
-            **inputs,
-            generator=torch.Generator().manual_seed(seed + start),
-            show_progress=False,
-            **generation,
-        )
-        for item, sample in zip(part, processor.post_process(out, inputs), strict=True):
-            expected, _ = answer_parts(item["messages"][-1])
-            is_right = sample.text.strip() == expected.strip()
+        batch = items[start : start + batch_size]
+        noise = torch.Generator().manual_seed(seed + start)
+        for item, answer in zip(
+            batch, _answers(model, processor, batch, length, noise, generation), strict=True
+        ):
+            expected, _ = words_and_pictures(item["messages"][-1])
+            is_right = answer.strip() == expected.strip()
             for kind in {"all", item.get("kind", "all")}:
                 asked[kind] += 1
                 right[kind] += is_right
     model.train(was_training)
     return {kind: right[kind] / count for kind, count in sorted(asked.items())}
+
+
+def _answers(
+    model: Any,
+    processor: Any,
+    items: Sequence[dict[str, Any]],
+    length: int,
+    noise: torch.Generator,
+    generation: dict[str, Any],
+) -> list[str]:
+    """What the model answers in the place of the last message of each conversation."""
+    inputs = processor.apply_chat_template(
+        [item["messages"][:-1] for item in items],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        max_new_tokens=length,
+    ).to(model.device)
+    out = model.generate(**inputs, generator=noise, show_progress=False, **generation)
+    return [sample.text for sample in processor.post_process(out, inputs)]

@@ -3,16 +3,17 @@
 """Conversations: messages with roles, words and pictures become numbered turns.
 
 The user speaks in turns 0, 2, ... and the assistant in turns 1, 3, ...; a system message is the
-beginning of turn 0. So a question with its answer is what `processor(text=..., generate="text")`
-makes of it, and a role is known by its turn.
+beginning of turn 0. So a question with its answer is what `processor(text=...,
+generation_mode="text")` makes of it, and a role is known by its turn.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import InitVar, dataclass, field, fields, is_dataclass
 from typing import Any
 
-from .request import check_length, check_task, is_list, is_picture
+from .request import read_generation_mode
+from .values import check_length, is_list, is_picture
 
 # What ends a turn and what stands for a picture, `<end>` and `<image>`, come from the tokenizer.
 CHAT_TEMPLATE = """\
@@ -93,21 +94,37 @@ class ChatOptions:
     conversation, a list of lists for a batch.
     """
 
-    generate: str | None = None
+    generation_mode: str | None = None
     max_new_tokens: int | None = None
     images: Any = None
     image_size: int | tuple[int, int] | None = None
+    generate: InitVar[str | None] = None  # another name of `generation_mode`
 
-    def __post_init__(self) -> None:
-        check_task(self.generate)
+    def __post_init__(self, generate: str | None) -> None:
+        self.generation_mode = read_generation_mode(self.generation_mode, generate)
         self.max_new_tokens = check_length(self.max_new_tokens)
-        if self.generate is None and self.max_new_tokens is not None:
-            self.generate = "text"
-        if self.generate == "image" and self.max_new_tokens is not None:
+        if self.generation_mode is None and self.max_new_tokens is not None:
+            self.generation_mode = "text"
+        if self.generation_mode == "image" and self.max_new_tokens is not None:
             raise ValueError(
                 f"max_new_tokens={self.max_new_tokens} is the length of a text region, and "
-                "generate='image' opens none; use 'text' or 'joint', or leave it out."
+                "generation_mode='image' opens none; use 'text' or 'joint', or leave it out."
             )
+
+    @classmethod
+    def names(cls) -> set[str]:
+        """The names of all options."""
+        return {"generate", *(option.name for option in fields(cls))}
+
+    @property
+    def writes_text(self) -> bool:
+        """Whether the reply holds words."""
+        return self.generation_mode in ("text", "joint")
+
+    @property
+    def writes_image(self) -> bool:
+        """Whether the reply holds a picture."""
+        return self.generation_mode in ("image", "joint")
 
     def pictures(self, is_batch: bool) -> list[list[Any]]:
         """List `images` by conversation; a picture alone is the only one of its conversation.
@@ -141,13 +158,13 @@ def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], b
             list.
     """
 
-    def usual(part: Any) -> Any:
-        part = as_dictionary(part)
-        if isinstance(part, dict) and part.get("type") == "image_url":
-            address = part.get("image_url")
+    def usual(piece: Any) -> Any:
+        piece = as_dictionary(piece)
+        if isinstance(piece, dict) and piece.get("type") == "image_url":
+            address = piece.get("image_url")
             address = address.get("url") if isinstance(address, dict) else address
             return {"type": "image", "url": address}
-        return part
+        return piece
 
     def read(message: Any) -> dict[str, Any]:
         message = as_dictionary(message)
@@ -176,13 +193,13 @@ def read_conversations(conversation: Any) -> tuple[list[list[dict[str, Any]]], b
 def pictures_of(conversation: list[dict[str, Any]]) -> list[Any]:
     """List the pictures that the messages hold or name, in order."""
     return [
-        part[source]
+        piece[source]
         for message in conversation
         if not isinstance(message.get("content", ""), str)
-        for part in message["content"]
-        if part["type"] == "image"
+        for piece in message["content"]
+        if piece["type"] == "image"
         for source in ("image", "url", "path", "base64")
-        if source in part
+        if source in piece
     ]
 
 
@@ -211,7 +228,7 @@ def read_chats(
     """Split conversations into turns, as their chat template shows them.
 
     Args:
-        conversations: messages with `role` and `content`, a string or a list of parts
+        conversations: messages with `role` and `content`, a string or a list of pieces
             `{"type": "text", "text": ...}` and `{"type": "image", ...}`.
         pictures: of each conversation, in order.
         render: applies the chat template; gives texts, and the spans of each that the template
@@ -252,19 +269,19 @@ def align_pictures(
 
 
 def check_conversation(conversation: list[dict[str, Any]], awaits_reply: bool) -> None:
-    """Refuse conversations that have no turns, or parts that are neither words nor pictures.
+    """Refuse conversations that have no turns, or pieces that are neither words nor pictures.
 
     Raises:
-        ValueError: if roles do not alternate, a reply is asked for after a reply, or a part has an
+        ValueError: if roles do not alternate, a reply is asked for after a reply, or a piece has an
             unknown type.
     """
     for message in conversation:
         content = message.get("content") or []
-        for part in [] if isinstance(content, str) else content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+        for piece in [] if isinstance(content, str) else content:
+            kind = piece.get("type") if isinstance(piece, dict) else None
+            if kind != "image" and not (kind == "text" and isinstance(piece.get("text"), str)):
                 raise ValueError(
-                    f"content has {part!r:.80}; use {{'type': 'text', 'text': ...}} and "
+                    f"content has {piece!r:.80}; use {{'type': 'text', 'text': ...}} and "
                     "{'type': 'image', 'image': ...}."
                 )
     roles = [message.get("role") for message in conversation]
@@ -295,8 +312,10 @@ def _defused(conversation: list[dict[str, Any]], specials: str) -> list[dict[str
         if isinstance(content, str):
             return plain(content)
         return [
-            {**part, "text": plain(part["text"])} if part["type"] == "text" else {"type": "image"}
-            for part in content or []
+            {**piece, "text": plain(piece["text"])}
+            if piece["type"] == "text"
+            else {"type": "image"}
+            for piece in content or []
         ]
 
     return [{**m, "content": content_of(m.get("content"))} for m in conversation]

@@ -9,7 +9,6 @@ Axes: B items, T text positions, M images per item, C channels, H height, W widt
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -30,17 +29,11 @@ from .chat import (
     read_conversations,
 )
 from .compatibility import warn_if_untested
-from .request import (
-    Request,
-    TextOptions,
-    check_length,
-    check_names,
-    integer,
-    names_of,
-    read_request,
-    whole_number,
-)
+from .features import as_tensors, encode_texts, image_features, stack_words, text_rows
+from .keywords import Keywords, check_names, names_of
+from .request import Passed, Request, TextOptions, read_generation_mode, read_request
 from .samples import SampleReader
+from .values import check_length, integer, whole_number
 
 warn_if_untested()
 
@@ -97,14 +90,17 @@ class MDMProcessor(SampleReader):
         self,
         images: Any = None,
         text: str | list[str | None] | None = None,
-        generate: str | None = None,
+        generation_mode: str | None = None,
         class_labels: int | list[int | None] | torch.Tensor | None = None,
         image_mask: Any = None,
         max_new_tokens: int | None = None,
         image_size: int | tuple[int, int] | None = None,
+        generate: str | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        """Prepare one item or a batch: what is passed is given, `generate` says what is written.
+        """Prepare one item or a batch: what is passed is given, the rest is to be written.
+
+        `generation_mode` says what that is:
 
         * `None` (training, scoring): all is given, except `<mask>` words and repainted pixels.
         * `"image"`: a new image. Text is its prompt; so are pictures, unless `image_mask` says what
@@ -120,12 +116,13 @@ class MDMProcessor(SampleReader):
             images: a picture, B pictures, or B lists of pictures, as the image processor reads
                 them; None in a list is an absent picture, and so is what a shorter list lacks.
             text: a string or a list of B; None in a list is an absent text.
-            generate: None, "image", "text" or "joint".
+            generation_mode: None, "image", "text" or "joint".
             class_labels: a class or a list of B; -1 or None is no class.
             image_mask: 1 to repaint a pixel, 0 to keep it, at the size that the model sees:
                 (H, W) for all pictures, (B, H, W), or (B, M, H, W).
             max_new_tokens: length of the text region; `max_text_length` if None.
             image_size: side, or (H, W), of the images; the image processor's if None.
+            generate: another name of `generation_mode`; pass one of them.
             kwargs: what processors usually take, alone or in `text_kwargs` and `images_kwargs`.
                 Of texts: `max_length` instead of `max_text_length`; `padding`, "longest" or True
                 unless it is "max_length", for at least so many words; `truncation`, to cut the last
@@ -145,23 +142,23 @@ class MDMProcessor(SampleReader):
         """
         if any(kwargs.pop(other, None) is not None for other in ("videos", "audio")):
             raise ValueError("videos and audio are not read by MDM; leave them None.")
-        options, images_kwargs, return_tensors = self._read_kwargs(kwargs)
-        size = self._resolve_size(image_size, images_kwargs)
+        keywords = self._read_keywords(kwargs)
+        size = self._resolve_size(image_size, keywords.images)
         max_new_tokens = check_length(max_new_tokens)
-        request = read_request(
-            *(text, images, class_labels, image_mask, generate, max_new_tokens),
-            mask_token=self.tokenizer.mask_token,
-            size=size,
-        )
+        mode = read_generation_mode(generation_mode, generate)
+        passed = Passed(text, images, class_labels, image_mask, mode, max_new_tokens)
+        request = read_request(passed, self.tokenizer.mask_token, size)
         features = {}
         if any(request.opens_region) or any(text is not None for text in request.texts):
             region = max_new_tokens or self.max_text_length
-            features |= self._text_features(request, options, region)
+            words = encode_texts(request.texts, self.tokenizer, keywords.text, self.max_text_length)
+            rows = text_rows(request, words, region, self.tokenizer)
+            features |= stack_words(rows, self.tokenizer, keywords.text, self.max_text_length)
         if request.opens_image or any(request.images):
-            features |= self._image_features(request, size, images_kwargs)
+            features |= image_features(request, self.image_processor, size, keywords.images)
         if request.class_labels is not None:
             features["class_labels"] = self._label_tensor(request.class_labels)
-        return _as_tensors(features, return_tensors)
+        return as_tensors(features, keywords.return_tensors)
 
     def apply_chat_template(
         self,
@@ -182,9 +179,10 @@ class MDMProcessor(SampleReader):
         odd; a picture has the turn of its message, and a system message is part of turn 0. What
         looks like a special token in a message is plain words. Turns may be of any length.
 
-        A region for the reply is opened where `generate` says what it holds, or `max_new_tokens`
-        how long its text is; otherwise `model.generate` opens it. A picture in the reply has the
-        turn of the reply if it follows a picture or comes with words, else 0, as elsewhere.
+        A region for the reply is opened where `generation_mode` says what it holds, or
+        `max_new_tokens` how long its text is; otherwise `model.generate` opens it. A picture in the
+        reply has the turn of the reply if it follows a picture or comes with words, else 0, as
+        elsewhere.
 
         Args:
             conversation: messages with `role` (system, user, assistant) and `content`, a string or
@@ -193,13 +191,13 @@ class MDMProcessor(SampleReader):
             add_generation_prompt: the assistant is to speak next.
             continue_final_message: open a region that goes on with the last message.
             return_assistant_tokens_mask: add `assistant_masks` (B, T), 1 on what the template shows
-                within `{% generation %}`, or on words of odd turns where it has no such part.
+                within `{% generation %}`, or on words of odd turns where it marks nothing.
             tokenize: False gives text, with `<image>` for a picture.
             return_tensors: "pt", "np", or None for lists.
             return_dict: all inputs instead of `input_ids` alone.
-            processor_kwargs: generate, max_new_tokens, images and image_size (see `ChatOptions`),
-                and the keyword arguments of `__call__`, of which `max_length` has no default here.
-                They may be among `kwargs` too.
+            processor_kwargs: generation_mode (or its other name, generate), max_new_tokens, images
+                and image_size (see `ChatOptions`), and the keyword arguments of `__call__`, of
+                which `max_length` has no default here. They may be among `kwargs` too.
             kwargs: further variables of the template.
 
         Returns:
@@ -214,22 +212,17 @@ class MDMProcessor(SampleReader):
             "continue_final_message": continue_final_message,
         }
         conversations, is_batch = read_conversations(conversation)
-        if not isinstance(chat_template, str | None):
-            raise ValueError(
-                f"chat_template is {chat_template!r:.60}; pass a template, a name, or None."
-            )
-        if not isinstance(processor_kwargs, Mapping | None):
-            raise ValueError(
-                f"processor_kwargs is {processor_kwargs!r:.60}; pass a dictionary of arguments."
-            )
+        _check_chat_arguments(chat_template, processor_kwargs)
         if not tokenize:
             return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
-        options, settings = self._chat_settings(kwargs, processor_kwargs or {}, return_tensors)
-        if options.generate and not any(asks.values()):
+        options, keywords = self._read_chat_keywords(kwargs, processor_kwargs or {}, return_tensors)
+        if options.generation_mode and not any(asks.values()):
             raise ValueError(
-                f"generate={options.generate!r} opens a region for a reply; say that one is due by "
-                "add_generation_prompt=True or continue_final_message=True."
+                f"generation_mode={options.generation_mode!r} opens a region for a reply; say that "
+                "one is due by add_generation_prompt=True or continue_final_message=True."
             )
+        if continue_final_message:
+            options.generation_mode = options.generation_mode or "text"
         for messages in conversations:
             check_conversation(messages, awaits_reply=add_generation_prompt)
         if options.images is None:
@@ -250,63 +243,48 @@ class MDMProcessor(SampleReader):
             )
 
         chats = read_chats(conversations, pictures, render, self.tokenizer)
-        if continue_final_message:
-            options.generate = options.generate or "text"
-        return_tensors = settings.pop("return_tensors")
-        features = self._chat_features(chats, options, return_assistant_tokens_mask, **settings)
-        inputs = _as_tensors(features, return_tensors)
+        features = self._chat_features(chats, options, keywords, return_assistant_tokens_mask)
+        inputs = as_tensors(features, keywords.return_tensors)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _chat_settings(
+    def _read_chat_keywords(
         self, kwargs: dict[str, Any], processor_kwargs: dict[str, Any], return_tensors: str | None
-    ) -> tuple[ChatOptions, dict[str, Any]]:
-        """Part what is said of a chat; what is left in `kwargs` is for its template."""
-        own = {option.name for option in fields(ChatOptions)}
+    ) -> tuple[ChatOptions, Keywords]:
+        """Take out of `kwargs` what is said of a chat; what is left there is for its template."""
+        own = ChatOptions.names()
         names = own | names_of(self.valid_processor_kwargs, self.image_processor.valid_kwargs)
         settings = {name: kwargs.pop(name) for name in names & set(kwargs)}
         settings |= {"return_tensors": return_tensors} | processor_kwargs
         options = ChatOptions(**{name: settings.pop(name) for name in own & set(settings)})
-        text_options, images_kwargs, return_tensors = self._read_kwargs(settings)
-        return options, {
-            "text_options": text_options,
-            "images_kwargs": images_kwargs,
-            "return_tensors": return_tensors,
-        }
+        return options, self._read_keywords(settings)
 
     def _chat_features(
-        self,
-        chats: list[Chat],
-        options: ChatOptions,
-        with_roles: bool,
-        text_options: TextOptions,
-        images_kwargs: dict[str, Any],
+        self, chats: list[Chat], options: ChatOptions, keywords: Keywords, with_roles: bool
     ) -> dict[str, torch.Tensor]:
         region = options.max_new_tokens or self.max_text_length
-        region *= options.generate in ("text", "joint")
+        region *= options.writes_text
         mask, side = self.tokenizer.mask_token_id, self.tokenizer.truncation_side
         rows, by_assistant = [], []
         for chat in chats:
-            words = text_options.cut(chat.words(self.tokenizer), side)
+            words = keywords.text.cut(chat.words(self.tokenizer), side)
             row = [(word, True, True, turn) for word, turn, _ in words]
             rows.append(row + [(mask, True, False, chat.reply)] * region)
             by_assistant.append([said for *_, said in words] + [chat.reply % 2 == 1] * region)
-        features = self._stack_rows(rows, text_options)
+        features = stack_words(rows, self.tokenizer, keywords.text)
         if with_roles:
-            masks = torch.tensor(text_options.align(by_assistant, False, None)).long()
+            masks = torch.tensor(keywords.text.align(by_assistant, False, None)).long()
             features["assistant_masks"] = masks
-        size = self._resolve_size(options.image_size, images_kwargs)
-        opens_image = options.generate in ("image", "joint")
-        if not opens_image and not any(chat.pictures for chat in chats):
+        size = self._resolve_size(options.image_size, keywords.images)
+        if not options.writes_image and not any(chat.pictures for chat in chats):
             return features
-        pictures, turns = align_pictures(chats, opens_image, options.generate == "joint")
-        task = "image" if opens_image else None
+        pictures, turns = align_pictures(chats, options.writes_image, options.writes_text)
+        task = "image" if options.writes_image else None
         request = Request([None] * len(chats), pictures, None, None, task, [])
-        return features | self._image_features(request, size, images_kwargs, torch.tensor(turns))
+        return features | image_features(
+            request, self.image_processor, size, keywords.images, torch.tensor(turns)
+        )
 
-    def _read_kwargs(
-        self, kwargs: dict[str, Any]
-    ) -> tuple[TextOptions, dict[str, Any], str | None]:
-        """Part the usual keyword arguments: of text, of images, and the kind of tensors."""
+    def _read_keywords(self, kwargs: dict[str, Any]) -> Keywords:
         kwargs = {
             name: value or {} if name.endswith("_kwargs") else value
             for name, value in kwargs.items()
@@ -319,8 +297,11 @@ class MDMProcessor(SampleReader):
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )
         text_kwargs = merged["text_kwargs"]
-        options = TextOptions.read(text_kwargs)
-        return options, merged["images_kwargs"], text_kwargs.get("return_tensors")
+        return Keywords(
+            TextOptions.read(text_kwargs),
+            merged["images_kwargs"],
+            text_kwargs.get("return_tensors"),
+        )
 
     def _resolve_size(
         self, image_size: int | tuple[int, int] | None, images_kwargs: Mapping[str, Any]
@@ -352,123 +333,17 @@ class MDMProcessor(SampleReader):
                 raise ValueError(f"class_labels has {label}; use {known}, or -1 for no class.")
         return torch.tensor(labels)
 
-    def _text_features(
-        self, request: Request, options: TextOptions, region_length: int
-    ) -> dict[str, torch.Tensor]:
-        """Lay out each item's words, `<end>` and its region, then align the rows."""
-        mask, end = self.tokenizer.mask_token_id, self.tokenizer.eos_token_id
-        rows = []
-        items = zip(
-            self._encode(request.texts, options),
-            request.opens_region,
-            request.written_turn,
-            strict=True,
+
+def _check_chat_arguments(chat_template: Any, processor_kwargs: Any) -> None:
+    """Refuse a template that is no string, and keyword arguments that are no dictionary."""
+    if not isinstance(chat_template, str | None):
+        raise ValueError(
+            f"chat_template is {chat_template!r:.60}; pass a template, a name, or None."
         )
-        for words, opens_region, written_turn in items:
-            text_turn = written_turn if request.writes_text and not opens_region else 0
-            spoken = [] if words is None else [*words, end]
-            row = [(word, True, word != mask, text_turn) for word in spoken]
-            if opens_region:
-                row += [(mask, True, False, written_turn)] * region_length
-            rows.append(row)
-        return self._stack_rows(rows, options, self.max_text_length)
-
-    def _stack_rows(
-        self,
-        rows: list[list[tuple[int, bool, bool, int]]],
-        options: TextOptions,
-        usual: int | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Align rows of (word, is real, is given, turn)."""
-        filling = (self.tokenizer.pad_token_id, False, False, 0)
-        table = torch.tensor(options.align(rows, filling, usual))  # (B, T, 4)
-        input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
-        features = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "text_given": text_given.bool(),
-        }
-        return features | ({"turn_ids": turn_ids} if turn_ids.any() else {})
-
-    def _encode(self, texts: list[str | None], options: TextOptions) -> list[list[int] | None]:
-        """Token ids of each text, without `<end>`, with the mask id for each `<mask>`."""
-        # The space before <mask> goes with it, because a token is a word and the space before it.
-        mask = re.compile(" ?" + re.escape(self.tokenizer.mask_token))
-        parts = {row: mask.split(text) for row, text in enumerate(texts) if text is not None}
-        flat = [part for between_masks in parts.values() for part in between_masks]
-        as_words = {"add_special_tokens": False, "split_special_tokens": True}
-        pieces = iter(self.tokenizer(flat, **as_words)["input_ids"] if flat else ())
-        limit, length = "max_length", options.max_length
-        if length is None:
-            limit, length = "max_text_length", self.max_text_length
-        encoded: list[list[int] | None] = [None] * len(texts)
-        for row, between_masks in parts.items():
-            words = list(next(pieces))
-            for _ in between_masks[1:]:
-                words += [self.tokenizer.mask_token_id, *next(pieces)]
-            if len(words) >= length and not options.truncation:
-                raise ValueError(
-                    f"text {texts[row]!r:.60} has {len(words) + 1} tokens with <end>, more than "
-                    f"{limit}={length}; shorten it, or pass truncation=True."
-                )
-            encoded[row] = words[: length - 1]
-        return encoded
-
-    def _image_features(
-        self,
-        request: Request,
-        size: tuple[int, int],
-        images_kwargs: dict[str, Any],
-        turns: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
-        """Stack each item's pictures, and a blank where a new image is to be written.
-
-        `turns` (B, M) are those of the pictures if they are not all written now.
-        """
-        known = len(request.images[0])
-        shape = (len(request.images), known + request.opens_image)  # (B, M)
-        present = torch.ones(shape, dtype=torch.bool)
-        present[:, :known] = torch.tensor(
-            [[picture is not None for picture in pictures] for pictures in request.images]
+    if not isinstance(processor_kwargs, Mapping | None):
+        raise ValueError(
+            f"processor_kwargs is {processor_kwargs!r:.60}; pass a dictionary of arguments."
         )
-        pixel_values = torch.zeros(*shape, self.image_processor.num_channels, *size)
-        pictures = [picture for row in request.images for picture in row if picture is not None]
-        if pictures:
-            side = dict(zip(("height", "width"), size, strict=True))
-            prepared = self.image_processor(
-                pictures, **{**images_kwargs, "size": side, "return_tensors": "pt"}
-            )
-            pixel_values[:, :known][present[:, :known]] = prepared["pixel_values"].cpu()
-
-        given = torch.ones(*shape, *size, dtype=torch.bool)
-        if request.image_mask is not None:
-            given &= ~request.image_mask | ~present[..., None, None]
-            if request.writes_image:  # a call that only scores needs the true pixels
-                pixel_values *= given[:, :, None]
-        if request.opens_image:
-            given[:, -1] = False
-        if turns is None:
-            turns = torch.zeros(shape, dtype=torch.long)
-            if request.writes_image:
-                written = slice(-1, None) if request.opens_image else slice(None)
-                turns[:, written] = torch.tensor(request.written_turn)[:, None]
-
-        features = {"pixel_values": pixel_values, "image_given": given}
-        if not present.all():
-            features["pixel_attention_mask"] = present[..., None, None].expand_as(given).long()
-        if shape[1] == 1:
-            features = {name: value.squeeze(1) for name, value in features.items()}
-        return features | ({"image_turn_ids": turns} if turns.any() else {})
-
-
-def _as_tensors(features: dict[str, torch.Tensor], kind: str | None) -> BatchFeature:
-    """Give features as torch tensors ("pt"), arrays ("np") or lists (None)."""
-    if kind == "pt":
-        return BatchFeature(features)
-    if kind is None:
-        return BatchFeature({name: value.tolist() for name, value in features.items()})
-    arrays = {name: value.numpy() for name, value in features.items()}
-    return BatchFeature(arrays, tensor_type=kind)
 
 
 MDMProcessor.register_for_auto_class()

@@ -5,17 +5,47 @@
 Axes: B items, M images per item, H height, W width.
 """
 
-import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-TASKS = (None, "image", "text", "joint")
+from .values import is_list, is_picture, whole_number
+
+GENERATION_MODES = (None, "image", "text", "joint")
+
+
+def read_generation_mode(generation_mode: Any, generate: Any = None) -> str | None:
+    """Read what is to be written; `generate` is another name of `generation_mode`.
+
+    Raises:
+        ValueError: if both are passed, or the one that is passed is unknown.
+    """
+    if generation_mode is not None and generate is not None:
+        raise ValueError(
+            f"generation_mode={generation_mode!r:.80} and generate={generate!r:.80} are two names "
+            "of one argument; pass generation_mode alone."
+        )
+    name, mode = "generation_mode", generation_mode
+    if generate is not None:
+        name, mode = "generate", generate
+    if not isinstance(mode, str | None) or mode not in GENERATION_MODES:
+        raise ValueError(f"{name}={mode!r:.80} is unknown; use None, 'image', 'text' or 'joint'.")
+    return mode
+
+
+@dataclass
+class Passed:
+    """The named arguments of a call, as `MDMProcessor.__call__` describes them."""
+
+    text: Any = None
+    images: Any = None
+    class_labels: Any = None
+    image_mask: Any = None
+    generation_mode: str | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass
@@ -27,7 +57,7 @@ class Request:
         images: equally many pictures per item, None for an absent one.
         class_labels: -1 for no class; None if nobody passed any.
         image_mask: bool (B, M, H, W), True = repaint; None to leave the pictures as they are.
-        generate: None, "image", "text" or "joint".
+        generation_mode: None, "image", "text" or "joint".
         has_mask_words: whether an item's text has words to be written in place.
     """
 
@@ -35,18 +65,18 @@ class Request:
     images: list[list[Any]]
     class_labels: list[int] | None
     image_mask: torch.Tensor | None
-    generate: str | None
+    generation_mode: str | None
     has_mask_words: list[bool]
 
     @property
     def writes_image(self) -> bool:
         """Whether pixels are to be written."""
-        return self.generate in ("image", "joint")
+        return self.generation_mode in ("image", "joint")
 
     @property
     def writes_text(self) -> bool:
         """Whether words are to be written."""
-        return self.generate in ("text", "joint")
+        return self.generation_mode in ("text", "joint")
 
     @property
     def opens_image(self) -> bool:
@@ -75,22 +105,22 @@ class Request:
             ValueError: if the arguments of the call do not make sense together.
         """
         if (
-            self.generate is None
+            self.generation_mode is None
             and not any(self.images)
             and self.texts.count(None) == len(self.texts)
         ):
             raise ValueError(
-                "text and images are empty; pass one, or say what to write by generate=."
+                "text and images are empty; pass one, or say what to write by generation_mode=."
             )
-        if self.generate == "image" and any(self.has_mask_words):
+        if self.generation_mode == "image" and any(self.has_mask_words):
             raise ValueError(
-                "text contains <mask>, which asks for words, but generate='image' writes none; "
-                "use generate='joint', or remove <mask>."
+                "text contains <mask>, which asks for words, but generation_mode='image' writes "
+                "none; use generation_mode='joint', or remove <mask>."
             )
-        if self.generate == "text" and self.image_mask is not None:
+        if self.generation_mode == "text" and self.image_mask is not None:
             raise ValueError(
-                "image_mask asks to repaint pixels, but generate='text' writes none; "
-                "use generate='joint', or leave image_mask out."
+                "image_mask asks to repaint pixels, but generation_mode='text' writes none; "
+                "use generation_mode='joint', or leave image_mask out."
             )
         if self.writes_image and self.image_mask is not None and not self.image_mask.any():
             raise ValueError(
@@ -99,21 +129,13 @@ class Request:
         if max_new_tokens is not None and not any(self.opens_region):
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} is the length of a text region, and none is "
-                "opened; use generate='text' or 'joint', a text without <mask>, or leave it out."
+                "opened; use generation_mode='text' or 'joint', a text without <mask>, or leave it "
+                "out."
             )
 
 
-def read_request(
-    text: Any,
-    images: Any,
-    class_labels: Any,
-    image_mask: Any,
-    generate: str | None,
-    max_new_tokens: int | None,
-    mask_token: str,
-    size: tuple[int, int],
-) -> Request:
-    """Bring the arguments of `MDMProcessor.__call__` to one entry per item.
+def read_request(passed: Passed, mask_token: str, size: tuple[int, int]) -> Request:
+    """Bring the arguments of a call to one entry per item.
 
     Args:
         mask_token: what stands for a word to be written.
@@ -122,28 +144,14 @@ def read_request(
     Raises:
         ValueError: if an argument has a wrong form, or two contradict each other.
     """
-    check_task(generate)
-    passed = {
-        name: list_items(value)
-        for name, list_items, value in (
-            ("text", _list_texts, text),
-            ("images", _list_pictures, images),
-            ("class_labels", _list_labels, class_labels),
-        )
-        if value is not None
-    }
-    sizes = {name: len(items) for name, items in passed.items()}
-    batch_size = max(sizes.values(), default=1)
-    if batch_size == 0 or len(set(sizes.values())) > 1:
-        counts = ", ".join(f"{count} {name}" for name, count in sizes.items())
-        raise ValueError(
-            f"Got {counts}; pass equally many of each, at least 1, None for a missing one."
-        )
-
-    texts = passed.get("text", [None] * batch_size)
-    pictures = passed.get("images", [])
-    if not any(map(_present, pictures)):
+    texts = None if passed.text is None else _list_texts(passed.text)
+    pictures = None if passed.images is None else _list_pictures(passed.images)
+    labels = None if passed.class_labels is None else _list_labels(passed.class_labels)
+    batch_size = _count_items(text=texts, images=pictures, class_labels=labels)
+    texts = [None] * batch_size if texts is None else texts
+    if pictures is None or not any(map(_present, pictures)):
         pictures = [[] for _ in range(batch_size)]
+    image_mask = passed.image_mask
     if image_mask is not None:
         if not any(pictures):
             raise ValueError("image_mask is given without images; pass the pictures to repaint.")
@@ -151,68 +159,25 @@ def read_request(
     request = Request(
         texts=texts,
         images=pictures,
-        class_labels=passed.get("class_labels"),
+        class_labels=labels,
         image_mask=image_mask,
-        generate=generate,
+        generation_mode=passed.generation_mode,
         has_mask_words=[text is not None and mask_token in text for text in texts],
     )
-    request.check(max_new_tokens)
+    request.check(passed.max_new_tokens)
     return request
 
 
-def whole_number(value: Any) -> int | None:
-    """Read an integer of Python, NumPy or torch, or None where a value is none; a bool is none."""
-    if isinstance(value, np.generic | np.ndarray | torch.Tensor) and value.ndim == 0:
-        value = value.item()
-    try:
-        return None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
-def integer(name: str, value: Any, fix: str, least: int = 1) -> int:
-    """Read an integer of at least `least`; `fix` is what the message tells the caller to do.
-
-    Raises:
-        ValueError: another type, or a smaller number.
-    """
-    number = whole_number(value)
-    if number is None or number < least:
-        raise ValueError(f"`{name}` is {value!r:.80}: {fix}")
-    return number
-
-
-def check_task(generate: Any) -> None:
-    """Refuse what `generate` of the processor cannot be."""
-    if not isinstance(generate, str | None) or generate not in TASKS:
+def _count_items(**lists: list[Any] | None) -> int:
+    """Count the items of a batch, of which all lists that there are have as many."""
+    sizes = {name: len(items) for name, items in lists.items() if items is not None}
+    batch_size = max(sizes.values(), default=1)
+    if batch_size == 0 or len(set(sizes.values())) > 1:
+        counts = ", ".join(f"{count} {name}" for name, count in sizes.items())
         raise ValueError(
-            f"generate={generate!r:.80} is unknown; use None, 'image', 'text' or 'joint'."
+            f"Got {counts}; pass equally many of each, at least 1, None for a missing one."
         )
-
-
-def check_length(max_new_tokens: Any) -> int | None:
-    """Read the length of a text region; None stays."""
-    length = None if max_new_tokens is None else whole_number(max_new_tokens)
-    if max_new_tokens is not None and (length is None or length < 1):
-        raise ValueError(
-            f"Nothing to generate: max_new_tokens={max_new_tokens!r:.80}; give an integer of at "
-            "least 1."
-        )
-    return length
-
-
-def is_picture(value: Any) -> bool:
-    """Whether a value is one picture, or names one; a string may be a text as well."""
-    if isinstance(value, np.ndarray) and value.dtype.kind in "UO":  # of names
-        return False
-    return isinstance(value, Image.Image | str | Path | bytes) or (
-        isinstance(value, np.ndarray | torch.Tensor) and value.ndim < 4
-    )
-
-
-def is_list(value: Any) -> bool:
-    """Whether a value holds items: a list, a column of a data set, but no string or dictionary."""
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | set)
+    return batch_size
 
 
 def _present(pictures: list[Any]) -> bool:
@@ -298,11 +263,6 @@ def _read_mask(image_mask: Any, shape: tuple[int, int, int, int]) -> torch.Tenso
             "image_mask has values other than 0 (keep) and 1 (repaint); pass only these."
         )
     return mask.bool().expand(shape)
-
-
-# Rows of words have all that these name, or are read so whatever they say.
-_TEXT_KEYS_WITHOUT_EFFECT = {"return_attention_mask", "sanitize_control_tokens", "verbose"}
-_MADE_BY_NONE = ("return_mm_token_type_ids", "return_text_replacement_offsets")
 
 
 @dataclass
@@ -397,57 +357,3 @@ class TextOptions:
         if self.padding_side == "left":
             return [padding + row for row, padding in zip(rows, fillings, strict=True)]
         return [row + padding for row, padding in zip(rows, fillings, strict=True)]
-
-
-def check_names(kwargs: Mapping[str, Any], processor_kwargs: type, image_kwargs: type) -> None:
-    """Refuse keyword arguments that would have no effect.
-
-    Args:
-        kwargs: what a caller passed beside the named arguments.
-        processor_kwargs: `ProcessingKwargs`, which says what any processor may be passed; arguments
-            for videos and audio are among them, and have nothing to act on.
-        image_kwargs: the image processor's.
-
-    Raises:
-        ValueError: for an unknown name, alone or in a dictionary such as `text_kwargs`, and for an
-            output or a reading of text that MDM lacks.
-    """
-    for group, values in kwargs.items():
-        if group.endswith("_kwargs") and not isinstance(values, Mapping):
-            raise ValueError(f"{group} is {values!r:.60}; pass a dictionary of arguments.")
-    if unknown := sorted(set(kwargs) - names_of(processor_kwargs, image_kwargs)):
-        raise ValueError(f"{unknown} are no arguments of this processor; remove them.")
-    for group, names in _names_by_group(processor_kwargs, image_kwargs).items():
-        unknown = {n: value for n, value in kwargs.get(group, {}).items() if n not in names}
-        if unknown:
-            raise ValueError(
-                f"{group} has {unknown!r:.80}, which are no arguments of {group}; correct or "
-                "remove them."
-            )
-    of_text = set(processor_kwargs.__annotations__["text_kwargs"].__annotations__)
-    read = set(TextOptions.__dataclass_fields__) | {"return_tensors"} | _TEXT_KEYS_WITHOUT_EFFECT
-    passed = {**kwargs, **kwargs.get("text_kwargs", {})}
-    ends = passed.get("add_special_tokens")
-    if ends is not None and not ends:
-        raise ValueError("add_special_tokens=False is not possible: every text ends with <end>.")
-    lacking = (of_text | set(_MADE_BY_NONE)) - read - {"add_special_tokens"}
-    if refused := sorted(name for name in lacking if passed.get(name)):
-        raise ValueError(f"{refused} are not possible with MDM's processor; remove them.")
-
-
-def names_of(processor_kwargs: type, image_kwargs: type) -> set[str]:
-    """All names under which a processor may be passed something beside its named arguments."""
-    groups = _names_by_group(processor_kwargs, image_kwargs)
-    return {*groups, *processor_kwargs.__annotations__}.union(*groups.values())
-
-
-def _names_by_group(processor_kwargs: type, image_kwargs: type) -> dict[str, set[str]]:
-    """What may stand in `text_kwargs`, in `images_kwargs` and in each other such dictionary."""
-    groups = {
-        group: set(kind.__annotations__)
-        for group, kind in processor_kwargs.__annotations__.items()
-        if group.endswith("_kwargs")
-    }
-    groups["text_kwargs"].update(_MADE_BY_NONE)
-    groups["images_kwargs"].update(image_kwargs.__annotations__)
-    return groups | {"common_kwargs": groups["text_kwargs"] & groups["images_kwargs"]}

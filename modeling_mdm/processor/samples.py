@@ -97,16 +97,16 @@ def split_row(tokenizer: Any, row: list[int], turns: list[int] | None) -> list[s
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if turns is None:
         ends = [-1, *(place for place, word in enumerate(row) if word == end), len(row)]
-        parts = [row[before + 1 : after] for before, after in pairwise(ends)]
+        pieces = [row[before + 1 : after] for before, after in pairwise(ends)]
     else:
-        parts = [
-            [word for word, turn in zip(row, turns, strict=True) if turn == part]
-            for part in range(max(turns, default=0) + 1)
+        pieces = [
+            [word for word, turn in zip(row, turns, strict=True) if turn == own]
+            for own in range(max(turns, default=0) + 1)
         ]
     texts = []
-    for part in parts:
-        length = next((n for n, word in enumerate(part) if word in (end, pad)), len(part))
-        texts.append(tokenizer.decode(part[:length], skip_special_tokens=True))
+    for piece in pieces:
+        length = next((n for n, word in enumerate(piece) if word in (end, pad)), len(piece))
+        texts.append(tokenizer.decode(piece[:length], skip_special_tokens=True))
     return texts if turns is not None else [text for text in texts if text] or [""]
 
 
@@ -134,7 +134,7 @@ class SampleReader(ProcessorMixin):
 
         A row of `outputs.sequences` may hold a prompt and the region written after it. The turns in
         `inputs`, or in `outputs.turn_ids`, tell the two apart exactly. Without either, a row is
-        split at each `<end>`: the last part that has words is the text, the parts before it the
+        split at each `<end>`: the last piece that has words is the text, the pieces before it the
         prompt. That is wrong where nothing was written after a prompt, or something after `<end>`.
 
         Args:

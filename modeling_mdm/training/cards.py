@@ -84,17 +84,17 @@ def _write(
         pipeline_tag="any-to-any",
         tags=[*MODEL_TAGS, *tags],
     )
-    parts = [
+    sections = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {folder.resolve().name}\n\n{what} Tuned on `{tuning.dataset}` to answer.\n",
         f"```python\n{code}\n```\n",
         f"## Training\n\n```bash\n{tuning.command}\n```\n",
     ]
     if tuning.settings:
-        parts.append("".join(f"* {name}: {value}\n" for name, value in tuning.settings.items()))
+        sections.append("".join(f"* {name}: {value}\n" for name, value in tuning.settings.items()))
     if tuning.accuracies:
-        parts.append(f"## Figures\n\n{_table(tuning.accuracies)}\n")
-    ModelCard("\n".join(parts)).save(folder / "README.md")
+        sections.append(f"## Figures\n\n{_table(tuning.accuracies)}\n")
+    ModelCard("\n".join(sections)).save(folder / "README.md")
 
 
 def _table(accuracies: Mapping[str, Mapping[str, float]]) -> str:

@@ -20,9 +20,9 @@ def remove_code(folder: Path) -> None:
         path.unlink()
     for path in _settings(folder):
         settings = json.loads(path.read_text(encoding="utf-8"))
-        for part in _parts(settings):
+        for section in _sections(settings):
             for code_field in CODE_FIELDS:
-                part.pop(code_field, None)
+                section.pop(code_field, None)
         _write(path, settings)
 
 
@@ -39,13 +39,13 @@ def replace_code_by_signpost(folder: Path, final: Path) -> None:
     found = False
     for path in _settings(folder):
         settings = json.loads(path.read_text(encoding="utf-8"))
-        for part in _parts(settings):
-            part.pop("custom_pipelines", None)
-            part["auto_map"] = {
+        for section in _sections(settings):
+            section.pop("custom_pipelines", None)
+            section["auto_map"] = {
                 kind: f"{SIGNPOST}.{str(name).rsplit('.', 1)[-1]}"
-                for kind, name in part.get("auto_map", {}).items()
+                for kind, name in section.get("auto_map", {}).items()
             }
-            found = found or bool(part["auto_map"])
+            found = found or bool(section["auto_map"])
         _write(path, settings)
     for path in folder.glob("*.py"):
         path.unlink()
@@ -64,8 +64,8 @@ def _settings(folder: Path) -> list[Path]:
     return [folder / name for name in SETTINGS if (folder / name).is_file()]
 
 
-def _parts(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    return [part for part in (settings, settings.get("image_processor")) if part]
+def _sections(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return [section for section in (settings, settings.get("image_processor")) if section]
 
 
 def _write(path: Path, settings: dict[str, Any]) -> None:

@@ -90,6 +90,19 @@ def read_command_line(
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
 
 
+def pairs(argument: str, values: list[str] | dict[str, Any] | None) -> dict[str, Any]:
+    """Turn name=value strings (command line) or a mapping (YAML) into a dictionary.
+
+    Raises:
+        ValueError: if a string has no `=`.
+    """
+    if values is None or isinstance(values, dict):
+        return dict(values or {})
+    if malformed := [value for value in values if "=" not in value]:
+        raise ValueError(f"{argument} holds {malformed}: write name=value.")
+    return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in values)}
+
+
 def _read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

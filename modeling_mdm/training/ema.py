@@ -29,8 +29,8 @@ class ExponentialMovingAverage:
     stay the model's own.
 
     Where parameters are split over processes (FSDP2, DeepSpeed ZeRO-3), so are the averages: each
-    process averages its own part. `state`, and with it `save`, then gathers whole tensors, so every
-    process must call it.
+    process averages its own shard. `state`, and with it `save`, then gathers whole tensors, so
+    every process must call it.
 
     Args:
         model: the model that is trained; its parameters may be replaced in place, never exchanged.
@@ -50,7 +50,7 @@ class ExponentialMovingAverage:
         self._reshard()
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averages = {
-            name: local_part(p).to(_at_least_float32(p), copy=True)
+            name: local_shard(p).to(_at_least_float32(p), copy=True)
             for name, p in self._parameters.items()
         }
 
@@ -60,7 +60,7 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         averages = list(self.averages.values())
         present = [
-            local_part(parameter).to(average.dtype)
+            local_shard(parameter).to(average.dtype)
             for parameter, average in zip(self._parameters.values(), averages, strict=True)
         ]
         torch._foreach_lerp_(averages, present, 1.0 - decay)
@@ -74,7 +74,7 @@ class ExponentialMovingAverage:
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Give the model the averaged weights inside a `with` block, and its own back after it."""
-        own = {name: local_part(p).clone() for name, p in self._parameters.items()}
+        own = {name: local_shard(p).clone() for name, p in self._parameters.items()}
         self.copy_to_model()
         try:
             yield
@@ -82,10 +82,10 @@ class ExponentialMovingAverage:
             self._write(own)
 
     @torch.no_grad()
-    def _write(self, parts: dict[str, torch.Tensor]) -> None:
+    def _write(self, tensors: dict[str, torch.Tensor]) -> None:
         self._reshard()
         for name, parameter in self._parameters.items():
-            local_part(parameter).copy_(parts[name])
+            local_shard(parameter).copy_(tensors[name])
 
     def _reshard(self) -> None:
         # FSDP2 may keep the gathered weights of the last forward pass, and would use them again.
@@ -130,25 +130,25 @@ class ExponentialMovingAverage:
                     f"{', '.join(differing[:5])}. Use the checkpoint of a model of this shape."
                 )
             for name, average in self.averages.items():
-                average.copy_(_part_of(file.get_tensor(name), self._parameters[name]))
+                average.copy_(_shard_of(file.get_tensor(name), self._parameters[name]))
             self.num_updates = int((file.metadata() or {})[_NUM_UPDATES])
 
 
 def is_split(model: nn.Module) -> bool:
     """Whether parameters are split over processes, so that all of them must take part in a pass."""
-    return any(isinstance(p, DTensor) or _zero_part(p) is not None for p in model.parameters())
+    return any(isinstance(p, DTensor) or _zero_shard(p) is not None for p in model.parameters())
 
 
-def local_part(parameter: torch.Tensor) -> torch.Tensor:
+def local_shard(parameter: torch.Tensor) -> torch.Tensor:
     """What this process holds of a parameter, without its gradient; changes to it stay."""
     if isinstance(parameter, DTensor):
         return parameter.detach().to_local()
-    part = _zero_part(parameter)
-    return (parameter if part is None else part).detach()
+    shard = _zero_shard(parameter)
+    return (parameter if shard is None else shard).detach()
 
 
-def _zero_part(parameter: torch.Tensor) -> torch.Tensor | None:
-    """Give ZeRO-3's flat part of a parameter, the same length everywhere; None elsewhere."""
+def _zero_shard(parameter: torch.Tensor) -> torch.Tensor | None:
+    """Give ZeRO-3's flat shard of a parameter, the same length everywhere; None elsewhere."""
     return getattr(parameter, "ds_tensor", None)
 
 
@@ -156,37 +156,37 @@ def _whole_shape(parameter: torch.Tensor) -> list[int]:
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _whole(part: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def _whole(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Gather a tensor that is split as a parameter is."""
     if isinstance(parameter, DTensor):
         return DTensor.from_local(
-            part,
+            shard,
             parameter.device_mesh,
             parameter.placements,
             run_check=False,
             shape=parameter.shape,
             stride=parameter.stride(),
         ).full_tensor()
-    if _zero_part(parameter) is None:
-        return part
-    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, part)
+    if _zero_shard(parameter) is None:
+        return shard
+    shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
+    dist.all_gather(shards, shard)
     shape = parameter.ds_shape
-    return torch.cat(parts)[: shape.numel()].view(shape)
+    return torch.cat(shards)[: shape.numel()].view(shape)
 
 
-def _part_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+def _shard_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Cut out of a whole tensor what this process holds of a parameter."""
     if isinstance(parameter, DTensor):
         # No process sends: each has read the file itself.
         mesh, placements = parameter.device_mesh, parameter.placements
         return distribute_tensor(whole, mesh, placements, src_data_rank=None).to_local()
-    part = _zero_part(parameter)
-    if part is None:
+    shard = _zero_shard(parameter)
+    if shard is None:
         return whole
-    start = dist.get_rank() * part.numel()
-    own = whole.flatten()[start : start + part.numel()]
-    return torch.cat([own, own.new_zeros(part.numel() - own.numel())])
+    start = dist.get_rank() * shard.numel()
+    own = whole.flatten()[start : start + shard.numel()]
+    return torch.cat([own, own.new_zeros(shard.numel() - own.numel())])
 
 
 def load_averaged_weights(model: nn.Module, checkpoint: str | Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modeling_mdm.content import MODALITIES
 from modeling_mdm.inputs import lay_out_content
 
 ITEM_SEEDS = "item_seeds"  # a batch's entry, (b,) long
@@ -27,6 +28,7 @@ class WithItemSeeds:
         self.collator = collator
 
     def __call__(self, items: Sequence[Any]) -> Any:
+        """Make the collator's batch, with `item_seeds` (b,) added."""
         seeds = [item.get("seed") if isinstance(item, Mapping) else None for item in items]
         batch = self.collator(items)
         if None not in seeds:
@@ -51,13 +53,13 @@ def draw_for_items(
     if config.se_candidates == "trajectory":
         shapes["candidate_noise"] = (config.num_trajectory_candidates, config.latent_dim)
     drawn: dict[str, dict[str, Tensor]] = {name: {} for name in ("times", *shapes)}
-    for g, content in lay_out_content(config.patch_size, inputs).items():
-        valid = content.valid.cpu()
+    for modality, positions in lay_out_content(config.patch_size, inputs).items():
+        valid = positions.valid.cpu()
         tensors = {name: torch.zeros(*valid.shape, *shape) for name, shape in shapes.items()}
         times = torch.zeros(len(valid))
         for row, own in enumerate(seeds.tolist()):
             # By name and modality: one that a batch lacks moves nothing in the other.
-            entropy = np.random.SeedSequence((seed, own, ("text", "image").index(g)))
+            entropy = np.random.SeedSequence((seed, own, MODALITIES.index(modality)))
             states = entropy.generate_state(1 + len(shapes), np.uint64).tolist()
             first, *streams = (torch.Generator().manual_seed(state) for state in states)
             times[row] = torch.rand((), generator=first)
@@ -65,5 +67,5 @@ def draw_for_items(
             for (name, shape), stream in zip(shapes.items(), streams, strict=True):
                 tensors[name][row, valid[row]] = torch.randn(count, *shape, generator=stream)
         for name, tensor in {"times": times, **tensors}.items():
-            drawn[name][g] = tensor.to(content.valid.device)
+            drawn[name][modality] = tensor.to(positions.valid.device)
     return {name: {**values, **(inputs.get(name) or {})} for name, values in drawn.items()}

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import has_length
 
 # What a place is kept in: the number of items before it, in all and in this pass; the pass; and the
 # state of the stream there, None where that has to be read from the beginning of the pass.
@@ -57,7 +59,7 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
 
     @property
     def lacking(self) -> Any:
-        """What the stream says of samples that lack a part."""
+        """What the stream says of samples that lack a role."""
         return getattr(self.stream, "lacking", None)
 
     def begin_at(self, mark: Mark, items: int) -> None:
@@ -118,3 +120,23 @@ class EndlessStream(torch.utils.data.IterableDataset[Any]):
         entropy = np.random.SeedSequence((self.seed, number, place))
         seed = int(entropy.generate_state(1, np.uint64)[0]) >> 1  # fits into a tensor
         return {**item, "seed": seed}
+
+
+def without_end(dataset: Any, args: TrainingArguments) -> Any:
+    """Let a stream of unknown length begin anew at its end; other data sets stay as they are.
+
+    Raises:
+        ValueError: if something is to be done after each epoch of such a stream.
+    """
+    if not isinstance(dataset, torch.utils.data.IterableDataset) or has_length(dataset):
+        return dataset
+    for name in ("save_strategy", "eval_strategy", "logging_strategy"):
+        if getattr(args, name) == "epoch":
+            raise ValueError(
+                f"{name}='epoch', but nobody knows how many steps an epoch of a stream has: use "
+                f"{name}='steps'."
+            )
+    if args.accelerator_config.dispatch_batches is None:
+        # Batches of different tasks differ in shape: no process can cut another's out of its own.
+        args.accelerator_config.dispatch_batches = False
+    return dataset if isinstance(dataset, EndlessStream) else EndlessStream(dataset, args.data_seed)

@@ -467,7 +467,7 @@ def test_the_page_in_a_browser(page, browser, tmp_path):
     visitor.choose("A picture")
     visitor.type("a <mask>")
     visitor.find("#go").click()
-    message = "text contains <mask>, which asks for words, but generate='image' writes none"
+    message = "text contains <mask>, which asks for words, but generation_mode='image' writes none"
     visitor.until(lambda: any(message in toast.text for toast in visitor.all(".toast-body")))
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []  # among them would be what the page looks for on the internet

@@ -15,7 +15,8 @@ import yaml
 from PIL import Image
 from tiny_digits import ROOT, load_script, save_config_folder
 
-from modeling_mdm.data.streams import MixedStream, StreamSource, crop_to_ratio, read_recipe
+from modeling_mdm.data.stream_sources import read_recipe
+from modeling_mdm.data.streams import MixedStream, StreamSource, crop_to_ratio
 
 PICTURES, TEXTS = 30, 40
 

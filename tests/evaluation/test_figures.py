@@ -50,17 +50,17 @@ class LevelProcessor:
     def from_pretrained(cls, folder):
         return cls()
 
-    def __call__(self, text=None, images=None, generate=None, return_tensors=None):
+    def __call__(self, text=None, images=None, generation_mode=None, return_tensors=None):
         assert return_tensors == "pt"
-        self.calls.append((text, images, generate))
-        if generate == "image":
+        self.calls.append((text, images, generation_mode))
+        if generation_mode == "image":
             assert images is None
             return BatchFeature({"input_ids": torch.tensor([[ALL.index(t)] for t in text])})
-        if generate == "text":
+        if generation_mode == "text":
             assert text is None
             levels = [np.asarray(i)[0, 0] // 20 for i in images]
             return BatchFeature({"pixel_values": torch.tensor(levels)[:, None]})
-        assert generate == "joint" and text is None and images is None
+        assert generation_mode == "joint" and text is None and images is None
         return BatchFeature({"input_ids": torch.zeros(1, 1)})
 
     def post_process(self, out):

@@ -39,11 +39,14 @@ OVERRIDES = {
     "MDMProcessor": {"apply_chat_template", "to_dict"},
     "SampleReader": {"post_process_image_text_to_text", "post_process_multimodal_output"},
     "MDMStreamer": {"put", "end"},
-    "MDMTrainer": {
-        *("train", "get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
+    "SavesWhole": {
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
-        *("_load_rng_state", "_load_best_model", "get_decay_parameter_names"),
-        *("get_train_dataloader", "get_eval_dataloader", "prediction_step"),
+    },
+    "GoesOn": {"train", "get_batch_samples", "get_train_dataloader", "_load_rng_state"},
+    "MDMTrainer": {
+        *("get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
+        *("_load_best_model", "get_decay_parameter_names"),
+        *("get_eval_dataloader", "prediction_step"),
     },
     "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
 }

@@ -129,6 +129,30 @@ except SystemExit as ended:
     assert done.returncode == 2 and "usage: mdm generate" in done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tests_of_the_command_line_pass_with_what_the_wheel_installs(wheel, tmp_path):
+    """In a folder that has tests and examples, and of the sources only what is in the wheel."""
+    for name in ("tests", "examples", "configuration", "processing"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    wheel.extractall(tmp_path)
+    options = {
+        "cwd": tmp_path,
+        "env": {**os.environ, "PYTHONPATH": str(tmp_path)},
+        "capture_output": True,
+        "text": True,
+        "check": False,
+    }
+    show = "import mdm_cli, modeling_mdm; print(mdm_cli.__file__, modeling_mdm.__file__)"
+    done = subprocess.run([sys.executable, "-c", show], **options)
+    assert all(Path(place).is_relative_to(tmp_path) for place in done.stdout.split()), done.stderr
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not gpu"]
+    done = subprocess.run([*command, "tests/cli/test_cli.py"], **options)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
 def test_wheel_metadata(wheel):
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))

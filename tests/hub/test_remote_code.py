@@ -309,11 +309,16 @@ def test_pipelines_run_and_survive_saving(saved, second):
         assert len(record["generated_text"]) > len(record["input_text"])
 
 
-def test_saved_code_is_the_code_that_ran(saved):
+def test_saved_code_is_the_code_that_ran(saved, exported):
     """Flat files, as they are, and a map from the Auto classes to them."""
     _, _, folder = saved
-    for path in folder.glob("*.py"):
-        assert path.read_bytes() == (PACKAGE / path.name).read_bytes()
+    code = {path.name: path.read_bytes() for path in folder.glob("*.py")}
+    for name, content in code.items():
+        (path,) = (
+            room / name for room in (PACKAGE, PACKAGE / "processor") if (room / name).exists()
+        )
+        assert content == path.read_bytes()
+    assert {path.name: path.read_bytes() for path in exported.glob("*.py")} == code
     stored = json.loads((folder / "config.json").read_text())
     assert stored["auto_map"] == {
         "AutoConfig": "configuration_mdm.MDMConfig",

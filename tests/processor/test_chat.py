@@ -234,7 +234,7 @@ def test_the_template_is_saved_beside_the_processor(processor, tmp_path):
         (
             QUESTION,
             {"max_new_tokens": 2, "generate": "image", "add_generation_prompt": True},
-            "generate='image' opens none",
+            "generation_mode='image' opens none",
         ),
         (QUESTION, {"padding": "max_length"}, "padding='max_length'"),
         (QUESTION, {"processor_kwargs": {"truncate": True}}, r"\['truncate'\]"),

@@ -24,7 +24,7 @@ from tiny_processor import (
     word,
 )
 
-from modeling_mdm.processor.request import read_request
+from modeling_mdm.processor.request import Passed, read_request
 
 # Training and scoring
 
@@ -260,10 +260,10 @@ FAULTS = [
     (faulty(text=["a"], class_labels=[0, 1]), "1 text, 2 class_labels; pass equally many"),
     (faulty(text=[], generate="image"), "Got 0 text; pass equally many of each, at least 1"),
     (faulty(text="a", generate="video"), "generate='video' is unknown; use None, 'image'"),
-    (faulty(text="a <mask>", generate="image"), "text contains <mask>.*use generate='joint'"),
+    (faulty(text="a <mask>", generate="image"), "contains <mask>.*generation_mode='joint'"),
     (
         faulty(images=picture(), image_mask=MASK_OF_HALF, generate="text"),
-        "image_mask asks to repaint pixels.*use generate='joint'",
+        "image_mask asks to repaint pixels.*use generation_mode='joint'",
     ),
     (faulty(text="a", image_mask=MASK_OF_HALF), "image_mask is given without images; pass"),
     (
@@ -280,7 +280,7 @@ FAULTS = [
         faulty(text="a <mask>", generate="text", max_new_tokens=3),
         "max_new_tokens=3 .*none is opened",
     ),
-    (faulty(text="a", max_new_tokens=3), "max_new_tokens=3 .*none is opened; use generate='text'"),
+    (faulty(text="a", max_new_tokens=3), "max_new_tokens=3 .*use generation_mode='text'"),
     (
         faulty(images=picture(), image_mask=np.ones((4, 8))),
         r"image_mask has shape \(4, 8\); pass \(8",
@@ -332,6 +332,7 @@ def test_patch_size_must_divide_the_pictures():
 
 def test_requests_know_nothing_of_the_tokenizer():
     """The reader of arguments needs only the literal that stands for a word to be written."""
-    request = read_request("a ___ b", None, None, None, "text", None, mask_token="___", size=(8, 8))
+    passed = Passed(text="a ___ b", generation_mode="text")
+    request = read_request(passed, mask_token="___", size=(8, 8))
     assert request.has_mask_words == [True]
     assert request.opens_region == [False]

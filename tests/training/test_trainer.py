@@ -12,6 +12,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_trainer import BATCH, NUM_ITEMS, losses, make_trainer, without_timings
@@ -191,7 +192,7 @@ def test_the_speed_counts_all_items_and_leaves_evaluation_out(tmp_path, monkeypa
     trainer._last_log = (10, 100.0)
     trainer.state.global_step = 15
     monkeypatch.setattr(
-        trainer_module.Trainer, "evaluate", lambda *args: now.__setitem__(0, now[0] + 50) or {}
+        transformers.Trainer, "evaluate", lambda *args: now.__setitem__(0, now[0] + 50) or {}
     )
     trainer.evaluate()
     now[0] += 2

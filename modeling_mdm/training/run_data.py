@@ -1,0 +1,158 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is trained and evaluated on: a set, or a recipe of streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+from mdm_cli.places import require_file
+from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
+from modeling_mdm.data.lengths import check_text, check_texts
+from modeling_mdm.data.pictures import PictureDataset, load_training_data
+from modeling_mdm.data.stream_sources import read_recipe
+from modeling_mdm.data.streams import MixedStream
+from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS
+from modeling_mdm.training.command_line import pairs
+
+# Of `DataArguments`, what a recipe of streams has a use for; its sources say the rest.
+_FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks")
+DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    dataset: str = field(
+        metadata={
+            "help": "'digits', 'fashion_mnist', a folder, the id of a data set on the Hub with an "
+            "image column and a text and/or label column, or a YAML file that names several to "
+            "stream, such as configuration/data/paper.yaml."
+        }
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "For fashion_mnist: the folder with its four IDX files."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "The split to evaluate on, with --eval_strategy steps; None for none."},
+    )
+    eval_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Without an eval_split: hold out this share of the training split, the same "
+            "items in every run, and evaluate on it; 0 holds out none."
+        },
+    )
+    captions: str | None = field(
+        default=None,
+        metadata={"help": "A JSON table of names and templates; labelled pictures get captions."},
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Columns by role, as role=column; roles are image, text, label."},
+    )
+    augment: bool = field(default=False, metadata={"help": "Flip and shift training pictures."})
+    limit: int | None = field(default=None, metadata={"help": "Train on the first items only."})
+    eval_limit: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first items only."}
+    )
+    max_skipped: float = field(default=MAX_SKIPPED, metadata={"help": MAX_SKIPPED_HELP})
+    truncation: bool = field(
+        default=False, metadata={"help": "Cut texts that are longer than the model's text region."}
+    )
+    tasks: list[str] = field(
+        default_factory=lambda: list(DEFAULT_TASKS),
+        metadata={
+            "help": f"How often each task is drawn, as task=weight. Tasks: {', '.join(TASKS)}."
+        },
+    )
+
+
+def load_data(
+    args: DataArguments, processor: Any, batch_size: int, seed: int
+) -> tuple[PictureDataset | MixedStream, PictureDataset | None]:
+    """Load what a run is trained on, and what it is evaluated on, if anything.
+
+    Raises:
+        ValueError: if arguments do not fit each other or the data, or a text is too long.
+        OSError: if a file or folder is missing.
+    """
+    if args.dataset.endswith((".yaml", ".yml")):
+        train_data = load_stream(args, processor, batch_size, seed)
+    else:
+        train_data = load_split(args, args.train_split, args.limit, args.augment, seed)
+    eval_data = load_evaluation_data(args, seed)
+    if not args.truncation:
+        for data in (train_data, eval_data):
+            if isinstance(data, PictureDataset):
+                check_texts(processor, data)
+    return train_data, eval_data
+
+
+def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:
+    """Load what is evaluated on: a split, what is held out of the training split, or nothing."""
+    if args.eval_split is not None:
+        return load_split(args, args.eval_split, args.eval_limit, False, seed)
+    if args.eval_share:
+        return load_split(args, args.train_split, args.eval_limit, False, seed, True)
+    return None
+
+
+def load_split(
+    args: DataArguments,
+    split: str,
+    limit: int | None,
+    augment: bool,
+    seed: int,
+    takes_held_out: bool = False,
+) -> PictureDataset:
+    """Load one split of the data set that the arguments describe, or the held-out share of one."""
+    held_out = args.eval_share if args.eval_split is None else 0.0
+    return load_training_data(
+        args.dataset,
+        split=split,
+        data_dir=args.data_dir,
+        captions=args.captions,
+        columns=pairs("columns", args.columns),
+        seed=seed,
+        augment=augment,
+        limit=limit,
+        held_out=held_out,
+        takes_held_out=takes_held_out,
+        max_skipped=args.max_skipped,
+    )
+
+
+def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int) -> MixedStream:
+    """Open the streams that a YAML file names, for pictures in the ratio that the model sees.
+
+    Raises:
+        ValueError: if arguments are passed that streams have no use for.
+    """
+    unused = {
+        f.name: value
+        for f in fields(args)
+        if f.name not in _FOR_STREAMS and (value := getattr(args, f.name)) != f.default
+    }
+    if unused:
+        raise ValueError(
+            f"{', '.join(f'{name}={value!r}' for name, value in unused.items())} cannot be used "
+            f"with the streams of dataset={args.dataset!r}: leave it out. Split, columns and files "
+            "of each stream stand in that recipe; streams are not evaluated on."
+        )
+    require_file("dataset", args.dataset)
+    size = processor.image_processor.size
+    return MixedStream(
+        read_recipe(args.dataset),
+        (size.height, size.width),
+        seed,
+        batch_size,
+        buckets=8,
+        max_skipped=args.max_skipped,
+        check_text=None if args.truncation else partial(check_text, processor),
+    )

@@ -214,6 +214,7 @@ def test_the_results_of_the_readme_name_commands(ours):
 # --- those that may be short run ---
 
 TRAINING = "--max_steps 2 --report_to none --disable_tqdm true --dataloader_num_workers 0"
+TRAINING += " --output_dir EMPTY"
 MEASURING = "--num_samples 2 --limit 4 --num_inference_steps 2 --guidance_scale 2.0"
 # What makes a command short, by its program and first word or words; the last match counts, and
 # None says that it is not run: by size, or because it does not end.
@@ -235,12 +236,15 @@ SHORTER = {
     "python -m modeling_mdm.evaluation.ranking": "--num_pictures 2",
     "python -m benchmarks": None,
     "python -m benchmarks.roofline": "",
-    "torchrun": f"{TRAINING} --output_dir runs/two",
+    "torchrun": TRAINING,
+    "torchrun --nproc_per_node 2 examples/train.py examples/configs/fashion_mnist_more.yaml": (
+        f"{TRAINING} --config {FASHION}"
+    ),
     "torchrun --nproc_per_node 2 examples/finetune.py": f"{TRAINING} --test_questions 0",
-    "accelerate": f"{TRAINING} --output_dir runs/two",
+    "accelerate": TRAINING,
     "accelerate launch --config_file configuration/accelerate/fsdp2.yaml": None,
 }
-# A run that reads what another wrote comes behind it, with other words in its place.
+# What a run reads that takes long to make.
 INSTEAD = {"runs/fashion-questions/merged": str(FASHION)}
 
 
@@ -273,7 +277,9 @@ def test_what_is_written_stays_on_the_desk():
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("line", RUN)
-def test_a_short_command_runs(line, ours, desk):
+def test_a_short_command_runs(line, ours, desk, tmp_path):
+    """In the order of the pages: own pictures are trained on with the tokenizer made before."""
+    options = with_ours(shortened(line).split(), {"EMPTY": str(tmp_path)})
     words = [INSTEAD.get(word, word) for word in with_ours(UNIQUE[line], ours)]
     # As they stand in a virtual environment, but by the Python that runs the tests.
     program = {
@@ -282,7 +288,7 @@ def test_a_short_command_runs(line, ours, desk):
         "torchrun": ["-m", "torch.distributed.run"],
         "accelerate": ["-m", "accelerate.commands.accelerate_cli"],
     }[words[0]]
-    command = [sys.executable, *program, *words[1:], *shortened(line).split()]
+    command = [sys.executable, *program, *words[1:], *options]
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         command,

@@ -12,6 +12,7 @@ RUN_AS_IS = $(if $(and $(VENV),$(wildcard $(RUN))),$(RUN),$(PYTHON))
 CORE_STAMP := $(VENV)/.modeling-mdm-core
 DEV_STAMP := $(VENV)/.modeling-mdm-dev
 APP_STAMP := $(VENV)/.modeling-mdm-app
+DOCS_STAMP := $(VENV)/.modeling-mdm-docs
 
 MATH_MODULES := $(addprefix modeling_mdm/, \
 	diffusion.py likelihood.py score_entropy.py solvers.py scan_orders.py selection.py \
@@ -97,6 +98,10 @@ app: $(APP_STAMP) ## a web page of the shipped checkpoint, on this machine's por
 test-app: $(DEV_STAMP) $(APP_STAMP) ## the web page in a headless Chromium (Debian: chromium-driver)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/cli/test_app.py
 
+.PHONY: docs
+docs: $(DOCS_STAMP) ## the pages, into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 .PHONY: bench
 bench: $(DEV_STAMP) ## speed and memory on the CPU: JSON, tables and plots in benchmarks/results/
 	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.run
@@ -150,7 +155,7 @@ format: $(DEV_STAMP) ## let ruff rewrite the sources
 
 .PHONY: clean
 clean: ## remove what the tools leave behind; keeps the environment and outputs/
-	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(RUN):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -165,6 +170,10 @@ $(APP_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
 	$(call install,.[app])
 	@touch $(CORE_STAMP)
 
+$(DOCS_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
+	$(call install,.[docs])
+	@touch $(CORE_STAMP)
+
 $(DEV_STAMP): setup.py pyproject.toml constraints.txt Makefile | $(RUN)
 	$(call install,.[dev])
-	@touch $(CORE_STAMP)
+	@touch $(CORE_STAMP) $(DOCS_STAMP)

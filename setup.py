@@ -66,12 +66,19 @@ KERNELS = [
     'mamba-ssm>=2.3.2; platform_system == "Linux"',
 ]
 
+DOCS = [
+    "mkdocs-material>=9.7",
+    "mkdocstrings-python>=2.0",
+]
+
 DEV = [
     "bitsandbytes>=0.47",  # like torchao, for weights of few bits
     "diffusers>=0.36",  # its schedulers are a ground truth in the tests of the solvers
     "hypothesis>=6.130",
+    "ipykernel>=7.0",  # with nbclient it runs the tutorials
     "mutmut>=3.8,<4",  # `make mutants`
     "mypy>=1.18",
+    "nbclient>=0.10",
     "parameterized>=0.9",  # of transformers' common tests
     "pre-commit>=4.0",
     "pytest>=8.4",
@@ -112,7 +119,8 @@ setup(
         "eval": EVAL,
         "app": APP,
         "kernels": KERNELS,
-        "dev": sorted({*TRAIN, *EVAL, *DEV}),
+        "docs": DOCS,
+        "dev": sorted({*TRAIN, *EVAL, *DOCS, *DEV}),
     },
     entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
     zip_safe=False,

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""One's own pictures: the two commands of README, the recipes, and what is held out of a folder."""
+"""One's own pictures: the page's two commands, the recipes, and what is held out of a folder."""
 
 import json
 import sys
@@ -102,11 +102,10 @@ def test_a_recipe_logs_and_draws_early_and_fits_its_processor(
     assert f"examples/configs/own_pictures_{size}.yaml" in head
 
 
-def test_readme_names_the_two_commands():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "processing/train_tokenizer.py --dataset path/to/folder" in readme
-    command = "examples/configs/own_pictures_64.yaml --dataset path/to/folder --processor"
-    assert command in readme
+def test_the_page_names_the_two_commands():
+    page = (ROOT / "docs" / "own_pictures.md").read_text(encoding="utf-8")
+    assert "processing/train_tokenizer.py --dataset PICTURES" in page
+    assert "examples/configs/own_pictures_64.yaml --dataset PICTURES --processor" in page
 
 
 # --- fields that are the processor's ---

@@ -61,7 +61,7 @@ def test_the_make_targets_install_under_the_constraints():
     makefile = (ROOT / "Makefile").read_text()
     (install,) = re.findall(r"^INSTALL := (.+)$", makefile, re.M)
     assert install.endswith("--constraint constraints.txt")
-    for stamp in ("CORE", "APP", "DEV"):
+    for stamp in ("CORE", "APP", "DOCS", "DEV"):
         assert re.search(rf"^\$\({stamp}_STAMP\):.* constraints\.txt ", makefile, re.M), stamp
     ci = (ROOT / ".ci" / "run").read_text()
     assert "make check" in ci and ci.index("make check") < ci.index("make canary")

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The ready configurations load, and have the parameters that the README states."""
+"""The ready configurations load, and have the parameters that the page states."""
 
 import re
 import runpy
@@ -16,21 +16,21 @@ PRESETS = sorted(path.parent.name for path in ROOT.glob("configuration/*/config.
 
 
 def stated_parameters() -> dict[str, float]:
-    """Read the README's table of configurations: parameters without the VQ-VAE, by name."""
+    """Read the table of configurations: parameters without the VQ-VAE, by name."""
     rows = re.findall(
         r"^\| `(mdm-\w+)` \|[^|]*\| ([\d.]+) ([MB]) \|",
-        (ROOT / "README.md").read_text(encoding="utf-8"),
+        (ROOT / "docs" / "load.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
     return {name: float(number) * {"M": 1e6, "B": 1e9}[unit] for name, number, unit in rows}
 
 
-def test_the_readme_states_every_preset():
+def test_the_page_states_every_preset():
     assert sorted(stated_parameters()) == PRESETS != []
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_parameters_are_what_the_readme_states(name):
+def test_parameters_are_what_the_page_states(name):
     config = MDMConfig.from_pretrained(ROOT / "configuration" / name)
     with torch.device("meta"):
         model = MDMForJointGeneration(config)

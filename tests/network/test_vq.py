@@ -355,8 +355,8 @@ def test_the_training_script_refuses_before_it_trains(tmp_path):
         make_trained(tmp_path, None, vq_model="deepseek-community/Janus-Pro-1B")
 
 
-def test_the_large_presets_fit_what_the_readme_loads():
-    """README's command names Janus-Pro-1B, whose VQ-VAE has transformers' default sizes."""
+def test_the_large_presets_fit_what_the_pages_load():
+    """The pages name Janus-Pro-1B, whose VQ-VAE has transformers' default sizes."""
     for name in ("mdm-1b", "mdm-7b"):
         fields = json.loads((ROOT / "configuration" / name / "config.json").read_text())
         assert fields["vq_config"]["model_type"] == "janus_vqgan"
@@ -364,6 +364,6 @@ def test_the_large_presets_fit_what_the_readme_loads():
             ours = VQFrontEnd(fields["vq_config"], fields["patch_size"]).model.state_dict()
             theirs = JanusVQVAE(JanusVQVAEConfig()).state_dict()
         assert {n: v.shape for n, v in ours.items()} == {n: v.shape for n, v in theirs.items()}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = [line for line in readme.splitlines() if "configuration/mdm-1b " in line]
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if "configuration/mdm-1b " in line]
     assert commands and all("--vq_model " in line for line in commands)

@@ -117,7 +117,7 @@ def lock() -> str:
         wanted = _write(folder, "wanted.in", map(_bare, requirements(("dev", "app"))))
         arguments = ["--universal", "--python-version", "3.11", "--no-annotate", "--no-header"]
         lines = uv("pip", "compile", *arguments, "--constraint", held, wanted).stdout
-    note = "# Written by `make lock`: what `make demo`, `make test` and `make app` install.\n"
+    note = "# Written by `make lock`: what `make demo`, `test`, `docs` and `app` install.\n"
     CONSTRAINTS.write_text(note + lines, encoding="utf-8")
     return f"lock: {len(lines.splitlines())} versions in {CONSTRAINTS.name}"
 

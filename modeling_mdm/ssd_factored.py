@@ -85,9 +85,13 @@ def _plan(x: Tensor, log_decay: Tensor, state_size: int, chunk_size: int) -> _Pl
     # A GPU, or many threads, share out all chunks of a sequence rather than one product.
     is_shared = x.device.type != "cpu" or torch.get_num_threads() > 2 * groups
     from_start = not is_shared and decay_range(log_decay, size, 0) <= MAX_FACTORED_DECAY / 2
-    levels = 0
-    while not from_start and decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY:
-        levels += 1
+    # At the latest blocks of one position hold their decays, for there is none between positions.
+    enough = (
+        levels
+        for levels in range(size)
+        if not decay_range(log_decay, -(-size // 2**levels)) > MAX_FACTORED_DECAY
+    )
+    levels = 0 if from_start else next(enough)
     chunk = -(-size // 2**levels) * 2**levels
     chunks = -(-length // chunk)
     step = max(1, SEGMENT_NUMBERS // (groups * max(state_size, chunk) * heads * width))

@@ -143,7 +143,8 @@ class MDMDecoder(nn.Module):
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.scans = config, config.joint_scans
+        self.used_orders = {"text": tuple(config.text_scans), "image": tuple(config.image_scans)}
         width = config.hidden_size
         inputs = config.latent_dim * (2 if config.self_conditioning else 1)
         self.latent_proj = nn.ModuleDict({m: nn.Linear(inputs, width) for m in MODALITIES})
@@ -173,12 +174,9 @@ class MDMDecoder(nn.Module):
         grid: tuple[int, int, int],
     ) -> JointSequence:
         """Lay out and order the joint sequence; null tokens take no place if no item has them."""
-        config = self.config
-        num_null = config.num_null_tokens if bool(has_null.any()) else 0
-        used = {"text": tuple(config.text_scans), "image": tuple(config.image_scans)}
-        return build_sequence(
-            content, has_class, has_null, num_null, grid, config.joint_scans, used
-        )
+        num_null = self.config.num_null_tokens if bool(has_null.any()) else 0
+        pairs, used = self.scans, self.used_orders
+        return build_sequence(content, has_class, has_null, num_null, grid, pairs, used)
 
     def _embed(self, inputs: DecoderInputs, clock: Tensor) -> Tensor:
         """Embed special tokens and positions in storage order: (b, l, hidden)."""

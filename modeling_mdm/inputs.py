@@ -6,7 +6,7 @@ Axes: b batch, t words, m pictures an item, n positions of one modality, d laten
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,21 +56,18 @@ class EncodedInputs:
     """A batch after encoding.
 
     class_labels: (b,), -1 = none. grid: (pictures, rows, columns), zeros without images.
+    content: by modality. has_class: items with a class label, (b,) bool.
     """
 
     modalities: dict[str, EncodedModality]
     class_labels: Tensor
     grid: tuple[int, int, int]
+    content: dict[str, ModalityContent] = field(init=False)
+    has_class: Tensor = field(init=False)
 
-    @property
-    def content(self) -> dict[str, ModalityContent]:
-        """Content by modality."""
-        return {modality: encoding.content for modality, encoding in self.modalities.items()}
-
-    @property
-    def has_class(self) -> Tensor:
-        """Items with a class label: (b,) bool."""
-        return self.class_labels >= 0
+    def __post_init__(self) -> None:
+        self.content = {modality: own.content for modality, own in self.modalities.items()}
+        self.has_class = self.class_labels >= 0
 
     def rows(self, index: Tensor) -> "EncodedInputs":
         """Some items (m,)."""

@@ -155,7 +155,8 @@ class Denoiser(Protocol):
 
     def __call__(
         self, z: dict[str, Tensor], t: dict[str, Tensor], moved: Collection[str]
-    ) -> dict[str, Tensor]: ...
+    ) -> dict[str, Tensor]:
+        """Estimate z_0 of each modality."""
 
 
 def run_solvers(

@@ -111,10 +111,12 @@ def read_python(words):
         module, options = load_file(ROOT / words[0]), words[1:]
     if hasattr(module, "parse"):
         module.parse(options)
-    else:  # of the benchmarks: what reads the words hands them to `main`
+    elif hasattr(module, "cli"):  # of the benchmarks: what reads the words hands them to `main`
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(module, "main", lambda arguments: [])
             module.cli(options)
+    else:
+        assert hasattr(module, "main") and not options, f"nothing to read {options} by"
 
 
 def read_torchrun(words):

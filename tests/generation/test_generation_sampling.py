@@ -164,7 +164,6 @@ def test_both_are_corrected_in_one_evaluation():
 def test_heun_on_coupled_modalities_is_the_trapezoid_rule_of_both():
     """Two modalities under Heun are one system: written out here in float64."""
     toy = Toy(coupled=0.1)
-    final = drive(toy, {"image": "heun", "text": "heun"}, {"image": 2, "text": 2})
     z, reference = starts(), Toy(coupled=0.1)
 
     def slopes(z, t):

@@ -14,7 +14,7 @@ import torch
 from tiny_model import WORDS, make_model
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from modeling_mdm import MDMForJointGeneration, MDMGenerationConfig
+from modeling_mdm import MDMForJointGeneration, MDMGenerationConfig, generation_mdm
 from modeling_mdm.generation_outputs import OutputWriter
 
 # The model's own configuration, no value of which is the default.
@@ -72,15 +72,15 @@ def model():
 def settings_of(model, monkeypatch):
     """What `generate` would run with."""
 
-    def capture(encoded, noisy, settings, *rest):
-        raise Captured({**settings, "length": encoded.content["text"].valid.shape[1]})
+    def capture(network, encoded, noise, settings, reader):
+        raise Captured({**vars(settings), "length": encoded.content["text"].valid.shape[1]})
 
     def run(**options):
         with pytest.raises(Captured) as caught:
             model.generate(generation_mode="joint", **options)
         return caught.value.args[0]
 
-    monkeypatch.setattr(model, "_sample", capture)
+    monkeypatch.setattr(generation_mdm, "GuidedDenoiser", capture)
     monkeypatch.setattr(model, "generation_config", MDMGenerationConfig(**OWN))
     return run
 

@@ -193,7 +193,7 @@ class MDMGenerationMixin:
             kernel_backend=self._kernel_backend(denoiser.length, settings.compile),
             trajectory=writer.trajectory(watcher.estimates) if output_trajectory else None,
             generation_modes=region.of_samples(settings.num_return_sequences),
-            cache=denoiser.reader.past,
+            cache=reader.past,  # of before words that went ahead were given
         )
         if feed is not None:
             feed.end(output)

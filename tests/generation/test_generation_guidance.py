@@ -47,6 +47,7 @@ def test_compiled_evaluations_give_the_same_result(mixer):
     assert [plain.kernel_backend, compiled.kernel_backend] == chosen
 
 
+@pytest.mark.slow
 def test_what_was_compiled_serves_the_next_call_and_a_copy_computes_with_its_own_weights():
     model, batch = make_model(torch.float32), mixed_batch(torch.float32)
     options = {"guidance_scale": 1.0, "compile": True, "num_inference_steps": 2}

@@ -139,20 +139,20 @@ def test_who_stops_looking_stops_the_process(app, studio, monkeypatch):
 def test_controls_become_a_wish(app, studio):
     controls = {"text": "a two", "solver": "ddim", "image_guidance": 3, "class": studio.classes[2]}
     wish = studio.read(held(app, write="A picture", **controls))
-    assert wish.request() == {"generate": "image", "text": ["a two"], "class_labels": [2]}
+    assert wish.request() == {"generation_mode": "image", "text": ["a two"], "class_labels": [2]}
     assert wish.options == {
         "num_inference_steps": STEPS,
         "guidance_scale": {"image": 3, "text": 1},
         "solver": "ddim",
     }
-    assert studio.read(held(app)).request() == {"generate": "joint"}
+    assert studio.read(held(app)).request() == {"generation_mode": "joint"}
 
 
 def test_only_a_model_with_a_mode_head_is_asked_to_choose(app, studio, choosing_studio):
     assert studio.choices == ["A picture", "Words", "Both"]
     assert choosing_studio.choices == [*studio.choices, AUTO]
     wish = choosing_studio.read(held(app, write=AUTO, text="a two"))
-    assert wish.request() == {"generate": None, "text": ["a two"]}
+    assert wish.request() == {"generation_mode": None, "text": ["a two"]}
     assert wish.options["generation_mode"] == "auto"
 
 

@@ -14,7 +14,7 @@ from tiny_digits import ROOT, load_script
 
 from modeling_mdm import MDMConfig, MDMProcessor
 from modeling_mdm.data.pictures import PictureDataset, Source, load_training_data
-from modeling_mdm.training import train
+from modeling_mdm.training import run_data, train
 
 SIZES = {32: 4, 64: 8, 256: 16}  # pixels: those of a patch
 SHRUNKEN = {
@@ -166,15 +166,15 @@ def test_a_share_that_leaves_nothing_is_refused(share, pictures):
 
 
 def test_a_named_split_is_evaluated_on_instead(pictures):
-    args = train.DataArguments("digits", eval_split="test", eval_share=0.1)
-    evaluated = train.load_evaluation_data(args, 0)
-    assert len(evaluated) == 360 and len(train.load_split(args, "train", None, False, 0)) == 1437
+    args = run_data.DataArguments("digits", eval_split="test", eval_share=0.1)
+    evaluated = run_data.load_evaluation_data(args, 0)
+    assert len(evaluated) == 360 and len(run_data.load_split(args, "train", None, False, 0)) == 1437
     args.eval_split = None
-    assert len(train.load_evaluation_data(args, 0)) == 144
-    assert len(train.load_split(args, "train", None, False, 0)) == 1293
+    assert len(run_data.load_evaluation_data(args, 0)) == 144
+    assert len(run_data.load_split(args, "train", None, False, 0)) == 1293
     args.eval_share = 0.0
-    assert train.load_evaluation_data(args, 0) is None
-    assert len(train.load_split(args, "train", None, False, 0)) == 1437
+    assert run_data.load_evaluation_data(args, 0) is None
+    assert len(run_data.load_split(args, "train", None, False, 0)) == 1437
 
 
 # --- captions for the tokenizer ---

@@ -28,8 +28,9 @@ OVERRIDES = {
     "MDMGenerationConfig": {"from_model_config", "validate"},
     "MDMImageProcessor": {"_preprocess", "process_image"},
     "MDMImageProcessorPil": {"_preprocess", "process_image", "resize"},
-    "MDMPreTrainedModel": {"_init_weights", "save_pretrained"},
-    "MDMForJointGeneration": {
+    "MDMPreTrainedModel": {"_init_weights"},
+    "MDMForJointGeneration": {"save_pretrained"},
+    "MDMNetwork": {
         *("get_input_embeddings", "set_input_embeddings"),
         *("get_output_embeddings", "set_output_embeddings", "resize_token_embeddings"),
     },

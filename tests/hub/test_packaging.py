@@ -200,7 +200,8 @@ def check_relative_imports(path):
 def test_flat_file_relative_imports():
     """Siblings are imported by `from .name import X`; prose never looks like an import."""
     for path in FLAT_FILES:
-        check_relative_imports(path)
+        if path.stem != "__init__":  # which stays at home
+            check_relative_imports(path)
 
 
 def identifiers(tree: ast.AST) -> set[str]:

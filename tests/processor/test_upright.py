@@ -149,9 +149,9 @@ def command_line(option):
         monkeypatch.setattr(commands, "load", lambda chosen: (None, processor))
         grey = folder / "grey.png"
         grey.write_bytes(as_png(np.full((8, 8), 100, np.uint8)))
-        names = ("mask", "image", "text", "class_label", "watch", "num_samples", "write")
+        names = ("mask", "image", "text", "class_label", "watch", "num_samples", "generation_mode")
         chosen = types.SimpleNamespace(**dict.fromkeys(names))
-        chosen.num_samples, chosen.write = 1, "image" if option == "mask" else "text"
+        chosen.num_samples, chosen.generation_mode = 1, "image" if option == "mask" else "text"
         chosen.device, chosen.bf16 = "cpu", "false"
         chosen.image = str(grey if option == "mask" else path)
         chosen.mask = str(path) if option == "mask" else None

@@ -6,7 +6,7 @@ Time is a float in [0, 1]: 0 is clean, 1 is (almost) pure noise. A schedule is k
 log(alpha_bar / (1 - alpha_bar)), because both alpha_bar and 1 - alpha_bar follow from it without
 cancellation, however small either is.
 
-Axes: B batch, L length (positions of one modality), d latent_dim.
+Axes: b batch, l length (positions of one modality), d latent_dim.
 """
 
 import math
@@ -119,9 +119,9 @@ def add_noise(z_0: Tensor, noise: Tensor, alpha_bar_t: Tensor) -> Tensor:
     """Latents after t steps of noise, sqrt(abar_t) z_0 + sqrt(1 - abar_t) noise.  Eq. 1-2.
 
     Args:
-        z_0: clean latents, (B, L, d).
-        noise: standard normal, (B, L, d).
-        alpha_bar_t: broadcasts over the latents: (B, L, 1) for a time per position, or (B, 1, 1).
+        z_0: clean latents, (b, l, d).
+        noise: standard normal, (b, l, d).
+        alpha_bar_t: broadcasts over the latents: (b, l, 1) for a time per position, or (b, 1, 1).
 
     Raises:
         ValueError: `noise` has another shape than `z_0`.

@@ -21,7 +21,7 @@ is left, the score entropy of Eq. 14. Where z_0 is kept instead of integrated ou
 P |z0_pred - z_0|^2 / 2 and E[log q(z_0 | x) - log q(z_0 | z_1, x)] stands beside it: in fine steps
 they add up to the same.
 
-Axes: B batch, L length, d latent_dim, V vocabulary, E evaluations. A log-SNR is 0-dimensional: in
+Axes: b batch, l length, d latent_dim, v vocabulary, E evaluations. A log-SNR is 0-dimensional: in
 float64 it leaves latents of any type and place as they are.
 """
 
@@ -37,7 +37,7 @@ LAST_LOG_SNR = -8.0  # of z_T: what it still tells of z_0 costs 2e-4 nats for ea
 
 @dataclass
 class Posterior:
-    """q(z_0 | x): mean and variance of latents, (B, L, d) each, or (V, d) of all words."""
+    """q(z_0 | x): mean and variance of latents, (b, l, d) each, or (v, d) of all words."""
 
     mean: Tensor
     variance: Tensor
@@ -47,7 +47,7 @@ class Posterior:
         return self._signal(log_snr) * self.mean + self._total(log_snr).sqrt() * noise
 
     def given(self, z_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(z_0 | z_t, x), each (B, L, d)."""
+        """Mean and variance of q(z_0 | z_t, x), each (b, l, d)."""
         constant, gain, variance = self._gains(log_snr)
         return constant + gain * z_t, variance.expand_as(z_t)
 
@@ -57,10 +57,10 @@ class Posterior:
         The mean of y_v alone would leave out the posterior's own noise.
 
         Args:
-            logits: of the words (Eq. 7), (B, L, V).
-            z_t: (B, L, d).
+            logits: of the words (Eq. 7), (b, l, v).
+            z_t: (b, l, d).
         """
-        constant, gain, variance = self._gains(log_snr)  # (V, d) each
+        constant, gain, variance = self._gains(log_snr)  # (v, d) each
         probabilities = logits.to(z_t).softmax(-1)
         mean = probabilities @ constant + (probabilities @ gain) * z_t
         squares = probabilities @ (constant.square() + variance)
@@ -69,7 +69,7 @@ class Posterior:
         return mean, (squares - mean.square()).clamp(min=0)
 
     def prior(self, log_snr: Tensor) -> Tensor:
-        """KL(q(z_t | x) || N(0, I)) of every position, (B, L)."""
+        """KL(q(z_t | x) || N(0, I)) of every position, (b, l)."""
         mean, variance = self._signal(log_snr) * self.mean, self._total(log_snr)
         return (mean.square() + variance - 1 - variance.log()).sum(-1) / 2
 
@@ -127,11 +127,11 @@ class NoiseLevels:
         true: tuple[Tensor, Tensor],
         predicted: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Diffusion term of one evaluation: nats of every position, (B, L).
+        """Diffusion term of one evaluation: nats of every position, (b, l).
 
         Args:
             index: which of the evaluations.
-            true: mean and variance of q(z_0 | z_t, x), (B, L, d) each.
+            true: mean and variance of q(z_0 | z_t, x), (b, l, d) each.
             predicted: those that the model believes.
         """
         precision = self.precisions[index]

@@ -137,9 +137,9 @@ class ModeHead(nn.Module):
             (b, modes), float32 at least.
         """
         found = [self.in_proj.bias.new_full((len(turn), 1, self.in_proj.out_features), LOWEST)]
-        for g, part in content.items():
-            read = part.valid & part.given & (part.turn == turn[:, None])
-            hidden_states = F.silu(self.in_proj(features[g].to(found[0].dtype)))
+        for modality, positions in content.items():
+            read = positions.valid & positions.given & (positions.turn == turn[:, None])
+            hidden_states = F.silu(self.in_proj(features[modality].to(found[0].dtype)))
             found.append(hidden_states.masked_fill(~read[..., None], LOWEST))
         logits: Tensor = self.out_proj(torch.cat(found, dim=1).amax(1))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -5,7 +5,7 @@
 Words are scored against the vocabulary, continuous latents against their own former states. Ratios
 of densities span tens of nats, so they stay logarithms (`log_ratio`, `log_score`) to the last line.
 
-Axes: B batch, L length, d latent_dim, V vocabulary, K former states. An alpha_bar always ends in
+Axes: b batch, l length, d latent_dim, v vocabulary, K former states. An alpha_bar always ends in
 an axis of size 1 (or is 0-dimensional): it broadcasts over latents.
 """
 
@@ -70,16 +70,16 @@ def vocabulary_score_entropy(pair_logits: Tensor, target: Tensor) -> Tensor:
     """Score entropy over the vocabulary where the true word has all the probability.  Eq. 4, 7, 14.
 
     Here sum(s) = sum(r) = 1, r log r = 0 and only the target's -log s is left: cross-entropy. It is
-    computed as such, because the literal sum needs several more tensors of shape (B, L, V).
+    computed as such, because the literal sum needs several more tensors of shape (b, l, v).
 
     Args:
-        pair_logits: f_theta(z_t, y_v), (B, L, V), half precision computed in float32.
-        target: long ids of the true words, (B, L); -100 gives 0.
+        pair_logits: f_theta(z_t, y_v), (b, l, v), half precision computed in float32.
+        target: long ids of the true words, (b, l); -100 gives 0.
 
     Returns:
-        (B, L).
+        (b, l).
     """
-    rows = _at_least_float32(pair_logits).flatten(0, -2)  # (B * L, V)
+    rows = _at_least_float32(pair_logits).flatten(0, -2)  # (b * l, v)
     loss = torch.nn.functional.cross_entropy(
         rows, target.reshape(-1), ignore_index=-100, reduction="none"
     )
@@ -98,12 +98,12 @@ def gaussian_score_entropy(z0_pred: Tensor, z_0: Tensor, weight: Tensor | float 
     difference vanishes at high noise.
 
     Args:
-        z0_pred: the model's clean latents, (B, L, d).
-        z_0: the true ones, (B, L, d).
-        weight: a number, or a tensor that broadcasts with (B, L).
+        z0_pred: the model's clean latents, (b, l, d).
+        z_0: the true ones, (b, l, d).
+        weight: a number, or a tensor that broadcasts with (b, l).
 
     Returns:
-        (B, L).
+        (b, l).
     """
     return weight * (z0_pred - z_0).square().sum(-1) / 2
 
@@ -172,18 +172,18 @@ def trajectory_score_entropy(
     """Score entropy over K sampled former states, softmax on both sides.  Eq. 4 and 7, literally.
 
     Args:
-        z0_pred: the model's clean latents, (B, L, d).
-        z_0: the true ones, (B, L, d).
-        z_t: noisy latents, (B, L, d).
-        alpha_bar_t: (B, L, 1) or (B, 1, 1).
-        alpha_bar_s: at each former time, (B, L, K, 1) or what broadcasts with it, as (K, 1) does.
-        noise: standard normal, (B, L, K, d).
+        z0_pred: the model's clean latents, (b, l, d).
+        z_0: the true ones, (b, l, d).
+        z_t: noisy latents, (b, l, d).
+        alpha_bar_t: (b, l, 1) or (b, 1, 1).
+        alpha_bar_s: at each former time, (b, l, K, 1) or what broadcasts with it, as (K, 1) does.
+        noise: standard normal, (b, l, K, d).
 
     Returns:
-        (B, L).
+        (b, l).
 
     Raises:
-        ValueError: `noise` is not (B, L, K, d) with the B, L and d of `z_t`.
+        ValueError: `noise` is not (b, l, K, d) with the b, l and d of `z_t`.
     """
     batch, length, latent_dim = z_t.shape
     if noise.dim() != 4 or noise.shape[:2] != z_t.shape[:2] or noise.shape[-1] != latent_dim:
@@ -193,10 +193,10 @@ def trajectory_score_entropy(
         )
     z_t, z_0, z0_pred = z_t.unsqueeze(-2), z_0.unsqueeze(-2), z0_pred.unsqueeze(-2)
     if alpha_bar_t.dim():
-        alpha_bar_t = alpha_bar_t.unsqueeze(-2)  # (B, L, 1, 1)
-    y = former_states(z_t, z_0, alpha_bar_t, alpha_bar_s, noise)  # (B, L, K, d)
-    log_ratio = transition_log_ratio(y, z_t, z_0, alpha_bar_s, alpha_bar_t)  # (B, L, K)
-    pair_logits = transition_log_ratio(y, z_t, z0_pred, alpha_bar_s, alpha_bar_t)  # (B, L, K)
+        alpha_bar_t = alpha_bar_t.unsqueeze(-2)  # (b, l, 1, 1)
+    y = former_states(z_t, z_0, alpha_bar_t, alpha_bar_s, noise)  # (b, l, K, d)
+    log_ratio = transition_log_ratio(y, z_t, z_0, alpha_bar_s, alpha_bar_t)  # (b, l, K)
+    pair_logits = transition_log_ratio(y, z_t, z0_pred, alpha_bar_s, alpha_bar_t)  # (b, l, K)
     return normalised_score_entropy(pair_logits, log_ratio)
 
 

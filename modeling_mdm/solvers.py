@@ -9,7 +9,7 @@ made, so several modalities, each with its own solver and number of steps, can s
 
 In every solver a step that ends at t = 0 goes to the clean estimate.
 
-Axes: B batch, L length, d latent_dim.
+Axes: b batch, l length, d latent_dim.
 Symbols: z = alpha z_0 + sigma noise, lambda = log(alpha / sigma), half of the log-SNR.
 """
 
@@ -24,7 +24,7 @@ from .diffusion import NoiseSchedule, reverse_step
 
 
 class Evaluation(NamedTuple):
-    """A request for the clean estimate of the state `z` (B, L, d) at the time `t` (0-dimensional).
+    """A request for the clean estimate of the state `z` (b, l, d) at the time `t` (0-dimensional).
 
     `is_correction` marks the second request of a step, at a provisional state.
     """
@@ -47,8 +47,8 @@ def drift(schedule: NoiseSchedule, z: Tensor, z0: Tensor, t: Tensor) -> Tensor:
 
     Args:
         schedule: of the modality.
-        z: state, (B, L, d).
-        z0: clean estimate at that state, (B, L, d).
+        z: state, (b, l, d).
+        z0: clean estimate at that state, (b, l, d).
         t: 0-dimensional, or what broadcasts with z.
     """
     alpha = schedule.alpha(t)
@@ -164,9 +164,9 @@ def solve(
     Args:
         solver_name: a key of `SOLVERS`.
         schedule: of the modality.
-        z: state at `times[0]`, (B, L, d).
+        z: state at `times[0]`, (b, l, d).
         times: descending, (n + 1,).
-        denoise: from a state (B, L, d) and a 0-dimensional time to a clean estimate (B, L, d).
+        denoise: from a state (b, l, d) and a 0-dimensional time to a clean estimate (b, l, d).
         draw_noise: standard normal noise shaped like z, for `ddpm`; None draws from torch's default
             generator.
 

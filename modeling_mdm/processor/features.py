@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors of one call: rows of words, and pictures with what of them is given.
 
-Axes: B items, T text positions, M images per item, C channels, H height, W width.
+Axes: b items, t text positions, m images per item, c channels, h height, w width.
 """
 
 import re
@@ -72,7 +72,7 @@ def stack_words(
 ) -> dict[str, torch.Tensor]:
     """Align rows; `usual` is the longest text where the options have no `max_length`."""
     filling = (tokenizer.pad_token_id, False, False, 0)
-    table = torch.tensor(options.align(rows, filling, usual))  # (B, T, 4)
+    table = torch.tensor(options.align(rows, filling, usual))  # (b, t, 4)
     input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
     features = {
         "input_ids": input_ids,
@@ -91,7 +91,7 @@ def image_features(
 ) -> dict[str, torch.Tensor]:
     """Stack each item's pictures, and a blank where a new image is to be written.
 
-    `turns` (B, M) are those of the pictures if they are not all written now.
+    `turns` (b, m) are those of the pictures if they are not all written now.
     """
     pixel_values, present = _stack_pictures(request, image_processor, size, images_kwargs)
     given = torch.ones(*present.shape, *size, dtype=torch.bool)
@@ -118,9 +118,9 @@ def image_features(
 def _stack_pictures(
     request: Request, image_processor: Any, size: tuple[int, int], images_kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels (B, M, C, H, W) of all pictures, new ones included, and which there are, (B, M)."""
+    """Pixels (b, m, c, h, w) of all pictures, new ones included, and which there are, (b, m)."""
     known = len(request.images[0])
-    shape = (len(request.images), known + request.opens_image)  # (B, M)
+    shape = (len(request.images), known + request.opens_image)  # (b, m)
     present = torch.ones(shape, dtype=torch.bool)
     present[:, :known] = torch.tensor(
         [[picture is not None for picture in pictures] for pictures in request.images]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor on torchvision.
 
-Axes: C channels, H height, W width.
+Axes: c channels, h height, w width.
 """
 
 from itertools import groupby
@@ -20,7 +20,7 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
     """Prepare pictures for MDM: `num_channels` channels, `size`, pixels in [-1, 1].
 
     Accepts PIL images of any mode (turned upright, transparency on white), paths, URLs, encoded
-    bytes, and arrays or tensors of shape (H, W), (H, W, C) or (C, H, W): uint8, or float in [0, 1].
+    bytes, and arrays or tensors of shape (h, w), (h, w, c) or (c, h, w): uint8, or float in [0, 1].
     A picture of another size is resized until it covers `size`, and its centre is cropped.
 
     Args:
@@ -48,7 +48,7 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Read one picture as (C, H, W), uint8 or float32."""
+        """Read one picture as (c, h, w), uint8 or float32."""
         channels = None if do_convert_rgb is False else num_channels
         pixels = torch.from_numpy(
             self.read(image, channels, do_normalize, input_data_format).copy()
@@ -70,9 +70,9 @@ class MDMImageProcessor(PictureReader, TorchvisionBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         pixel_values: list[torch.Tensor] = []
-        mean, std = per_channel(image_mean), per_channel(image_std)  # (C or 1, 1, 1)
+        mean, std = per_channel(image_mean), per_channel(image_std)  # (c or 1, 1, 1)
         for (_, dtype), alike in groupby(images, key=lambda image: (image.shape, image.dtype)):
-            pixels = torch.stack(list(alike))  # (pictures, C, H, W)
+            pixels = torch.stack(list(alike))  # (pictures, c, h, w)
             pixels = self.fit(pixels, size, resample) if do_resize else pixels
             pixels = pixels.float() * (rescale_factor if do_rescale and dtype == torch.uint8 else 1)
             if do_normalize:

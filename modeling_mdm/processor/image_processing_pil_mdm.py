@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image processor on PIL and NumPy, and the reading of pictures that both back-ends share.
 
-Axes: C channels, H height, W width. Pixels are uint8 in 0..255 or float32 in [0, 1] until the last
+Axes: c channels, h height, w width. Pixels are uint8 in 0..255 or float32 in [0, 1] until the last
 step, which puts them in [-1, 1].
 """
 
@@ -70,7 +70,7 @@ def read_picture(picture: Image.Image) -> np.ndarray:
     """Decode one PIL image of any mode, upright.
 
     Returns:
-        Array (H, W) or (H, W, C) with C = 2 (grey, alpha), 3 or 4; uint8.
+        Array (h, w) or (h, w, c) with c = 2 (grey, alpha), 3 or 4; uint8.
 
     Raises:
         ValueError: if the image is animated, truncated, or has pixels out of range.
@@ -102,13 +102,13 @@ def read_array(
     """Check one array and put it in channel-first order.
 
     Args:
-        pixels: (H, W), (H, W, C) or (C, H, W), C = 1..4; bool, integer, or float in [lowest, 1].
+        pixels: (h, w), (h, w, c) or (c, h, w), c = 1..4; bool, integer, or float in [lowest, 1].
         lowest: smallest float allowed.
         layout: the order of the axes if known.
         channels_first: which order to believe when the shape fits both.
 
     Returns:
-        Array (C, H, W), uint8 or float32.
+        Array (c, h, w), uint8 or float32.
 
     Raises:
         ValueError: if the shape is not one image's, or a pixel is NaN or out of range.
@@ -152,11 +152,11 @@ def set_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:
     """Put transparent pixels on white and convert between grey and RGB.
 
     Args:
-        pixels: (C, H, W), C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
+        pixels: (c, h, w), c = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha).
         num_channels: 1 or 3.
 
     Returns:
-        Array (num_channels, H, W) of the same dtype.
+        Array (num_channels, h, w) of the same dtype.
     """
     integer = pixels.dtype == np.uint8
     if len(pixels) in (2, 4):
@@ -173,7 +173,7 @@ def set_channels(pixels: np.ndarray, num_channels: int) -> np.ndarray:
 
 
 def per_channel(values: float | tuple[float, ...]) -> np.ndarray:
-    """Shape one number, or one for each channel, so that it fits (C, H, W)."""
+    """Shape one number, or one for each channel, so that it fits (c, h, w)."""
     return np.asarray(values, dtype=np.float32).reshape(-1, 1, 1)
 
 
@@ -250,7 +250,7 @@ class PictureReader:
             input_data_format: order of an array's axes if its shape does not tell.
 
         Returns:
-            Array (num_channels, H, W), uint8 or float32.
+            Array (num_channels, h, w), uint8 or float32.
         """
         layout = input_data_format
         channels_first = False
@@ -273,7 +273,7 @@ class PictureReader:
         return pixels if num_channels is None else set_channels(pixels, num_channels)
 
     def fit(self, image: Any, size: SizeDict, resample: Any) -> Any:
-        """Resize (..., H, W) until it covers `size`, in proportion, and crop the centre."""
+        """Resize (..., h, w) until it covers `size`, in proportion, and crop the centre."""
         height, width = image.shape[-2:]
         if (height, width) == (size.height, size.width):
             return image
@@ -288,7 +288,7 @@ class PictureReader:
         """Turn one generated image into a picture; values beyond [-1, 1] are clipped.
 
         Args:
-            image: (C, H, W) float, C = 1 or 3.
+            image: (c, h, w) float, c = 1 or 3.
 
         Raises:
             ValueError: if the shape is another, or a value is NaN.
@@ -319,14 +319,14 @@ class MDMImageProcessorPil(PictureReader, PilBackend):
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> np.ndarray:
-        """Read one picture as (C, H, W), uint8 or float32."""
+        """Read one picture as (c, h, w), uint8 or float32."""
         channels = None if do_convert_rgb is False else num_channels
         return self.read(image, channels, do_normalize, input_data_format)
 
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: Any = None, **kwargs: Any
     ) -> np.ndarray:
-        """Resize (C, H, W) channel by channel, which keeps float pixels float."""
+        """Resize (c, h, w) channel by channel, which keeps float pixels float."""
         side = (size.width, size.height)
         return np.stack(
             [np.asarray(Image.fromarray(channel).resize(side, resample)) for channel in image]

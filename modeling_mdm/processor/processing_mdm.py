@@ -4,7 +4,7 @@
 
 Every task is one choice: which positions are given and which are noisy, that is, to be written.
 
-Axes: B items, T text positions, M images per item, C channels, H height, W width.
+Axes: b items, t text positions, m images per item, c channels, h height, w width.
 """
 
 import re
@@ -119,9 +119,9 @@ class MDMProcessor(SampleReader):
             generation_mode: None, "image", "text" or "joint".
             class_labels: a class or a list of B; -1 or None is no class.
             image_mask: 1 to repaint a pixel, 0 to keep it, at the size that the model sees:
-                (H, W) for all pictures, (B, H, W), or (B, M, H, W).
+                (h, w) for all pictures, (b, h, w), or (b, m, h, w).
             max_new_tokens: length of the text region; `max_text_length` if None.
-            image_size: side, or (H, W), of the images; the image processor's if None.
+            image_size: side, or (h, w), of the images; the image processor's if None.
             generate: another name of `generation_mode`; pass one of them.
             kwargs: what processors usually take, alone or in `text_kwargs` and `images_kwargs`.
                 Of texts: `max_length` instead of `max_text_length`; `padding`, "longest" or True
@@ -131,11 +131,11 @@ class MDMProcessor(SampleReader):
                 lists. `videos` and `audio`, which pipelines pass, must be None.
 
         Returns:
-            With any text, `input_ids`, `attention_mask` and `text_given` (B, T), and `turn_ids`
-            (B, T) unless all are 0. With any image, `pixel_values` (B, M, C, H, W) and
-            `image_given` (B, M, H, W), without the axis M where it is 1; `pixel_attention_mask`,
-            shaped like `image_given`, if a picture is absent; and `image_turn_ids` (B, M) unless
-            all are 0. `class_labels` (B,) if passed.
+            With any text, `input_ids`, `attention_mask` and `text_given` (b, t), and `turn_ids`
+            (b, t) unless all are 0. With any image, `pixel_values` (b, m, c, h, w) and
+            `image_given` (b, m, h, w), without the axis M where it is 1; `pixel_attention_mask`,
+            shaped like `image_given`, if a picture is absent; and `image_turn_ids` (b, m) unless
+            all are 0. `class_labels` (b,) if passed.
 
         Raises:
             ValueError: if arguments contradict each other or do not fit the model.
@@ -190,7 +190,7 @@ class MDMProcessor(SampleReader):
             chat_template: a Jinja template, or the name of one of the processor's.
             add_generation_prompt: the assistant is to speak next.
             continue_final_message: open a region that goes on with the last message.
-            return_assistant_tokens_mask: add `assistant_masks` (B, T), 1 on what the template shows
+            return_assistant_tokens_mask: add `assistant_masks` (b, t), 1 on what the template shows
                 within `{% generation %}`, or on words of odd turns where it marks nothing.
             tokenize: False gives text, with `<image>` for a picture.
             return_tensors: "pt", "np", or None for lists.

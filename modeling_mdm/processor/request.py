@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one call of the processor asks for: its arguments, item by item, checked against each other.
 
-Axes: B items, M images per item, H height, W width.
+Axes: b items, m images per item, h height, w width.
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class Request:
         texts: None where an item has no text.
         images: equally many pictures per item, None for an absent one.
         class_labels: -1 for no class; None if nobody passed any.
-        image_mask: bool (B, M, H, W), True = repaint; None to leave the pictures as they are.
+        image_mask: bool (b, m, h, w), True = repaint; None to leave the pictures as they are.
         generation_mode: None, "image", "text" or "joint".
         has_mask_words: whether an item's text has words to be written in place.
     """
@@ -139,7 +139,7 @@ def read_request(passed: Passed, mask_token: str, size: tuple[int, int]) -> Requ
 
     Args:
         mask_token: what stands for a word to be written.
-        size: (H, W) of the images that the model sees.
+        size: (h, w) of the images that the model sees.
 
     Raises:
         ValueError: if an argument has a wrong form, or two contradict each other.
@@ -238,7 +238,7 @@ def _list_labels(class_labels: Any) -> list[int]:
 
 
 def _read_mask(image_mask: Any, shape: tuple[int, int, int, int]) -> torch.Tensor:
-    """Bring a mask to bool (B, M, H, W)."""
+    """Bring a mask to bool (b, m, h, w)."""
     mask = image_mask
     try:
         if isinstance(mask, list | tuple):

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `generate` returned, item by item: which tensors there are, and which words were written.
 
-Axes: B items, T text positions, C channels, H height, W width.
+Axes: b items, t text positions, c channels, h height, w width.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class MDMSample:
 
 
 def read_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Find sequences (B, T) and images (B, C, H, W) in an output object, or in one bare tensor.
+    """Find sequences (b, t) and images (b, c, h, w) in an output object, or in one bare tensor.
 
     Raises:
         ValueError: if there is neither.
@@ -54,7 +54,7 @@ def read_outputs(outputs: Any) -> tuple[torch.Tensor | None, torch.Tensor | None
 def read_turns(
     outputs: Any, inputs: Mapping[str, Any] | None, sequences: torch.Tensor
 ) -> list[list[int]] | list[None]:
-    """Find the turn of every word of `sequences` (B, T), or None for each row if nothing tells.
+    """Find the turn of every word of `sequences` (b, t), or None for each row if nothing tells.
 
     Where `inputs` has padding, the turn is -1.
 
@@ -138,8 +138,8 @@ class SampleReader(ProcessorMixin):
         prompt. That is wrong where nothing was written after a prompt, or something after `<end>`.
 
         Args:
-            outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (B, T) or images
-                (B, C, H, W).
+            outputs: an `MDMGenerateOutput`, or one of its tensors: sequences (b, t) or images
+                (b, c, h, w).
             inputs: the inputs of `generate`, for as many items or for one in n of them.
             skip_special_tokens: False gives each row as it is, prompt, special tokens and all.
 

@@ -84,7 +84,8 @@ slow: $(DEV_STAMP) ## the tests that take minutes
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
 # Of the modules that tests/support/mutants.py knows, those whose survivors have each been read.
-MUTATED := diffusion score_entropy solvers scan_orders selection matmul loss vae ssd ssd_factored
+MUTATED := diffusion score_entropy solvers scan_orders selection matmul loss vae likelihood ssd \
+	ssd_factored
 
 .PHONY: mutants
 mutants: $(DEV_STAMP) ## break the mathematics in small ways and see a test fail, in 40 minutes

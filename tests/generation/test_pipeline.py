@@ -106,6 +106,16 @@ def test_it_writes_either_or_both(joint, generate, given, keys):
     assert set(sample) == keys
 
 
+@pytest.mark.parametrize("mode", ["text", "image", "joint"])
+def test_what_is_to_be_written_has_one_name_and_an_alias(joint, mode):
+    first, second = (joint(**{name: mode})[0] for name in ("generation_mode", "generate"))
+    assert first.keys() == second.keys() == joint({"generation_mode": mode})[0].keys()
+    with pytest.raises(ValueError, match="two names of one argument"):
+        joint(generation_mode=mode, generate=mode)
+    with pytest.raises(ValueError, match="generation_mode='sound' is unknown"):
+        joint(generation_mode="sound")
+
+
 def test_options_reach_the_processor_and_generate(joint):
     mask = torch.zeros(8, 8)
     mask[4:] = 1

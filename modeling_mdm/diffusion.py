@@ -65,6 +65,21 @@ class NoiseSchedule:
             unclipped = _linear_log_snr(t)
         return unclipped.clamp(-MAX_LOG_SNR, MAX_LOG_SNR).to(dtype)
 
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """Time at which the log-SNR has these values, the inverse of `log_snr`.
+
+        What the schedule does not reach, and what is beyond the clip, gives the end that is nearer.
+        """
+        log_snr, dtype = _at_least_float32(log_snr)
+        log_snr = log_snr.clamp(-MAX_LOG_SNR, MAX_LOG_SNR)
+        if self.name == "tan":
+            t = 2 / math.pi * torch.atan(torch.exp(-log_snr / 2) / self.scale)
+        elif self.name == "cosine":
+            t = _cosine_time(log_snr)
+        else:
+            t = _linear_time(log_snr)
+        return t.clamp(0, 1).to(dtype)
+
     def log_snr_derivative(self, t: Tensor) -> Tensor:
         """Derivative of the log-SNR in time, always negative.
 
@@ -193,6 +208,13 @@ def _cosine_log_snr(t: Tensor) -> Tensor:
     return log_signal - log_noise
 
 
+def _cosine_time(log_snr: Tensor) -> Tensor:
+    # cos^2(a) = cos^2(a_0) alpha_bar and sin^2(a) = (sin^2(a_0) + e^-lambda) alpha_bar.
+    noise_ratio = torch.exp(-log_snr) + math.sin(_COSINE_START) ** 2
+    angle = torch.atan(noise_ratio.sqrt() / math.cos(_COSINE_START))
+    return (angle - _COSINE_START) / _COSINE_RATE
+
+
 def _cosine_slope(t: Tensor) -> Tensor:
     t = t.clamp(0, 1)
     # Where the clip begins: cos(a) = cos(a_0) sqrt(alpha_bar) with log-SNR = -20 and 20.
@@ -228,6 +250,13 @@ def _between(points: Tensor, position: Tensor) -> Tensor:
 def _linear_log_snr(t: Tensor) -> Tensor:
     grid = torch.tensor(_linear_grid(), dtype=t.dtype, device=t.device)
     return _between(grid, t * _LINEAR_STEPS)
+
+
+def _linear_time(log_snr: Tensor) -> Tensor:
+    falling = torch.tensor(_linear_grid(), dtype=log_snr.dtype, device=log_snr.device)
+    after = torch.searchsorted(-falling, -log_snr.contiguous()).clamp(1, len(falling) - 1)
+    high, low = falling[after - 1], falling[after]
+    return (after - 1 + (high - log_snr) / (high - low)) / _LINEAR_STEPS
 
 
 def _linear_slope(t: Tensor) -> Tensor:

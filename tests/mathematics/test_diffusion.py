@@ -180,6 +180,29 @@ def test_times_of_half_precision_are_computed_in_float32(schedule, dtype):
 
 
 @every_schedule
+def test_time_of_a_log_snr_is_when_the_formula_has_it(schedule):
+    steps = [0.001 * k for k in range(15, 990, 13)] + [0.003, 0.991, 0.999]
+    shares = [alpha_bar_by_hand(schedule, t) for t in steps]
+    log_snr = torch.tensor([math.log(share / (1 - share)) for share in shares], dtype=float64)
+    expected = torch.tensor(steps, dtype=float64)
+    torch.testing.assert_close(schedule.time_of(log_snr), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        schedule.time_of(log_snr.float().view(2, -1)),
+        expected.float().view(2, -1),
+        rtol=3e-5,
+        atol=0,
+    )
+
+
+@every_schedule
+def test_time_of_a_log_snr_that_is_not_reached_is_the_nearer_end(schedule):
+    ends = schedule.log_snr(torch.tensor([0.0, 1.0], dtype=float64))
+    beyond = torch.tensor([1e3, 20.0, -20.0, -1e3], dtype=float64)
+    found = schedule.log_snr(schedule.time_of(beyond))
+    torch.testing.assert_close(found, ends[[0, 0, 1, 1]], rtol=1e-6, atol=0)
+
+
+@every_schedule
 def test_times_beyond_the_ends_saturate(schedule):
     t = torch.tensor([-0.5, 0.0, 1.0, 1.5], dtype=float64)
     for method in (schedule.log_snr, schedule.alpha_bar, schedule.log_snr_derivative):

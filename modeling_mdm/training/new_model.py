@@ -134,8 +134,8 @@ def _go_on(place: str, overrides: dict[str, Any]) -> MDMForJointGeneration:
     )
     if found["unexpected_keys"]:
         raise ValueError(
-            f"config_overrides={changes} has no place for {sorted(found['unexpected_keys'])} of the "
-            f"trained model in {place!r}: these fields may add weights, not take any away."
+            f"config_overrides={changes} has no place for {sorted(found['unexpected_keys'])} of "
+            f"the trained model in {place!r}: these fields may add weights, not take any away."
         )
     if "vocab_size" in overrides:
         _add_words(model, size)

@@ -166,8 +166,11 @@ def fashion_talks(
     Returns:
         the sets, and how often each is to be drawn.
     """
-    if pictures.captions is None or args.captions is None:
-        raise ValueError(f"talks={FASHION_TALKS!r} needs captions: name their table by --captions.")
+    if args.dataset != "fashion_mnist" or pictures.captions is None or args.captions is None:
+        raise ValueError(
+            f"talks={FASHION_TALKS!r} are about the pictures and captions of fashion_mnist: use "
+            "--dataset fashion_mnist --captions examples/captions/fashion_mnist.json."
+        )
     given = dict.fromkeys(TALK_KINDS, 1.0)
     if args.talks_kinds is not None:
         given = pairs("talks_kinds", args.talks_kinds)

@@ -86,7 +86,7 @@ class ConversationCollator:
             raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
         chosen = answers[int(rng.integers(len(answers)))]
         words, pictures = words_and_pictures(messages[chosen])
-        kind = ("joint" if words else "image") if pictures else "text"
+        kind = kind_of_answer(messages[chosen])
         inputs = dict(
             self.processor.apply_chat_template(
                 messages[:chosen],
@@ -169,6 +169,12 @@ def words_and_pictures(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
         if piece["type"] == "image"
     ]
     return words, pictures
+
+
+def kind_of_answer(message: Mapping[str, Any]) -> str:
+    """Tell whether a message holds words, a picture or both, by its `generation_mode`."""
+    words, pictures = words_and_pictures(message)
+    return ("joint" if words else "image") if pictures else "text"
 
 
 def stack_inputs(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:

@@ -35,11 +35,18 @@ BOTH = (
 ANOTHER = ("draw another one", "draw one more", "show me another one")
 ANOTHER_BOTH = ("draw another one and say what it is", "show me another one with a caption")
 DRAW_ONE = "draw one"
-IS_IT, IS_ELSE, ELSE = "is it {}?", "what else is {} called?", "what else is it called?"
+DRAWING_TURNS = ("another", "another both", "other")
+WHAT_IS_IT, IS_IT, IS_ELSE, ELSE = (
+    "what is it?",
+    "is it {}?",
+    "what else is {} called?",
+    "what else is it called?",
+)
 IS_FOOTWEAR, IS_SAME, WHICH_FOOTWEAR = (
     *("is {} footwear?", "is {} {}?"),
     "which of these two is footwear, {} or {}?",
 )
+BOOT, BOOTS = "a boot", 9  # what any of them is called, and their class
 WORD_QUESTIONS = (IS_FOOTWEAR, IS_SAME, IS_ELSE, WHICH_FOOTWEAR)
 # What may come before a conversation, and the share of conversations in which it does.
 SYSTEM, SYSTEM_SHARE = ("answer with one word", "be brief", "talk about clothes"), 0.1
@@ -149,8 +156,8 @@ class FashionTalks(FashionQuestions):
     def _turns(self, index: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         """Give the messages of two or three exchanges."""
         image, label = self._shown(index)
-        known, shown = {"another", "another both", "other"}, [index]
-        start = _one(("what", "is", "draw", "both", "words"), rng)
+        known, shown = set(DRAWING_TURNS), [index]
+        start = _one(("what", "is", "another", "draw", "both", "words"), rng)
         if start == "words":
             answer = bool(rng.integers(2))
             label, shown = _class(rng, answer), []
@@ -161,14 +168,20 @@ class FashionTalks(FashionQuestions):
         elif start in ("draw", "both"):
             yield from _exchange([], *self._drawn(start, image, label, rng))
             known |= {"is"} if start == "both" else {"what", "is"}
+        elif start == "another":
+            drawn = as_part(self._another(label, shown, rng))
+            yield from _exchange([image], _one(ANOTHER, rng), [drawn])
+            known |= {"what", "is"}
         else:
-            yield from _exchange([image], *self._about(start, WHAT, label, rng))
+            yield from _exchange([image], *self._about(start, label, rng))
             known |= {"else", "is"} if start == "what" else {"what"}
         for _ in range(1 + int(rng.integers(2)) - (start == "words")):
+            if len(shown) == PICTURES["turns"]:
+                known -= set(DRAWING_TURNS)
             chosen = _one(sorted(known), rng)
             known.discard(chosen)
             if chosen in ("what", "is", "else"):
-                yield from _exchange([], *self._about(chosen, WHAT, label, rng))
+                yield from _exchange([], *self._about(chosen, label, rng))
                 known |= {"else"} if chosen == "what" else set()
                 continue
             known -= {"else"}
@@ -183,18 +196,19 @@ class FashionTalks(FashionQuestions):
                 answer = self._with_caption(image, label, rng)
                 yield from _exchange([], _one(ANOTHER_BOTH, rng), answer)
 
-    def _about(self, kind: str, what: str, label: int, rng: np.random.Generator) -> tuple[str, str]:
+    def _about(self, kind: str, label: int, rng: np.random.Generator) -> tuple[str, str]:
         """Ask about the garment that a conversation is about."""
         if kind == "what":
-            return what, GARMENTS[label]
+            return _one((WHAT, WHAT_IS_IT), rng), GARMENTS[label]
         if kind == "else":
             return ELSE, self.names[label][1]
         answer = bool(rng.integers(2))
         # Three classes of ten are footwear: as often yes as no.
         if (label in FOOTWEAR) == answer and rng.random() < (0.35 if answer else 0.15):
             return IS_IT.format("footwear"), _yes(answer)
-        others = [name for n, own in enumerate(self.names) if n != label for name in own]
-        return IS_IT.format(_one(self.names[label] if answer else others, rng)), _yes(answer)
+        fits = {name: n for n, own in enumerate(self.names) for name in own} | {BOOT: BOOTS}
+        names = [name for name, n in fits.items() if (n == label) == answer]
+        return IS_IT.format(_one(names, rng)), _yes(answer)
 
     def _another(self, label: int, shown: list[int], rng: np.random.Generator) -> Any:
         """Draw a picture of a class that was not shown, and note that it was.
@@ -231,6 +245,13 @@ def all_sentences(captions: CaptionTable) -> list[str]:
     """List every phrasing with every name, as a vocabulary is made of."""
     names = [name for names in captions.labels for name in names]
     phrasings = (*YES_OR_NO, WHAT, WHICH, *DRAW, *BOTH, *ANOTHER, *ANOTHER_BOTH, DRAW_ONE)
-    phrasings += (IS_IT, "is it footwear?", ELSE, *WORD_QUESTIONS)
+    phrasings += (
+        WHAT_IS_IT,
+        IS_IT,
+        IS_IT.format("footwear"),
+        IS_IT.format(BOOT),
+        ELSE,
+        *WORD_QUESTIONS,
+    )
     filled = [text.format(name, name) for text in phrasings for name in names]
     return [*dict.fromkeys(filled), "yes", "no", "first", "second", *names, *SYSTEM]

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.garment_talks import FashionTalks
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
+from modeling_mdm.data.questions import FashionQuestions
 from modeling_mdm.evaluation.figures import (
     Figures,
     Sampling,
@@ -25,6 +27,7 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
+from modeling_mdm.evaluation.questions import question_figures, reply_figures
 from modeling_mdm.precision import use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 
@@ -88,11 +91,29 @@ def _captioning(bench: Bench) -> Measurement:
     )
 
 
+def _questions(bench: Bench) -> Measurement:
+    items = FashionQuestions(bench.pictures, seed=1)
+    return _of_conversations(question_figures, bench, items)
+
+
+def _replies(bench: Bench) -> Measurement:
+    items = FashionTalks(bench.pictures, bench.captions, seed=1)
+    return _of_conversations(reply_figures, bench, items)
+
+
+def _of_conversations(measure: Any, bench: Bench, items: FashionQuestions) -> Measurement:
+    held_out = [items[index] for index in range(min(bench.chosen.num_samples, len(items)))]
+    return partial(measure, bench.model, bench.processor, held_out, bench.sampling)
+
+
 TASKS: dict[str, Callable[[Bench], Measurement]] = {
     "joint": _joint,
     "text_to_image": _text_to_image,
     "captioning": _captioning,
+    "questions": _questions,
+    "replies": _replies,
 }
+DEFAULT_TASKS = ("joint", "text_to_image", "captioning")  # others ask for what few models can
 
 
 @dataclass
@@ -113,7 +134,7 @@ class EvaluationArguments:
     )
     split: str = field(default="test", metadata={"help": "split whose pictures are captioned"})
     tasks: list[str] = field(
-        default_factory=lambda: list(TASKS),
+        default_factory=lambda: list(DEFAULT_TASKS),
         metadata={"help": f"some of: {', '.join(TASKS)}"},
     )
     num_samples: int = field(

@@ -27,7 +27,8 @@ class MixedItems(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, parts: Sequence[Any], shares: Sequence[float]) -> None:
         shares = [float(share) for share in shares]
-        if len(shares) != len(parts) or not parts or not min(shares) > 0:
+        are_positive = all(0 < share < float("inf") for share in shares)
+        if len(shares) != len(parts) or not parts or not are_positive:
             raise ValueError(f"shares={shares} must be {len(parts)} numbers > 0, one a part.")
         if 0 in (lengths := [len(part) for part in parts]):
             raise ValueError(f"parts have {lengths} items: leave out the one that has none.")

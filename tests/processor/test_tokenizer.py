@@ -344,3 +344,62 @@ def test_script_refuses(tmp_path, monkeypatch, arguments, error, message):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path), *arguments])
     with pytest.raises(error, match=message):
         script.main()
+
+
+# Going on from a vocabulary
+
+
+OLD_TEXTS = script.expand_captions(TABLE)[0]
+NEW_TEXTS = ["which of these two is a dress?", "draw a coat", "draw a drawing", "draw one"]
+
+
+def single(tokenizer, word):
+    return len(encode(tokenizer, word)) == 1
+
+
+@given(text=any_text)
+def test_an_extended_vocabulary_keeps_ids_and_gives_any_text_back(tokenizer, text):
+    extended = script.extend_tokenizer(tokenizer, NEW_TEXTS, OLD_TEXTS)
+    assert extended.decode(encode(extended, text)) == text
+
+
+def test_new_words_are_single_pieces_and_old_texts_are_cut_as_before(tokenizer):
+    extended = script.extend_tokenizer(tokenizer, NEW_TEXTS, OLD_TEXTS)
+    old, new = (
+        json.loads(t.backend_tokenizer.to_str())["model"]["vocab"] for t in (tokenizer, extended)
+    )
+    assert new[: len(old)] == old
+    words = {"which", " these", " two", "draw", " drawing", " one", " coat"}
+    assert words <= {extended.decode([n]) for n in range(len(old), len(new))}
+    assert all(single(extended, word) and not single(tokenizer, word) for word in words)
+    for text in OLD_TEXTS:
+        assert encode(extended, text) == encode(tokenizer, text)
+    again = script.extend_tokenizer(tokenizer, NEW_TEXTS, OLD_TEXTS)
+    assert again.backend_tokenizer.to_str() == extended.backend_tokenizer.to_str()
+
+
+def test_words_of_texts_that_are_kept_stay_cut(tokenizer):
+    kept = ["zebra crossing"]
+    extended = script.extend_tokenizer(tokenizer, ["zebra yak", "zebra crossings"], kept)
+    assert encode(extended, kept[0]) == encode(tokenizer, kept[0])
+    assert single(extended, " yak") and single(extended, " crossings")
+    with pytest.raises(ValueError, match="'zebras', which the new words cut otherwise"):
+        script.extend_tokenizer(tokenizer, ["zebra"], ["zebras"])
+
+
+def test_the_most_frequent_words_come_first_where_there_is_little_room(tokenizer):
+    texts = ["yak lynx lynx", "lynx yak heron"]
+    extended = script.extend_tokenizer(tokenizer, texts, vocab_size=len(tokenizer) + 1)
+    assert single(extended, " lynx") and not single(extended, " heron")
+    assert len(extended) == len(tokenizer) + 1
+
+
+def test_going_on_without_new_words_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="no word that is not one piece"):
+        script.extend_tokenizer(tokenizer, OLD_TEXTS)
+    arguments = script.ScriptArguments(output_dir=str(tmp_path), extend="x", captions="y")
+    with pytest.raises(ValueError, match="extend has no new words"):
+        script.run(arguments)
+    arguments.text_files = [__file__]
+    with pytest.raises(OSError, match="extend='x'"):
+        script.run(arguments)

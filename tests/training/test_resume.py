@@ -11,6 +11,7 @@ import torch
 from tiny_digits import make_config, make_processor
 from transformers import TrainerCallback
 
+from modeling_mdm.data.blocks import MixedItems
 from modeling_mdm.data.streams import MixedStream, StreamSource
 from modeling_mdm.data.tasks import MDMDataCollator, TaskMixture
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
@@ -74,6 +75,9 @@ DATA = {
         .shuffle(seed=0, buffer_size=5)
     ),
     "set": lambda folder: datasets.Dataset.from_dict({"text": TEXTS[:18]}),
+    "parts": lambda folder: MixedItems(
+        [datasets.Dataset.from_dict({"text": texts}) for texts in (TEXTS, OTHERS)], [2, 1]
+    ),
 }
 
 
@@ -143,7 +147,9 @@ def test_the_item_that_is_due_in_the_second_pass(processor, folder, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=[] if kind in ("mixture", "datasets") else pytest.mark.slow)
+        pytest.param(
+            kind, marks=[] if kind in ("mixture", "datasets", "parts") else pytest.mark.slow
+        )
         for kind in DATA
     ],
 )
@@ -166,6 +172,7 @@ def test_a_run_that_accumulates_gradients_goes_on(kind, processor, folder, tmp_p
         ("mixture", 1),
         pytest.param("plain", 1, marks=pytest.mark.slow),
         pytest.param("set", 2, marks=pytest.mark.slow),
+        pytest.param("parts", 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_with_workers_goes_on(kind, workers, processor, folder, tmp_path):
@@ -178,6 +185,19 @@ def test_a_run_with_workers_goes_on(kind, workers, processor, folder, tmp_path):
 @pytest.mark.parametrize("kind", DATA)
 def test_a_run_goes_on_from_every_step(kind, processor, folder, tmp_path):
     check(tmp_path, processor, lambda: DATA[kind](folder), 14, range(1, 14))
+
+
+def test_a_batch_is_of_one_part_whoever_loads_it(processor, folder, tmp_path):
+    seen, items = [], DATA["parts"](folder)
+    for workers in (0, 1):
+        trainer, _ = train(
+            tmp_path / str(workers), processor, items, 10, dataloader_num_workers=workers
+        )
+        seen.append(trainer.seen)
+    assert seen[0] == seen[1]
+    parts = ["few" if set(texts) <= set(OTHERS) else "many" for texts in seen[0].values()]
+    assert all(set(texts) <= set(OTHERS) or set(texts) <= set(TEXTS) for texts in seen[0].values())
+    assert 2 <= parts.count("few") <= 4  # a pass has five batches of one and two of the other
 
 
 def test_a_long_stream_is_not_read_again_from_its_beginning(folder, tmp_path, processor):

@@ -3,20 +3,28 @@
 """Questions about pictures and the accuracy of answers to them."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_digits import ROOT
-from tiny_processor import END, GOWN, PAD, A, make_processor
-from tiny_questions import make_questions
-from tiny_talks import assistant, make_config, say, user
+from tiny_processor import END, GOWN, PAD, A, make_processor, picture
+from tiny_questions import FASHION_CAPTIONS, make_pictures, make_questions, make_talks
+from tiny_talks import assistant, make_config, say, show, user
 
 from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.pictures import PictureDataset, Source
 from modeling_mdm.data.questions import DRAWING, GARMENTS, KINDS, WHICH, FashionQuestions
-from modeling_mdm.evaluation.questions import answer_accuracy
+from modeling_mdm.evaluation.figures import Sampling
+from modeling_mdm.evaluation.questions import (
+    answer_accuracy,
+    question_figures,
+    reply_accuracy,
+    reply_figures,
+)
+from modeling_mdm.evaluation.tasks import Bench, EvaluationArguments, measure
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +143,66 @@ def test_accuracy_is_the_share_of_answers_word_for_word(processor):
     assert set(ask(model)) == {"all", "x", "y"}
     with pytest.raises(ValueError, match="items is empty"):
         answer_accuracy(model, processor, [])
+
+
+def test_a_model_chooses_what_a_reply_holds(processor):
+    """The share of requests that get words, a picture or both as their answer has."""
+    answers = {
+        "text": assistant(say("a gown")),
+        "image": assistant(show(picture(1))),
+        "joint": assistant(say("a gown"), show(picture(1))),
+    }
+    items = [
+        {"messages": [user(say("a")), answers[kind]], "kind": kind}
+        for kind in ("text", "image", "joint", "joint")
+    ]
+
+    class Chooses:
+        training, device = True, torch.device("cpu")
+        modes = iter(["text", "text", "joint", "image"])
+        eval = train = lambda self, mode=True: self
+
+        def generate(self, input_ids, generation_mode, num_inference_steps, **kwargs):
+            assert generation_mode == "auto"
+            assert len(input_ids) <= 2 and (input_ids == END).any()
+            return SimpleNamespace(generation_modes=[next(self.modes) for _ in input_ids])
+
+    shares = reply_accuracy(Chooses(), processor, items, batch_size=2)
+    assert shares == {"all": 0.5, "text": 1.0, "image": 0.0, "joint": 0.5}
+    Chooses.modes = iter(["text", "text", "joint", "image"])
+    figures = reply_figures(Chooses(), processor, items, Sampling(batch_size=2))
+    assert (figures.share_right, figures.num_samples) == (0.5, 4)
+    ((task, count, _, right, worst),) = figures.rows([])
+    assert (task, count, right, worst) == ("replies of the right kind", "4", "50.0%", "image 0.0%")
+    with pytest.raises(ValueError, match="items is empty"):
+        reply_accuracy(Chooses(), processor, [])
+    model = MDMForJointGeneration(make_config(processor)).eval()
+    with pytest.raises(ValueError, match="no mode head"):
+        reply_accuracy(model, processor, items)
+
+
+def test_a_model_with_a_mode_head_replies(processor):
+    model = MDMForJointGeneration(make_config(processor, use_mode_head=True))
+    talks = make_talks(seed=1)
+    items = [item for n in range(400) if (item := talks[n])["kind"] == "both"][:6]
+    shares = reply_accuracy(model, processor, items)
+    assert set(shares) == {"all", "both"} and model.training
+    asked = [{"messages": [user(say("a")), assistant(say("a gown"))], "kind": "x"}] * 3
+    figures = question_figures(model, processor, asked, Sampling(num_inference_steps=2))
+    assert figures.num_samples == 3 and set(figures.share_right_by_kind) == {"x"}
+
+
+def test_mdm_evaluate_asks_held_out_questions_of_all_kinds(processor, tmp_path):
+    path = tmp_path / "none"
+    chosen = EvaluationArguments("c", "j", str(path), tasks=["questions", "replies"], num_samples=4)
+    chosen.num_inference_steps = 2
+    captions = CaptionTable.from_json(FASHION_CAPTIONS)
+    model = MDMForJointGeneration(make_config(processor, use_mode_head=True))
+    bench = Bench(model, processor, None, captions, chosen)
+    bench.pictures = make_pictures()
+    figures = measure(bench)
+    assert {name: found.num_samples for name, found in figures.items()} == {
+        "questions": 4,
+        "replies": 4,
+    }
+    assert not {"questions", "replies"} & set(EvaluationArguments("c", "j", str(path)).tasks)

@@ -205,13 +205,14 @@ def test_help_names_every_argument(capsys):
     assert "python examples/train.py examples/configs/digits.yaml\n" in shown
 
 
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "fashion_all"])
 def test_the_shipped_files_name_parts_that_fit_together(monkeypatch, name):
     monkeypatch.chdir(ROOT)
     model_args, data_args, args = train.parse([f"examples/configs/{name}.yaml"])
-    assert args.max_steps > 0 and data_args.dataset == name
+    assert args.max_steps > 0 and data_args.dataset in (name, "fashion_mnist")
     processor = MDMProcessor.from_pretrained(model_args.processor)
     model = train.make_model(model_args, processor)
+    assert model.config.vocab_size == len(processor.tokenizer)
     table = CaptionTable.from_json(data_args.captions)
     assert model.config.num_classes == table.num_classes
     assert model.config.max_text_length == processor.max_text_length

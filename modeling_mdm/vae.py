@@ -78,7 +78,7 @@ class PatchAssembly(nn.Module):
         self.out_proj = ZeroLinear(size, size)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x (pictures, rows, columns, size); valid (pictures, rows, columns, 1): is there a patch."""
+        """Of x (pictures, rows, columns, size); valid (pictures, rows, columns, 1): it is there."""
         shown = torch.where(valid, self.norm(x), 0).permute(0, 3, 1, 2)  # (pictures, size, ...)
         around = self.convolution(shown).permute(0, 2, 3, 1)
         added: Tensor = self.out_proj(F.silu(around))

@@ -19,6 +19,13 @@ From plain text, one text per line:
     python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 \
         --output_dir outputs/processor --image_size 64 --patch_size 8 --num_channels 3
 
+With more words for a processor that a model was trained with: words keep their ids, captions that
+`--captions` names keep their pieces, and each other word of the texts becomes one piece:
+
+    python processing/train_tokenizer.py --extend processing/mdm-fashion \
+        --captions examples/captions/fashion_mnist.json \
+        --text_files examples/captions/fashion_talks.txt --output_dir outputs/processor
+
 The same input gives the same bytes every time.
 """
 
@@ -32,7 +39,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -44,6 +51,7 @@ from mdm_cli.places import require_file, require_writable
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<image>", "<end>")
 MAX_PIECE_LENGTH = 16  # bytes
 MAX_WORD_LENGTH = 32  # bytes
+EXTENSION_MARGIN = 0.01  # by which a new piece beats its own letters, in nats
 SPECIAL_SCORE = -1e6  # spelling a special token out in bytes always beats it
 
 
@@ -65,6 +73,13 @@ class ScriptArguments:
     dataset: str | None = field(
         default=None,
         metadata={"help": "A folder of pictures with captions, or the id of a set on the Hub."},
+    )
+    extend: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of a processor to go on from: its words keep their ids and scores, and "
+            "the options of shape below are its own. Words of captions stay as they are cut."
+        },
     )
     split: str = field(default="train", metadata={"help": "The split of dataset to read."})
     columns: list[str] | None = field(
@@ -261,6 +276,60 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _unigram(vocabulary, split_words)
 
 
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Iterable[str],
+    kept: Iterable[str] = (),
+    vocab_size: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Make each word of some texts one piece of a tokenizer that `train_tokenizer` has made.
+
+    Old pieces keep their ids and scores. A new one beats the pieces that it is made of by a hair,
+    so a word that holds it is cut otherwise only where it was cut at both of its ends before.
+
+    Args:
+        tokenizer: to go on from.
+        texts: whose words, of 16 bytes at most, become pieces, the most frequent first.
+        kept: texts whose words stay as they are cut.
+        vocab_size: most entries of the vocabulary; None for no limit.
+
+    Raises:
+        ValueError: if no word is new, or a text of `kept` would be cut otherwise, by a word that
+            it holds.
+    """
+    kept, model = list(kept), json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    split_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+    def count(some: Iterable[str]) -> Counter[str]:
+        return Counter(word for text in some for word, _ in split_words.pre_tokenize_str(text))
+
+    old = dict(model["vocab"][len(SPECIAL_TOKENS) :])
+    staying = set(old) | set(count(kept))
+    words = {
+        word: n
+        for word, n in count(texts).items()
+        if word not in staying and len(word) <= MAX_PIECE_LENGTH
+    }
+    if not words:
+        raise ValueError("texts holds no word that is not one piece already: leave out --extend.")
+    known = Unigram(words, max_seeds=0)
+    known.log_prob = dict(old)
+    room = len(words) if vocab_size is None else vocab_size - len(model["vocab"])
+    chosen = sorted(words, key=lambda word: (-words[word], word))[: max(0, room)]
+    for word in sorted(chosen, key=lambda word: (len(word), word)):  # a part of another one first
+        known.log_prob[word] = round(known.segment(word)[0] + EXTENSION_MARGIN, 6)
+    vocabulary = [(piece, score) for piece, score in model["vocab"]]
+    vocabulary += [(word, known.log_prob[word]) for word in chosen]
+    extended = _unigram(vocabulary, split_words)
+    before, after = (list(t(kept)["input_ids"]) if kept else [] for t in (tokenizer, extended))
+    if changed := [text for text, a, b in zip(kept, before, after, strict=True) if a != b]:
+        raise ValueError(
+            f"captions has {changed[0]!r}, which the new words cut otherwise: leave out of "
+            "--text_files the word that it holds a part of."
+        )
+    return extended
+
+
 def _unigram(
     vocabulary: list[tuple[str, float]], split_words: pre_tokenizers.PreTokenizer
 ) -> PreTrainedTokenizerFast:
@@ -353,12 +422,40 @@ def parse(argv: Sequence[str]) -> tuple[ScriptArguments]:
     return (arguments,)
 
 
+def extend(arguments: ScriptArguments) -> None:
+    """Save the processor of `extend` with more words.
+
+    Raises:
+        ValueError: if nothing but captions is named: their words stay as they are.
+    """
+    from modeling_mdm.processor.processing_mdm import MDMProcessor
+    from modeling_mdm.training.loading import load_pretrained
+
+    if not arguments.text_files and arguments.dataset is None:
+        raise ValueError("extend has no new words: give --text_files or --dataset.")
+    processor = load_pretrained(MDMProcessor, "extend", arguments.extend)
+    kept = (
+        read_texts(replace(arguments, text_files=[], dataset=None))[0] if arguments.captions else []
+    )
+    texts, _ = read_texts(replace(arguments, captions=None))
+    before = len(processor.tokenizer)
+    processor.tokenizer = extend_tokenizer(processor.tokenizer, texts, kept, arguments.vocab_size)
+    processor.save_pretrained(arguments.output_dir)
+    print(
+        f"{len(processor.tokenizer)} tokens, {len(processor.tokenizer) - before} of them new; "
+        f"processor saved to {arguments.output_dir}"
+    )
+
+
 def run(arguments: ScriptArguments) -> None:
-    """Train the tokenizer and save the processor."""
+    """Train the tokenizer, or go on from one, and save the processor."""
     from modeling_mdm.processor.image_processing_mdm import MDMImageProcessor
     from modeling_mdm.processor.processing_mdm import MDMProcessor
 
     require_writable("output_dir", arguments.output_dir)
+    if arguments.extend is not None:
+        extend(arguments)
+        return
     texts, num_classes = read_texts(arguments)
     tokenizer = train_tokenizer(texts, arguments.vocab_size)
     say_what_is_too_long(texts, tokenizer, arguments.max_text_length)

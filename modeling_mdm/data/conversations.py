@@ -34,8 +34,8 @@ class ConversationCollator:
         max_new_tokens: length of the region of an answer; the processor's `max_text_length` if
             None.
         seed: seed of what is drawn.
-        late: share of items whose words get a time in [LATE, 1] instead of [0, 1]. Before that the
-            noisy answer itself tells what it is, and the question teaches nothing.
+        late: share of the items answered in words alone whose words get a time in [LATE, 1].
+            Before that the noisy answer itself tells what it is, and the question teaches nothing.
 
     Raises:
         ValueError: if late is outside [0, 1]; when called, if a conversation has no answer, or an
@@ -56,12 +56,16 @@ class ConversationCollator:
         self.seed, self.late = seed, late
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch: the model's inputs, and `times` where any are drawn late."""
+        """Make a batch: the model's inputs, and `times` where any may be drawn late.
+
+        These are NaN where the model is to draw them.
+        """
         rngs = [self._rng(item) for item in items]
         rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
         batch: dict[str, Any] = stack_inputs(rows, self.processor.tokenizer.pad_token_id)
         if self.late:
-            batch["times"] = {"text": torch.tensor([self._time(rng) for rng in rngs])}
+            times = [self._time(row, rng) for row, rng in zip(rows, rngs, strict=True)]
+            batch["times"] = {"text": torch.tensor(times)}
         return batch
 
     def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
@@ -69,9 +73,11 @@ class ConversationCollator:
         own = int(torch.randint(2**62, ())) if seed is None else seed
         return np.random.default_rng((self.seed, own))
 
-    def _time(self, rng: np.random.Generator) -> float:
-        first = LATE if rng.random() < self.late else 0.0
-        return first + (1 - first) * rng.random()
+    def _time(self, row: Mapping[str, torch.Tensor], rng: np.random.Generator) -> float:
+        draws_picture = "image_given" in row and not bool(row["image_given"].all())
+        if draws_picture or rng.random() >= self.late:
+            return float("nan")
+        return LATE + (1 - LATE) * rng.random()
 
     def _one(self, item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
         messages = place_images(item["messages"], item.get("images"))
@@ -80,7 +86,7 @@ class ConversationCollator:
             raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
         chosen = answers[int(rng.integers(len(answers)))]
         words, pictures = words_and_pictures(messages[chosen])
-        kind = ("joint" if words else "image") if pictures else "text"
+        kind = kind_of_answer(messages[chosen])
         inputs = dict(
             self.processor.apply_chat_template(
                 messages[:chosen],
@@ -163,6 +169,12 @@ def words_and_pictures(message: Mapping[str, Any]) -> tuple[str, list[Any]]:
         if piece["type"] == "image"
     ]
     return words, pictures
+
+
+def kind_of_answer(message: Mapping[str, Any]) -> str:
+    """Tell whether a message holds words, a picture or both, by its `generation_mode`."""
+    words, pictures = words_and_pictures(message)
+    return ("joint" if words else "image") if pictures else "text"
 
 
 def stack_inputs(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:

@@ -39,12 +39,14 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         drawings: share of items that ask for a picture by a caption instead, which keeps a model
             from forgetting how.
         captions: names and templates of those captions; needed with drawings.
-        weights: how often each of `KINDS` is drawn, beside the others; None for equally often.
+        weights: how often each of `kinds` is drawn, beside the others; None for equally often.
 
     Raises:
         ValueError: if seed is negative, drawings is outside [0, 1), weights are not one
             non-negative number a kind with a positive sum, or there are no labels.
     """
+
+    kinds: tuple[str, ...] = KINDS
 
     def __init__(
         self,
@@ -60,10 +62,11 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
             raise ValueError(f"drawings={drawings} must be in [0, 1).")
         if drawings and captions is None:
             raise ValueError(f"drawings={drawings} needs captions: pass a CaptionTable.")
-        weights = [1.0] * len(KINDS) if weights is None else list(weights)
-        if len(weights) != len(KINDS) or min(weights) < 0 or not sum(weights) > 0:
+        weights = [1.0] * len(self.kinds) if weights is None else list(weights)
+        if len(weights) != len(self.kinds) or min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(
-                f"weights={weights} must be {len(KINDS)} numbers >= 0, of {KINDS}, not all 0."
+                f"weights={weights} must be {len(self.kinds)} numbers >= 0, of {self.kinds}, not "
+                "all 0."
             )
         labels = pictures.labels
         if labels is None or None in labels:
@@ -87,13 +90,18 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         rng = np.random.default_rng((self.seed, int(self._epoch), index))
         if rng.random() < self.drawings:
             image, label = self._shown(index)
-            return _item(DRAWING, [], self.captions.draw(label, rng), [_picture(image)])
-        kind = KINDS[int(np.searchsorted(self._up_to, rng.random(), side="right"))]
+            return as_item(DRAWING, [], self.captions.draw(label, rng), [as_part(image)])
+        return self._ask(
+            self.kinds[int(np.searchsorted(self._up_to, rng.random(), side="right"))], index, rng
+        )
+
+    def _ask(self, kind: str, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Make an item of one of `kinds`."""
         if kind == "yes or no":
             return self._yes_or_no(index, rng)
         if kind == "what":
             image, label = self._shown(index)
-            return _item(kind, [image], WHAT, GARMENTS[label])
+            return as_item(kind, [image], WHAT, GARMENTS[label])
         return self._which(index, rng)
 
     def _shown(self, index: int) -> tuple[Any, int]:
@@ -107,7 +115,7 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         if (self.labels[index] in classes) != answer:
             index = self._draw_index(np.isin(self.labels, [*classes]) == answer, rng)
         image, label = self._shown(index)
-        return _item("yes or no", [image], question, "yes" if label in classes else "no")
+        return as_item("yes or no", [image], question, "yes" if label in classes else "no")
 
     def _which(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
         other = self._draw_index(self.labels != self.labels[index], rng)
@@ -117,7 +125,7 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
             pair.reverse()
         images, labels = zip(*map(self._shown, pair), strict=True)
         question = WHICH.format(GARMENTS[labels[asked]])
-        return _item("which", list(images), question, ("first", "second")[asked])
+        return as_item("which", list(images), question, ("first", "second")[asked])
 
     @staticmethod
     def _draw_index(fits: np.ndarray, rng: np.random.Generator) -> int:
@@ -125,12 +133,14 @@ class FashionQuestions(torch.utils.data.Dataset[dict[str, Any]]):
         return int(indices[int(rng.integers(len(indices)))])
 
 
-def _picture(image: Any) -> dict[str, Any]:
+def as_part(image: Any) -> dict[str, Any]:
+    """Make the piece of a message that shows a picture."""
     return {"type": "image", "image": image}
 
 
-def _item(kind: str, images: list[Any], question: str, answer: Any) -> dict[str, Any]:
-    asked = [*map(_picture, images), {"type": "text", "text": question}]
+def as_item(kind: str, images: list[Any], question: str, answer: Any) -> dict[str, Any]:
+    """Make an item of one question and its answer: words, or the pieces of a message."""
+    asked = [*map(as_part, images), {"type": "text", "text": question}]
     said = [{"type": "text", "text": answer}] if isinstance(answer, str) else answer
     messages = [
         {"role": "user", "content": asked},

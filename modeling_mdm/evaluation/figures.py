@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,8 +56,18 @@ class Sampling:
 DEFAULT_SAMPLING = Sampling()
 
 
+# A row of the table: task, samples, well formed, right class, weakest class.
+Row = tuple[str, str, str, str, str]
+
+
 @dataclass(frozen=True)
-class _Figures:
+class Figures(ABC):
+    """What was measured of one task."""
+
+    @abstractmethod
+    def rows(self, names: Sequence[str]) -> list[Row]:
+        """Rows of the table; `names` are those of the classes."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain numbers, lists and dictionaries."""
         return asdict(self)
@@ -67,7 +78,7 @@ class _Figures:
 
 
 @dataclass(frozen=True)
-class TextToImageFigures(_Figures):
+class TextToImageFigures(Figures):
     """Text to image at one guidance scale: does the judge see the class that was asked for.
 
     `confusion[asked][seen]` counts samples; the shares are its diagonal.
@@ -81,9 +92,15 @@ class TextToImageFigures(_Figures):
     mean_evaluations: float
     seconds: float
 
+    def rows(self, names: Sequence[str]) -> list[Row]:
+        """One row: how often the judge saw what was asked for."""
+        task = f"text to image, guidance {self.guidance_scale:g}"
+        worst = weakest(self.share_right_by_class, names)
+        return [(task, str(self.num_samples), "-", f"{self.share_right:.1%}", worst)]
+
 
 @dataclass(frozen=True)
-class CaptioningFigures(_Figures):
+class CaptioningFigures(Figures):
     """Captioning of test pictures: is the caption well formed, and is its class the true one."""
 
     num_samples: int
@@ -94,9 +111,15 @@ class CaptioningFigures(_Figures):
     mean_evaluations: float
     seconds: float
 
+    def rows(self, names: Sequence[str]) -> list[Row]:
+        """One row: how many captions are well formed, and right."""
+        shares = f"{self.share_well_formed:.1%}", f"{self.share_right:.1%}"
+        worst = weakest(self.share_right_by_class, names)
+        return [("captioning", str(self.num_samples), *shares, worst)]
+
 
 @dataclass(frozen=True)
-class JointFigures(_Figures):
+class JointFigures(Figures):
     """Pictures and captions from nothing: does the judge see what the caption says.
 
     `histogram[c]` is the share of all samples whose caption names class c,
@@ -111,6 +134,19 @@ class JointFigures(_Figures):
     ill_formed: list[str]  # the first few
     mean_evaluations: float
     seconds: float
+
+    def rows(self, names: Sequence[str]) -> list[Row]:
+        """One row: how often picture and caption agree, and how evenly the classes are drawn."""
+        shares = f"{self.share_well_formed:.1%}", f"{self.share_agreeing:.1%} (judge agrees)"
+        low, high = min(self.histogram), max(self.histogram)
+        classes = f"classes are {low:.1%} to {high:.1%} of samples"
+        return [("joint", str(self.num_samples), *shares, classes)]
+
+
+def weakest(shares: Sequence[float | None], names: Sequence[str]) -> str:
+    """Name the class that does worst, and its share."""
+    share, name = min((s, n) for s, n in zip(shares, names, strict=True) if s is not None)
+    return f"{name} {share:.1%}"
 
 
 @contextmanager

@@ -12,12 +12,21 @@ from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.data.conversations import draw_embeddings, unseen_words
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.training.command_line import pairs
 from modeling_mdm.training.loading import load_pretrained
 
 UNTRAINED = "untrained"
+# Of a model that has weights these may change: fields that add weights, which begin as new ones do,
+# or that only training reads.
+ADDING = ("use_mode_head", "image_decoder_layers", "vocab_size")
+OF_TRAINING = (
+    *("coupled_time_probability", "null_modality_probability", "null_prompt_probability"),
+    *("se_weight", "se_weight_image", "se_weight_text", "kl_weight", "denoising_weight_max"),
+    *("latent_noise", "latent_momentum", "latent_gradient_scale", "selection_keep"),
+)
 
 
 @dataclass
@@ -37,7 +46,8 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Fields of a new model's config, as name=value; values are YAML. `auto` takes "
-            "what the processor says: vocab_size=auto."
+            "what the processor says: vocab_size=auto. Of a model with weights, "
+            f"{', '.join(ADDING)} add to it, and what training alone reads may change."
         },
     )
     vq_model: str | None = field(
@@ -73,22 +83,16 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
     """Load the model whose weights `config` holds, or make a new one.
 
     Raises:
-        ValueError: if the config does not fit the processor, or weights come with overrides, or
+        ValueError: if the config does not fit the processor, overrides do not fit weights, or
             whether there are weights is not known.
     """
     overrides = pairs("config_overrides", args.config_overrides)
+    overrides |= _of_processor(overrides, processor)
     if holds_weights(args.config):
-        if overrides:
-            raise ValueError(
-                f"config_overrides={overrides} cannot change the trained model in {args.config!r}: "
-                "drop them, or name a config without weights."
-            )
-        model = load_pretrained(MDMForJointGeneration, "config", args.config)
+        model = _go_on(args.config, overrides)
     else:
         config = load_pretrained(MDMConfig, "config", args.config)
-        overrides |= _of_processor(overrides, processor)
-        if unknown := sorted(name for name in overrides if not hasattr(config, name)):
-            raise ValueError(f"config_overrides names {unknown}, which MDMConfig does not have.")
+        _check_names(overrides, config)
         model = MDMForJointGeneration(MDMConfig(**{**config.to_dict(), **overrides}))
     if (size := len(processor.tokenizer)) != model.config.vocab_size:
         raise ValueError(
@@ -98,6 +102,61 @@ def make_model(args: ModelArguments, processor: Any) -> MDMForJointGeneration:
     check_processor(processor, model.config, learns=True)
     load_vq(model, args)
     return model
+
+
+def _check_names(overrides: dict[str, Any], config: MDMConfig) -> None:
+    if unknown := sorted(name for name in overrides if not hasattr(config, name)):
+        raise ValueError(f"config_overrides names {unknown}, which MDMConfig does not have.")
+
+
+def _go_on(place: str, overrides: dict[str, Any]) -> MDMForJointGeneration:
+    """Load a trained model with what overrides add to it.
+
+    Raises:
+        ValueError: if overrides change what the weights mean, or leave some of them out.
+    """
+    config = load_pretrained(MDMConfig, "config", place)
+    _check_names(overrides, config)
+    changes = {name: value for name, value in overrides.items() if value != getattr(config, name)}
+    if wrong := {n: value for n, value in changes.items() if n not in (*ADDING, *OF_TRAINING)}:
+        raise ValueError(
+            f"config_overrides={wrong} cannot change the trained model in {place!r}: drop them, or "
+            f"name a config without weights. {', '.join((*ADDING, *OF_TRAINING))} may change."
+        )
+    size = changes.pop("vocab_size", config.vocab_size)
+    if size < config.vocab_size:
+        raise ValueError(
+            f"config_overrides vocab_size={size} would take words from the trained model in "
+            f"{place!r}, which has {config.vocab_size}: name its number of words, or more."
+        )
+    model, found = load_pretrained(
+        MDMForJointGeneration, "config", place, output_loading_info=True, **changes
+    )
+    if found["unexpected_keys"]:
+        raise ValueError(
+            f"config_overrides={changes} has no place for {sorted(found['unexpected_keys'])} of "
+            f"the trained model in {place!r}: these fields may add weights, not take any away."
+        )
+    if "vocab_size" in overrides:
+        _add_words(model, size)
+    return model
+
+
+def _add_words(model: MDMForJointGeneration, size: int) -> None:
+    """Have `size` words, and embeddings like those of known ones for all that were never trained.
+
+    Among them are letters that no caption had: they may occur in what comes.
+    """
+    unseen, known = unseen_words(model), model.config.vocab_size
+    if len(unseen) == known:
+        raise ValueError(
+            f"config_overrides vocab_size={size} cannot add to the {known} words of a model that "
+            "was never trained: name a config without weights."
+        )
+    if size > known:
+        model.resize_token_embeddings(size, mean_resizing=False)
+    if words := [*unseen, *range(known, size)]:
+        draw_embeddings(model, words)
 
 
 def load_vq(model: MDMForJointGeneration, args: ModelArguments) -> None:

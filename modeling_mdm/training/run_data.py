@@ -6,19 +6,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from mdm_cli.places import require_file
+from mdm_cli.places import require_file, require_place
+from modeling_mdm.data.blocks import MixedCollator, MixedItems
+from modeling_mdm.data.conversations import ConversationCollator
 from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
-from modeling_mdm.data.lengths import check_text, check_texts
+from modeling_mdm.data.garment_talks import PICTURES, TALK_KINDS, FashionTalks
+from modeling_mdm.data.lengths import check_answers, check_text, check_texts
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
 from modeling_mdm.data.stream_sources import read_recipe
 from modeling_mdm.data.streams import MixedStream
-from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS
+from modeling_mdm.data.talks import load_talks
+from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.command_line import pairs
 
 # Of `DataArguments`, what a recipe of streams has a use for; its sources say the rest.
 _FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks")
+FASHION_TALKS = "fashion_talks"
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
 
 
@@ -71,11 +77,35 @@ class DataArguments:
             "help": f"How often each task is drawn, as task=weight. Tasks: {', '.join(TASKS)}."
         },
     )
+    talks: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Conversations to train on as well: '{FASHION_TALKS}', made of the labels of "
+            "dataset=fashion_mnist, or a file, folder or Hub id with a column `messages`."
+        },
+    )
+    talks_share: float = field(
+        default=0.3, metadata={"help": "Share of the batches that are conversations, in (0, 1)."}
+    )
+    talks_kinds: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"For {FASHION_TALKS}: how often each kind is drawn, as kind=weight; all "
+            f"equally if not named. Kinds: {', '.join(TALK_KINDS)}."
+        },
+    )
+    talks_late: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the answers in words that are noised so far that only the question "
+            "tells them."
+        },
+    )
 
 
 def load_data(
     args: DataArguments, processor: Any, batch_size: int, seed: int
-) -> tuple[PictureDataset | MixedStream, PictureDataset | None]:
+) -> tuple[PictureDataset | MixedStream | MixedItems, PictureDataset | None]:
     """Load what a run is trained on, and what it is evaluated on, if anything.
 
     Raises:
@@ -91,7 +121,79 @@ def load_data(
         for data in (train_data, eval_data):
             if isinstance(data, PictureDataset):
                 check_texts(processor, data)
+    if args.talks is not None and isinstance(train_data, PictureDataset):
+        train_data = with_talks(args, train_data, processor, seed)
     return train_data, eval_data
+
+
+def with_talks(
+    args: DataArguments, pictures: PictureDataset, processor: Any, seed: int
+) -> MixedItems:
+    """Put conversations beside pictures; their kinds apart by the number of pictures they show.
+
+    Rows of one batch are as long as the longest.
+
+    Raises:
+        ValueError: if talks_share is outside (0, 1), kinds are unknown or have no use, or an answer
+            is too long.
+        OSError: if a file or folder is missing.
+    """
+    if not 0 < args.talks_share < 1:
+        raise ValueError(
+            f"talks_share={args.talks_share} must be between 0 and 1: leave talks out for none."
+        )
+    if args.talks != FASHION_TALKS:
+        if args.talks_kinds is not None:
+            raise ValueError(f"talks_kinds is for talks={FASHION_TALKS!r}: leave it out.")
+        if not Path(args.talks).is_file():
+            require_place("talks", args.talks)
+        talks = load_talks(args.talks, max_skipped=args.max_skipped)
+        check_answers(processor, talks.answers(), processor.max_text_length)
+        parts, shares = [talks], [1.0]
+    else:
+        parts, shares = fashion_talks(args, pictures, seed)
+    whole = args.talks_share / sum(shares)
+    return MixedItems(
+        [pictures, *parts], [1 - args.talks_share, *(share * whole for share in shares)]
+    )
+
+
+def fashion_talks(
+    args: DataArguments, pictures: PictureDataset, seed: int
+) -> tuple[list[FashionTalks], list[float]]:
+    """Make conversations of pictures, a set for each number of pictures that they show.
+
+    Returns:
+        the sets, and how often each is to be drawn.
+    """
+    if args.dataset != "fashion_mnist" or pictures.captions is None or args.captions is None:
+        raise ValueError(
+            f"talks={FASHION_TALKS!r} are about the pictures and captions of fashion_mnist: use "
+            "--dataset fashion_mnist --captions examples/captions/fashion_mnist.json."
+        )
+    given = dict.fromkeys(TALK_KINDS, 1.0)
+    if args.talks_kinds is not None:
+        given = pairs("talks_kinds", args.talks_kinds)
+    FashionTalks(pictures, pictures.captions, seed, given)  # refuses what is no weight of a kind
+    by_pictures: dict[int, dict[str, float]] = {}
+    for kind, weight in given.items():
+        if weight > 0:
+            by_pictures.setdefault(max(1, PICTURES[kind]), {})[kind] = weight
+    sets = [FashionTalks(pictures, pictures.captions, seed, own) for own in by_pictures.values()]
+    return sets, [sum(own.values()) for own in by_pictures.values()]
+
+
+def make_collator(args: DataArguments, processor: Any, seed: int) -> Any:
+    """Make the collator of a run: of picture tasks, and of conversations where there are any.
+
+    Raises:
+        ValueError: if tasks or talks_late are wrong.
+    """
+    mixture = TaskMixture(pairs("tasks", args.tasks))
+    of_items = MDMDataCollator(processor, mixture, seed, args.truncation)
+    if args.talks is None:
+        return of_items
+    return MixedCollator(of_items, ConversationCollator(processor, seed=seed, late=args.talks_late))
 
 
 def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:

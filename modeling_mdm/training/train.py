@@ -24,14 +24,13 @@ from transformers import set_seed
 
 from mdm_cli.interrupts import unwinding
 from mdm_cli.places import require_writable
-from modeling_mdm.data.tasks import MDMDataCollator, TaskMixture
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoint, list_checkpoints
-from modeling_mdm.training.command_line import pairs, read_command_line
+from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.new_model import ModelArguments, make_model
-from modeling_mdm.training.run_data import DataArguments, load_data
+from modeling_mdm.training.run_data import DataArguments, load_data, make_collator
 from modeling_mdm.training.trainer import MDMTrainer
 
 
@@ -82,13 +81,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
     processor = load_pretrained(MDMProcessor, named, getattr(model_args, named))
     batch_size = args.per_device_train_batch_size
     train_data, eval_data = load_data(data_args, processor, batch_size, args.data_seed)
-    mixture = TaskMixture(pairs("tasks", data_args.tasks))
     trainer = MDMTrainer(
         model=make_model(model_args, processor),
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        data_collator=MDMDataCollator(processor, mixture, args.data_seed, data_args.truncation),
+        data_collator=make_collator(data_args, processor, args.data_seed),
         processing_class=processor,
     )
     with unwinding(lambda: how_to_go_on(args.output_dir)):

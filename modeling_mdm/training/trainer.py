@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from modeling_mdm.configuration_mdm import MDMConfig
+from modeling_mdm.data.blocks import BlockSampler, MixedItems
 from modeling_mdm.data.tasks import with_seeds
 from modeling_mdm.loss import combine_tallies, count_items_in_batches
 from modeling_mdm.matching import check_processor
@@ -96,6 +97,14 @@ class MDMTrainer(GoesOn):
         type_name = "bfloat16" if args.bf16 else "float32"
         self._machine = f"{describe_processor(args.device)}; in {type_name}"
         self.add_callback(_TrainingEvents(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        """Choose the order of the items: of `MixedItems`, blocks that are each a batch."""
+        seeded = self.train_dataset if train_dataset is None else train_dataset
+        mixed = getattr(seeded, "dataset", None)
+        if isinstance(mixed, MixedItems):
+            return BlockSampler(mixed, self.args.train_batch_size, self.args.data_seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Name what weight decay acts on: matrices and convolutions.

@@ -52,6 +52,7 @@ LEAST: dict[str, float] = dict.fromkeys(
 ) | dict.fromkeys(
     (
         *("num_classes", "vae_num_layers", "latent_noise", "latent_momentum", "num_null_tokens"),
+        "image_decoder_layers",
         *("se_weight", "se_weight_image", "se_weight_text", "kl_weight", "denoising_weight_max"),
         *("latent_gradient_scale", "initializer_range", "delta_floor", "layer_norm_epsilon"),
     ),
@@ -78,6 +79,8 @@ class MDMConfig(PreTrainedConfig):
     Unified VAE (Sec. 4.1):
         latent_dim, vae_hidden_size, vae_num_layers (`int`): widths and depth of the per-position
             encoder and decoder.
+        image_decoder_layers (`int`): convolutions by which the decoder of a picture sees the
+            patches around each; 0 decodes every patch alone.
         latent_noise (`float`): standard deviation of the noise on (standardised) latents that the
             decoder is trained on.
         latent_momentum (`float`): momentum of the running latent statistics.
@@ -107,6 +110,8 @@ class MDMConfig(PreTrainedConfig):
             without guidance.
         null_prompt_probability, null_modality_probability (`float`): how often training drops the
             prompt, or draws t = 1 for the other modality.
+        coupled_time_probability (`float`): how often training draws the times of an item that
+            writes words and a picture along the path of `joint_lead`, not independently.
         se_candidates (`str`): `"exact"` (vocabulary and closed form) or `"trajectory"` (Eq. 4's
             sampled former states).
         num_trajectory_candidates (`int`): K of the latter.
@@ -139,6 +144,7 @@ class MDMConfig(PreTrainedConfig):
     latent_dim: int = 16
     vae_hidden_size: int = 128
     vae_num_layers: int = 2
+    image_decoder_layers: int = 0
     latent_noise: float = 0.1
     latent_momentum: float = 0.01
 
@@ -173,6 +179,7 @@ class MDMConfig(PreTrainedConfig):
     num_null_tokens: int = 2
     null_prompt_probability: float = 0.1
     null_modality_probability: float = 0.1
+    coupled_time_probability: float = 0.5
     se_candidates: str = "exact"
     num_trajectory_candidates: int = 8
     use_mode_head: bool = False
@@ -264,6 +271,11 @@ class MDMConfig(PreTrainedConfig):
         for name in ("null_prompt_probability", "null_modality_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: a probability in [0, 1).")
+        if not 0 <= self.coupled_time_probability <= 1:
+            raise ValueError(
+                f"`coupled_time_probability` is {self.coupled_time_probability}: a probability in "
+                "[0, 1]."
+            )
         for name in ("pad_token_id", "mask_token_id", "image_token_id", "eos_token_id"):
             value = getattr(self, name)
             ids = value if isinstance(value, list) else [value]
@@ -287,6 +299,12 @@ class MDMConfig(PreTrainedConfig):
             raise ValueError(
                 f"`num_channels` is {self.num_channels}, but the VQ-VAE of `vq_config` reads "
                 "colour: use 3."
+            )
+        if self.vq_config is not None and self.image_decoder_layers:
+            raise ValueError(
+                f"`image_decoder_layers` is {self.image_decoder_layers}, but the VQ-VAE of "
+                "`vq_config` assembles the picture itself, from code vectors that are found one by "
+                "one: use 0."
             )
         if self.num_channels not in (1, 3):
             raise ValueError(f"`num_channels` is {self.num_channels}: use 1 (grey) or 3 (colour).")

@@ -249,7 +249,7 @@ class GuidedDenoiser:
         denoised = self._evaluate(self._inputs(z, t), self.candidates)
         self.evaluations += 1
         self._estimates = {modality: denoised.clean[modality] for modality in self.noise}
-        return {modality: self._guided(modality, denoised) for modality in self.noise}
+        return {modality: self._guided(modality, denoised, t[modality]) for modality in self.noise}
 
     @property
     def length(self) -> int:
@@ -279,13 +279,22 @@ class GuidedDenoiser:
             self.cache,
         )
 
-    def _guided(self, modality: str, denoised: Denoised) -> Tensor:
-        """Guide the outputs of one modality: its clean estimate (b, n, d)."""
-        settings, given = self.settings, self.given[modality]
-        scales = {
+    def _scales(self, modality: str, t: Tensor) -> dict[str, float]:
+        """Scales of the weaker branches that guide a modality at its time t; none act elsewhere."""
+        settings = self.settings
+        window = settings.guidance_window[modality]
+        if window is not None:
+            log_snr = float(self.network.schedules[modality].log_snr(t))
+            if not window[0] <= log_snr <= window[1]:
+                return {}
+        return {
             "unconditional": settings.guidance_scale[modality],
             modality: settings.joint_guidance_scale[modality],
         }
+
+    def _guided(self, modality: str, denoised: Denoised, t: Tensor) -> Tensor:
+        """Guide the outputs of one modality at its time t: its clean estimate (b, n, d)."""
+        given, scales = self.given[modality], self._scales(modality, t)
         # Guidance acts on the logits of what is discrete, and on the estimate of what is not.
         output, logits = denoised.logits.get(modality, denoised.clean[modality]), None
         guided = guide(self.branches.split(output), scales)

@@ -33,7 +33,6 @@ from .generation_sampling import (
     StepInfo,
     StepWatcher,
     make_solvers,
-    plan_steps,
     run_solvers,
 )
 from .generation_settings import (
@@ -44,6 +43,7 @@ from .generation_settings import (
     check_past,
     read_settings,
 )
+from .generation_steps import plan_steps
 from .inputs import MODEL_INPUTS, EncodedInputs, check_inputs
 from .network import MDMNetwork
 from .past_turns import PastTurns, last_given, read_given, weights_fingerprint
@@ -111,7 +111,8 @@ class MDMGenerationMixin:
             generation_mode: where the inputs leave nothing to write, open a region: `"text"`
                 (default), `"image"`, `"joint"`, or `"auto"`: what each item's last turn asks for,
                 by the model's own choice (`config.use_mode_head`). If words go ahead
-                (`joint_overlap` < 1) and some items hold both, all keep the times of those.
+                (`joint_lead`, `joint_overlap` < 1) and some items hold both, all keep the times of
+                those.
             max_new_tokens: words of that region; as the configurations say, and at first
                 `config.max_text_length`, if None.
             image_size: its pixels, a side or (height, width); if None those of the given pictures,
@@ -159,11 +160,11 @@ class MDMGenerationMixin:
         # 3. Plan the steps of each modality, draw its noise, make its solver.
         writer = OutputWriter(self, encoded, inputs)
         feed = None if streamer is None else StreamFeed(streamer, writer)
-        plan = plan_steps(noisy, settings.num_inference_steps, settings.joint_overlap, is_mixed)
+        plan = plan_steps(noisy, self.schedules, settings, is_mixed)
         dtype = next(iter(encoded.content.values())).latents.dtype
         streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
         noise = {modality: streams.draw(modality) for modality in noisy}
-        solvers = make_solvers(self.schedules, noise, settings.solver, plan.steps, streams)
+        solvers = make_solvers(self.schedules, noise, settings.solver, plan, streams)
 
         # 4. Lay out the branches of guidance, and read what is given once for all steps.
         reader = PromptReader.of(self, settings, cache)

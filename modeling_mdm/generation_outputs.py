@@ -137,7 +137,8 @@ class OutputWriter:
         last = (noisy * torch.arange(1, pictures + 1, device=noisy.device)).amax(-1) - 1
         chosen = torch.arange(len(last), device=last.device), last % pictures
         patches = latents.to(network.dtype).unflatten(1, (pictures, -1))[chosen]
-        patches = network.vae.decode(patches, "image")
+        valid = self.encoded.content["image"].valid.unflatten(1, (pictures, -1))[chosen]
+        patches = network.vae.decode(patches, "image", (1, rows, columns), valid)
         if network.vq is None:
             images = unpatchify(patches, self.config.patch_size, (rows, columns))
         else:

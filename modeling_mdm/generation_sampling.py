@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .diffusion import NoiseSchedule
-from .solvers import SOLVERS, Evaluation, sampling_times
+from .generation_steps import StepPlan
+from .solvers import SOLVERS, Evaluation, with_restarts
 
 
 class NoiseStreams:
@@ -117,36 +118,6 @@ class StepWatcher:
         return bool(self.callback and self.callback(info))
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """When each modality of a run moves.
-
-    steps: sampler steps, by modality. windows: the first sampler step of the run on which a
-    modality may move, and the one after the last; its steps are spread evenly over them.
-    """
-
-    steps: dict[str, int]
-    windows: dict[str, tuple[int, int]]
-
-    @classmethod
-    def together(cls, steps: dict[str, int]) -> "StepPlan":
-        """Spread the steps of each modality over a run as long as the most of them."""
-        return cls(steps, dict.fromkeys(steps, (0, max(steps.values()))))
-
-    @property
-    def total(self) -> int:
-        """Sampler steps of the run."""
-        return max(stop for _, stop in self.windows.values())
-
-    def moving(self, step: int) -> list[str]:
-        """The modalities that take a step of their own at this sampler step."""
-        return [
-            modality
-            for modality, n in self.steps.items()
-            if _moves(step, n, self.windows[modality])
-        ]
-
-
 class Denoiser(Protocol):
     """From states (b, n, d) and 0-dimensional times to clean estimates, by modality.
 
@@ -192,9 +163,9 @@ def run_solvers(
             finished[modality] = stop.value
             pending[modality] = Evaluation(stop.value, torch.zeros_like(pending[modality].t))
 
-    for step in range(plan.total):
+    for step, moving in enumerate(plan.turns()):
         # 1. One evaluation for all modalities; those whose turn it is take their step.
-        moving, before, shown = plan.moving(step), set(finished), dict(pending)
+        before, shown = set(finished), dict(pending)
         estimates = {**_evaluate(denoise, shown, moved), **finished}
         for modality in moving:
             advance(modality, estimates[modality])
@@ -230,72 +201,11 @@ def _evaluate(
     return denoise(states, times, moved)
 
 
-def _moves(step: int, num_steps: int, window: tuple[int, int]) -> bool:
-    """Whether one of `num_steps` steps, spread evenly over a window, falls on this sampler step."""
-    first, stop = window
-    length = stop - first
-    done = (step - first) * num_steps // length
-    return first <= step < stop and (step - first + 1) * num_steps // length > done
-
-
-def joint_windows(num_steps: dict[str, int], overlap: float) -> dict[str, tuple[int, int]]:
-    """Let words go ahead of the picture: the sampler steps of each modality within one run.
-
-    Args:
-        num_steps: by modality; the longer is the length of the run.
-        overlap: share of a modality's window in which the other is denoised too. At 1 both windows
-            are the whole run; at 0 the words are finished before the picture starts.
-
-    Returns:
-        (first step, step after the last) by modality.
-    """
-    total = max(num_steps.values())
-    if len(num_steps) < 2:
-        return dict.fromkeys(num_steps, (0, total))
-    length = max(1, round(total / (2 - overlap)))
-    return {"text": (0, length), "image": (total - length, total)}
-
-
-def plan_steps(
-    noisy: dict[str, Tensor], num_steps: dict[str, int], overlap: float, is_mixed: bool = False
-) -> StepPlan:
-    """Plan the steps of a run; where words go ahead, each modality has fewer of them.
-
-    Args:
-        noisy: positions to be written (b, n) by modality. num_steps: by modality.
-        overlap: share of a modality's time in which the other is denoised too.
-        is_mixed: let items that write one modality keep the times of those that write both.
-
-    Raises:
-        ValueError: words go ahead in some items, and others write one modality, in all of the time,
-            but for `is_mixed`.
-    """
-    steps = {modality: num_steps[modality] for modality in noisy}
-    windows = joint_windows(steps, _overlap(noisy, overlap, is_mixed))
-    lengths = {modality: stop - first for modality, (first, stop) in windows.items()}
-    return StepPlan(
-        {modality: min(steps[modality], lengths[modality]) for modality in steps}, windows
-    )
-
-
-def _overlap(noisy: dict[str, Tensor], overlap: float, is_mixed: bool) -> float:
-    """Share of their time that words and pictures have in common, where both are written."""
-    if len(noisy) < 2 or overlap == 1:
-        return 1.0
-    both = noisy["text"].any(-1) & noisy["image"].any(-1)
-    if both.any() and not both.all() and not is_mixed:
-        raise ValueError(
-            f"`joint_overlap` is {overlap}, but {int((~both).sum())} of {len(both)} items do not "
-            "write both text and image: generate them in a call of their own, or use 1."
-        )
-    return overlap if both.any() else 1.0
-
-
 def make_solvers(
     schedules: dict[str, NoiseSchedule],
     noise: dict[str, Tensor],
     names: dict[str, str],
-    num_steps: dict[str, int],
+    plan: StepPlan,
     streams: NoiseStreams,
 ) -> dict[str, Generator[Evaluation, Tensor, Tensor]]:
     """Make the solver of every modality that is written, from its initial noise (b, n, d)."""
@@ -305,7 +215,7 @@ def make_solvers(
 
     solvers = {}
     for modality, z in noise.items():
-        times = sampling_times(num_steps[modality], z.device, z.dtype)
-        solver = SOLVERS[names[modality]]
-        solvers[modality] = solver(schedules[modality], z, times, source(modality))
+        schedule, solver = schedules[modality], SOLVERS[names[modality]]
+        passes = plan.times(modality, schedule, z)
+        solvers[modality] = with_restarts(solver, schedule, z, passes, source(modality))
     return solvers

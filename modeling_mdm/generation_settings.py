@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.generation.utils import GenerationMixin
@@ -22,6 +23,10 @@ DEFAULTS: dict[str, Any] = {
     "guidance_scale": {"image": 2.0, "text": 1.0},
     "joint_guidance_scale": 1.0,
     "joint_overlap": 1.0,
+    "joint_lead": None,
+    "guidance_window": None,
+    "num_restarts": 0,
+    "restart_log_snr": {"image": -4.0, "text": 0.0},
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "use_cache": True,
@@ -30,7 +35,13 @@ DEFAULTS: dict[str, Any] = {
     "num_return_sequences": 1,
     "show_progress": True,
 }
-BY_MODALITY = ("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver")
+BY_MODALITY = (
+    *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "guidance_window"),
+    *("restart_log_snr", "solver"),
+)
+# Log-SNR in nats at the first and the last evaluation of a run by a clock.
+CLOCK_START, CLOCK_END = -9.0, 8.0
+MAX_LEAD = CLOCK_END - CLOCK_START
 _READ = ("max_new_tokens", "return_dict_in_generate")  # beside `DEFAULTS`
 FLAGS = ("use_cache", "compile", "cuda_graph", "show_progress")
 
@@ -65,11 +76,12 @@ class MDMGenerationConfig(GenerationConfig):
     Defaults of `generate()`.
 
     A value for both modalities or a dictionary `{"image": ..., "text": ...}` is allowed for the
-    steps, both guidance scales and the solver. A dictionary may name one modality: the other keeps
-    what it had.
+    steps, both guidance scales and their window, the log-SNR of restarts and the solver. A
+    dictionary may name one modality: the other keeps what it had.
 
     Args:
-        num_inference_steps (`int` or `dict`): sampler steps. Default 30.
+        num_inference_steps (`int` or `dict`): sampler steps of the run, those of restarts included.
+            Default 30.
         guidance_scale (`float` or `dict`): classifier-free guidance, 1 is off. Default 2 for
             images, 1 for text; 1 for a model that was trained without a null prompt.
         joint_guidance_scale (`float` or `dict`): guidance of each modality by the other while both
@@ -78,6 +90,19 @@ class MDMGenerationConfig(GenerationConfig):
             share. 1 (default): both from the first step to the last. Less: words go ahead, and are
             given to the picture once they are finished, with `guidance_scale`; at 0 before it even
             begins. Each modality then has fewer of the steps.
+        joint_lead (`float`): in the place of `joint_overlap`, nats of log-SNR by which the words
+            lead while text and image are both written. Both are noisy until the last step: one
+            clock goes from a log-SNR of -9 to 8 in equal steps, the words are at it plus half of
+            the lead, the picture at it minus that half. Both take the same number of steps. At
+            most 17; default None, off. Of the two, what a nearer layer names counts.
+        guidance_window (pair of `float`, or `dict`): lowest and highest log-SNR of a modality, in
+            nats, between which both kinds of its guidance act; outside they are off. Default None,
+            everywhere; (-20, 20) is everywhere too.
+        num_restarts (`int`): how often what is clean is made noisy again, up to `restart_log_snr`,
+            and denoised once more. Passes share the steps by the log-SNR that they cover, from -9
+            to 8 at first. Not while words go ahead by `joint_overlap`. Default 0.
+        restart_log_snr (`float` or `dict`): log-SNR that a restart begins at, in nats, from -9 to
+            below 8. Default -4 for images, 0 for text.
         solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or
             `"ddpm"` (default for text).
         keep (`float`): share of items that each scan reads (hard selection). Default 1.
@@ -98,7 +123,7 @@ class MDMGenerationConfig(GenerationConfig):
         own = {name: kwargs.pop(name, None) for name in DEFAULTS}
         super().__init__(**kwargs)
         for name, value in own.items():
-            setattr(self, name, value)
+            setattr(self, name, _as_in_json(value))
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> "MDMGenerationConfig":
@@ -119,13 +144,19 @@ class MDMGenerationConfig(GenerationConfig):
 class Settings:
     """What a run is set to: the fields of [`MDMGenerationConfig`], by modality where they may be.
 
-    names_form: whether this call asked for `return_dict_in_generate`.
+    joint_lead is None where `joint_overlap` counts, which is 1 where the lead does.
+    names_form: whether this call asked for `return_dict_in_generate`. asks_for_lead: whether it,
+    and not the model's own configuration, asked for `joint_lead`.
     """
 
     num_inference_steps: dict[str, int]
     guidance_scale: dict[str, float]
     joint_guidance_scale: dict[str, float]
     joint_overlap: float
+    joint_lead: float | None
+    guidance_window: dict[str, tuple[float, float] | None]
+    num_restarts: int
+    restart_log_snr: dict[str, float]
     solver: dict[str, str]
     keep: float
     use_cache: bool
@@ -136,6 +167,7 @@ class Settings:
     max_new_tokens: int
     return_dict_in_generate: bool
     names_form: bool
+    asks_for_lead: bool
 
     @property
     def reads_turns(self) -> bool:
@@ -167,6 +199,7 @@ def read_settings(
         )
     layers = [*({} if layer is None else vars(layer) for layer in (own, passed)), keywords]
     _refuse_without_effect(config, *layers)
+    layers = _lead_or_overlap(layers)
     settings: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
         if name == "guidance_scale" and not _has_null_prompt(config):
@@ -179,7 +212,42 @@ def read_settings(
     settings["names_form"] = keywords.get("return_dict_in_generate") is not None
     _check_by_modality(config, settings)
     _check_run(config, settings)
+    _check_clock(settings)
+    if keywords.get("restart_log_snr") is not None and not settings["num_restarts"]:
+        raise ValueError(
+            f"`restart_log_snr` is {keywords['restart_log_snr']!r:.80}, but `num_restarts` is 0: "
+            "it would have no effect, leave it out or use `num_restarts` = 1."
+        )
+    of_own, of_passed, of_call = (layer.get("joint_lead") for layer in layers)
+    settings["asks_for_lead"] = of_call is not None or of_passed not in (None, of_own)
     return Settings(**settings)
+
+
+def _lead_or_overlap(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Take out of layers what a nearer one overrides by the other name of how words go ahead.
+
+    Args:
+        layers: the lowest first.
+
+    Raises:
+        ValueError: the nearest layer that names `joint_lead` or `joint_overlap` names both.
+    """
+    names = ("joint_lead", "joint_overlap")
+    for index in reversed(range(len(layers))):
+        lead, overlap = (layers[index].get(name) for name in names)
+        if lead is None and overlap is None:
+            continue
+        if lead is not None and overlap is not None and _overlap(overlap) != 1:
+            raise ValueError(
+                f"`joint_lead` is {lead!r:.80} and `joint_overlap` {overlap!r:.80}, two ways in "
+                "which words go ahead of a picture: leave one of them out."
+            )
+        hidden = [
+            {name: value for name, value in layer.items() if name not in names}
+            for layer in layers[:index]
+        ]
+        return [*hidden, *layers[index:]]
+    return layers
 
 
 def _given(name: str, layers: list[dict[str, Any]]) -> list[Any]:
@@ -241,7 +309,7 @@ def _by_modality(name: str, layers: list[Any]) -> dict[str, Any]:
         if unknown:
             raise ValueError(f"`{name}` has a value for {unknown}: name 'image' and / or 'text'.")
         values |= {modality: value for modality, value in named.items() if value is not None}
-    return values
+    return {modality: values.get(modality) for modality in MODALITIES}
 
 
 def _has_null_prompt(config: MDMConfig) -> bool:
@@ -276,14 +344,55 @@ def _check_run(config: MDMConfig, settings: dict[str, Any]) -> None:
         ("max_new_tokens", "nothing to generate, use an integer of at least 1."),
     ):
         settings[name] = integer(name, settings[name], fix)
-    overlap = number("joint_overlap", settings["joint_overlap"], "use a share in [0, 1].", 0, 1)
-    settings["joint_overlap"] = overlap
+    settings["joint_overlap"] = _overlap(settings["joint_overlap"])
     fix = "use a share in (0, 1], and 1 for a model trained without selection."
     selects = config.mixer == "mamba2" and config.use_selection
     least = math.ulp(0.0) if selects else 1
     settings["keep"] = number("keep", settings["keep"], fix, least, 1)
     for name in FLAGS:
         settings[name] = flag(name, settings[name])
+
+
+def _overlap(value: Any) -> float:
+    return number("joint_overlap", value, "use a share in [0, 1].", 0, 1)
+
+
+def _check_clock(settings: dict[str, Any]) -> None:
+    if settings["joint_lead"] is not None:
+        fix = f"use nats of log-SNR from 0 to {MAX_LEAD:g}, the length of the clock, such as 2.0."
+        settings["joint_lead"] = number("joint_lead", settings["joint_lead"], fix, 0, MAX_LEAD)
+    fix = "use an integer of at least 0; 0 is off."
+    settings["num_restarts"] = integer("num_restarts", settings["num_restarts"], fix, least=0)
+    below_end = math.nextafter(CLOCK_END, CLOCK_START)
+    fix = f"use a log-SNR in nats from {CLOCK_START:g} to below {CLOCK_END:g}, such as -4.0."
+    for modality in MODALITIES:
+        where = f" for {modality}"
+        settings["restart_log_snr"][modality] = number(
+            *("restart_log_snr", settings["restart_log_snr"][modality], fix),
+            *(CLOCK_START, below_end, where),
+        )
+        window = settings["guidance_window"][modality]
+        if window is not None:
+            settings["guidance_window"][modality] = _window(window, where)
+
+
+def _window(value: Any, where: str) -> tuple[float, float]:
+    """Read a pair of log-SNRs, the lower first."""
+    name, fix = "guidance_window", "use a pair of log-SNR in nats, the lower first, as (-5, -1)."
+    ends = value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise ValueError(f"`{name}` is {value!r:.80}{where}: {fix}")
+    low, high = (number(name, end, fix, where=where) for end in ends)
+    if low >= high:
+        raise ValueError(f"`{name}` is {value!r:.80}{where}: {fix}")
+    return low, high
+
+
+def _as_in_json(value: Any) -> Any:
+    """Lists for tuples, within dictionaries too, so that a file holds the same."""
+    if isinstance(value, dict):
+        return {key: _as_in_json(one) for key, one in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def check_arguments(generator: Any, callback: Any, with_trajectory: Any, streamer: Any) -> None:

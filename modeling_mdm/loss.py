@@ -266,9 +266,8 @@ def reconstruction_losses(
     zero, tallies = vae.posterior.weight.sum() * 0, tallies or Tallies(encoded.class_labels)
     losses = {"loss_rec_image": zero, "loss_rec_text": zero, "loss_kl": zero}
     for modality, encoding in encoded.modalities.items():
-        decoded = vae.decode(
-            z_0[modality] + latent_noise * noise[modality].to(z_0[modality].dtype), modality
-        )
+        noised = z_0[modality] + latent_noise * noise[modality].to(z_0[modality].dtype)
+        decoded = vae.decode(noised, modality, encoded.grid, encoding.content.valid)
         if modality == "text":
             error = F.cross_entropy(
                 decoded.transpose(1, 2).float(), encoding.target, reduction="none"

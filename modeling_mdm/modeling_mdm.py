@@ -112,7 +112,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
             image_turn_ids: (b, m) long.
             class_labels: (b,) long, -1 = none.
             drop_prompt: (b,) bool, replace the prompt by the null tokens.
-            times: (b,) in [0, 1] by modality.
+            times: (b,) in [0, 1] by modality; NaN = to be drawn.
             noise, posterior_noise, decoder_noise: (b, n, latent_dim) by modality.
             candidate_noise: (b, n, K, latent_dim) by modality, for `se_candidates="trajectory"`.
             keep: share of items that each scan reads.
@@ -144,7 +144,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
         drawn = Randomness(
             drop_prompt, times, noise, posterior_noise,
             decoder_noise, candidate_noise, keep, self_condition,
-        ).drawn(encoded, self.config, self.training)  # fmt: skip
+        ).drawn(encoded, self)  # fmt: skip
         # 3. z_0 from the VAE, z_t by the schedules (Eq. 1), the joint sequence and its orders.
         step = noise_inputs(self, encoded, drawn)
         # 4. Half of the steps estimate twice, the second time from the first estimate.

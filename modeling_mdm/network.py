@@ -84,7 +84,7 @@ class MDMPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv2d):
             # Scaled to the fan-in: widths run from 16 to 2048, which no one deviation fits.
             init.kaiming_uniform_(module.weight, a=5**0.5)
         # Each module fills its own weights alone: transformers leaves out a module whose own are

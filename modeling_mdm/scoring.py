@@ -243,8 +243,10 @@ class MDMScoringMixin:
         """-log p(x | z_1) of every position, (b, n): Eq. 16, or a Gaussian about Eq. 15's patch."""
         # The decoder reads z_0 plus noise: z_1 without its factor of the signal.
         latents = z_1 / torch.sigmoid(log_snr).sqrt().to(z_1)
-        decoded = self.vae.decode(latents.to(self.dtype), modality).to(z_1)
         encoding = encoded.modalities[modality]
+        decoded = self.vae.decode(
+            latents.to(self.dtype), modality, encoded.grid, encoding.content.valid
+        ).to(z_1)
         if modality == "text":
             return vocabulary_score_entropy(decoded, encoding.target)
         if self.vq is not None:

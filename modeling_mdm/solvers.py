@@ -13,7 +13,7 @@ Axes: b batch, l length, d latent_dim.
 Symbols: z = alpha z_0 + sigma noise, lambda = log(alpha / sigma), half of the log-SNR.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -133,12 +133,36 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
+def with_restarts(
+    solver: Solver,
+    schedule: NoiseSchedule,
+    z: Tensor,
+    passes: Sequence[Tensor],
+    draw_noise: Callable[[], Tensor],
+) -> Generator[Evaluation, Tensor, Tensor]:
+    """Run a solver over the times of every pass, the state noised again before all but the first.
+
+    What a pass ends at is clean: alpha z_0 + sigma noise, with fresh noise, is where the next
+    begins.  Eq. 1.
+
+    Args:
+        solver: one of `SOLVERS`. schedule: of the modality. z: state at the first time, (b, l, d).
+        passes: descending times (n + 1,), which end at 0. draw_noise: standard normal, like z.
+    """
+    for index, times in enumerate(passes):
+        if index:
+            z = schedule.alpha(times[0]) * z + schedule.sigma(times[0]) * draw_noise()
+        z = yield from solver(schedule, z, times, draw_noise)
+    return z
+
+
 def sampling_times(
     num_steps: int,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    start: float = 1.0,
 ) -> Tensor:
-    """Times of `num_steps` equal steps from 1 to 0, (num_steps + 1,), in float32 at least.
+    """Times of `num_steps` equal steps from `start` to 0, (num_steps + 1,), in float32 at least.
 
     A shorter `dtype`, of the latents, could not tell the times of many steps apart.
 
@@ -148,7 +172,7 @@ def sampling_times(
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1: 30 is a good start.")
     dtype = torch.promote_types(dtype, torch.float32)
-    return torch.linspace(1, 0, num_steps + 1, device=device, dtype=dtype)
+    return torch.linspace(start, 0, num_steps + 1, device=device, dtype=dtype)
 
 
 def solve(

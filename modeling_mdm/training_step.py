@@ -8,6 +8,7 @@ argument there, and drawn where it is None.
 Axes: b batch, n positions of one modality, d latent_dim, K candidates.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,16 +53,14 @@ class Randomness:
     keep: float | None = None
     self_condition: bool | None = None
 
-    def drawn(self, encoded: EncodedInputs, config: MDMConfig, training: bool) -> "Randomness":
-        """Draw what is None: in training as `config` says, else times alone, and noise."""
-        drop_prompt, times = self.drop_prompt, self.times or {}
+    def drawn(self, encoded: EncodedInputs, network: MDMNetwork) -> "Randomness":
+        """Draw what is None: in training as the configuration says, else times alone, and noise."""
+        config, training, drop_prompt = network.config, network.training, self.drop_prompt
         if drop_prompt is None:
             learns_null = training and config.num_null_tokens
             rate = config.null_prompt_probability if learns_null else 0.0
             drop_prompt = uniform(encoded) < rate
-        if encoded.content.keys() - times.keys():
-            times = {**draw_times(encoded, config, training), **times}
-        times = {m: time.to(at_least_float32(time.dtype)) for m, time in times.items()}
+        times = draw_times(encoded, network, self.times or {})
         candidates = dict(self.candidate_noise or {})
         if config.se_candidates == "trajectory":
             for modality, positions in encoded.content.items():
@@ -105,20 +104,52 @@ def gaussians(encoded: EncodedInputs, passed: dict[str, Tensor] | None) -> dict[
     }
 
 
-def draw_times(encoded: EncodedInputs, config: MDMConfig, training: bool) -> dict[str, Tensor]:
-    """Uniform times (b,); where both modalities are noisy, sometimes t = 1 for one of them.
+# The path of words and picture in a training on coupled times: words this far ahead, in nats of
+# log-SNR, give or take.
+COUPLED_LEAD, COUPLED_JITTER = 2.0, 1.5
 
-    That is what joint guidance asks of the network.
+
+def draw_times(
+    encoded: EncodedInputs, network: MDMNetwork, passed: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Times (b,) of every modality: uniform, where they were not passed or are NaN there.
+
+    In training, where both modalities are noisy: some pairs lie along the path of the sampler's
+    common clock, and sometimes t = 1 for one of them, which is what joint guidance asks of the
+    network.
     """
-    content = encoded.content
-    times = {modality: uniform(encoded) for modality in content}
-    if len(times) == 2 and training:
-        both = content["image"].noisy.any(-1) & content["text"].noisy.any(-1)
-        hidden = both & (uniform(encoded) < config.null_modality_probability)
-        image_side = uniform(encoded) < 0.5
-        times["image"] = torch.where(hidden & image_side, 1.0, times["image"])
-        times["text"] = torch.where(hidden & ~image_side, 1.0, times["text"])
+    times = {modality: uniform(encoded) for modality in encoded.content}
+    if len(times) == 2 and network.training:
+        times = _joint_times(times, encoded, network)
+    for modality, time in passed.items():
+        time = time.to(at_least_float32(time.dtype))
+        drawn = times.get(modality, time).to(time.dtype)
+        times[modality] = torch.where(time.isnan(), drawn, time)
     return times
+
+
+def _joint_times(
+    times: dict[str, Tensor], encoded: EncodedInputs, network: MDMNetwork
+) -> dict[str, Tensor]:
+    """Couple the times (b,) of some items that write both modalities; hide one side of others."""
+    config, text, image = network.config, network.schedules["text"], network.schedules["image"]
+    both = encoded.content["image"].noisy.any(-1) & encoded.content["text"].noisy.any(-1)
+    hidden = both & (uniform(encoded) < config.null_modality_probability)
+    image_side = uniform(encoded) < 0.5
+    if config.coupled_time_probability:
+        coupled = both & (uniform(encoded) < config.coupled_time_probability)
+        lead = COUPLED_LEAD + COUPLED_JITTER * (2 * uniform(encoded) - 1)
+        from_image = uniform(encoded) < 0.5  # so that each keeps half of its own distribution
+        of_text = text.time_of(image.log_snr(times["image"]) + lead)
+        of_image = image.time_of(text.log_snr(times["text"]) - lead)
+        times = {
+            "text": torch.where(coupled & from_image, of_text, times["text"]),
+            "image": torch.where(coupled & ~from_image, of_image, times["image"]),
+        }
+    return {
+        "text": torch.where(hidden & ~image_side, 1.0, times["text"]),
+        "image": torch.where(hidden & image_side, 1.0, times["image"]),
+    }
 
 
 def draw_keep(config: MDMConfig, training: bool) -> float:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unified VAE (Sec. 4.1, 4.2.2): one encoder and one decoder for patches and words.
 
-No position sees another here: a mixing encoder would leak noisy content into given latents.
-Axes: b batch, n positions, d latent_dim.
+The encoder sees each position alone: what is noisy would leak into given latents. So does the
+decoder, but that it may look at the patches around one, in the same picture, to assemble them.
+Axes: b batch, n positions, d latent_dim, m pictures an item.
 """
 
 import importlib
@@ -19,6 +20,7 @@ from transformers import AutoConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .configuration_mdm import MDMConfig
+from .decoder import ZeroLinear
 from .distributed import num_processes, sum_over_processes
 from .precision import KeepsPrecision, RMSNorm, at_least_float32
 
@@ -61,6 +63,26 @@ class ResidualMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> (..., size)."""
         return x + self.down_proj(F.silu(self.up_proj(self.norm(x))))
+
+
+class PatchAssembly(nn.Module):
+    """x + what the patches around it say, a 3 x 3 convolution over the grid of one picture.
+
+    It starts as x alone. Beyond the picture, and where there is no patch, it sees zeros.
+    """
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(size, eps=epsilon)
+        self.convolution = nn.Conv2d(size, size, 3, padding=1)
+        self.out_proj = ZeroLinear(size, size)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Of x (pictures, rows, columns, size); valid (pictures, rows, columns, 1): it is there."""
+        shown = torch.where(valid, self.norm(x), 0).permute(0, 3, 1, 2)  # (pictures, size, ...)
+        around = self.convolution(shown).permute(0, 2, 3, 1)
+        added: Tensor = self.out_proj(F.silu(around))
+        return x + added
 
 
 class LatentStatistics(KeepsPrecision, nn.Module):
@@ -174,6 +196,10 @@ class MDMVAE(nn.Module):
         self.decoder = nn.Sequential(
             *(ResidualMLP(size, epsilon) for _ in range(config.vae_num_layers))
         )
+        # CODEPATH: old checkpoints and small presets decode every patch alone.
+        self.assembly = nn.ModuleList(
+            PatchAssembly(size, epsilon) for _ in range(config.image_decoder_layers)
+        )
         self.patch_head = nn.Linear(size, patch_values)
         self.word_head = nn.Linear(size, config.vocab_size)
         self.statistics = nn.ModuleDict(
@@ -205,10 +231,47 @@ class MDMVAE(nn.Module):
         mean, logvar = posterior.to(at_least_float32(posterior.dtype)).chunk(2, dim=-1)
         return mean, logvar.clamp(-20, 10)
 
-    def decode(self, latents: Tensor, modality: str) -> Tensor:
-        """Decode standardised latents (..., n, d) to word logits or patches (..., n, values)."""
+    def decode(
+        self,
+        latents: Tensor,
+        modality: str,
+        grid: tuple[int, int, int] | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Decode standardised latents (..., n, d) to word logits or patches (..., n, values).
+
+        Args:
+            latents: of `"text"` or `"image"`.
+            grid: pictures an item, rows and columns of the patches, for latents (b, m * rows *
+                columns, d). Patches are assembled only where it is known.
+            valid: which patches there are, (b, n) bool; None = all.
+
+        Raises:
+            ValueError: patches without their grid, where the decoder assembles them.
+        """
         features = self.decoder(self.latent_embedding(latents))
-        return self.word_head(features) if modality == "text" else self.patch_head(features)
+        if modality == "text":
+            return self.word_head(features)
+        if self.assembly:
+            features = self._assemble(features, grid, valid)
+        return self.patch_head(features)
+
+    def _assemble(
+        self, features: Tensor, grid: tuple[int, int, int] | None, valid: Tensor | None
+    ) -> Tensor:
+        if grid is None:
+            raise ValueError(
+                "`grid` is None, but this decoder assembles patches: pass (pictures, rows, "
+                "columns)."
+            )
+        if valid is None:
+            valid = torch.ones(features.shape[:-1], dtype=torch.bool, device=features.device)
+        rows, columns = grid[1:]
+        pictures = features.reshape(-1, rows, columns, features.shape[-1])
+        shown = valid.reshape(-1, rows, columns, 1)
+        for layer in self.assembly:
+            pictures = layer(pictures, shown)
+        return pictures.view_as(features)
 
     def code_latents(self, codebook: Tensor) -> Tensor:
         """y_v of every code of a VQ-VAE (v, e): standardised posterior means, (v, d)."""

@@ -39,7 +39,7 @@ class WithItemSeeds:
 def draw_for_items(
     config: Any, inputs: Mapping[str, Any], seeds: Tensor, seed: int
 ) -> dict[str, dict[str, Tensor]]:
-    """Draw times and noise of every item's own positions; what `inputs` pass stays, but for NaN.
+    """Draw times and noise of every item's own positions; what `inputs` pass stays, NaN apart.
 
     Args:
         config: of the model. inputs: of [`MDMForJointGeneration.forward`], by name.
@@ -68,8 +68,8 @@ def draw_for_items(
                 tensors[name][row, valid[row]] = torch.randn(count, *shape, generator=stream)
         for name, tensor in {"times": times, **tensors}.items():
             drawn[name][modality] = tensor.to(positions.valid.device)
-    for modality, passed in (inputs.get("times") or {}).items():
-        own = drawn["times"].get(modality, passed)
-        drawn["times"][modality] = torch.where(passed.isnan(), own.to(passed), passed)
-    given = {name: inputs.get(name) or {} for name in shapes}
-    return {name: {**values, **given.get(name, {})} for name, values in drawn.items()}
+    passed = {name: dict(inputs.get(name) or {}) for name in drawn}
+    for modality, times in passed["times"].items():
+        own = drawn["times"].get(modality, times).to(times)
+        passed["times"][modality] = torch.where(times.isnan(), own, times)
+    return {name: {**values, **passed[name]} for name, values in drawn.items()}

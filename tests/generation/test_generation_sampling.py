@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 
 from modeling_mdm.content import ModalityContent, written
 from modeling_mdm.diffusion import NoiseSchedule
-from modeling_mdm.generation_sampling import (
-    NoiseStreams,
-    StepPlan,
-    joint_windows,
-    make_solvers,
-    run_solvers,
-)
+from modeling_mdm.generation_sampling import NoiseStreams, make_solvers, run_solvers
+from modeling_mdm.generation_steps import Pass, StepPlan, joint_windows
 from modeling_mdm.solvers import SOLVERS, sampling_times, solve
 
 float64 = torch.float64
@@ -67,6 +62,10 @@ def noise_source(g):
     return lambda: torch.randn(SHAPES[g], generator=draw, dtype=float64)
 
 
+def together(*steps):
+    return StepPlan([Pass.together(one) for one in steps])
+
+
 def drive(toy, names, steps, on_step=lambda info: False, only=("image", "text")):
     solvers = {
         g: SOLVERS[names[g]](
@@ -74,7 +73,7 @@ def drive(toy, names, steps, on_step=lambda info: False, only=("image", "text"))
         )
         for g in only
     }
-    return run_solvers(solvers, StepPlan.together({g: steps[g] for g in only}), toy, on_step)
+    return run_solvers(solvers, together({g: steps[g] for g in only}), toy, on_step)
 
 
 # --- one network evaluation for both modalities
@@ -183,7 +182,7 @@ def test_heun_on_coupled_modalities_is_the_trapezoid_rule_of_both():
         g: SOLVERS["heun"](SCHEDULES[g], z[g], torch.tensor([t, s, 0.0], dtype=float64), None)
         for g in z
     }
-    plan = StepPlan.together({"image": 2, "text": 2})
+    plan = together({"image": 2, "text": 2})
     final = run_solvers(solvers, plan, toy, lambda info: False)
     _, start = slopes(z, t)
     predicted = {g: z[g] + (s - t) * start[g] for g in z}
@@ -221,7 +220,7 @@ def test_a_modality_moves_within_its_window_and_is_shown_finished(image):
         )
         for g, name in {"image": image, "text": "ddim"}.items()
     }
-    plan = StepPlan({"image": 3, "text": 3}, {"text": (0, 3), "image": (2, 5)})
+    plan = StepPlan([Pass({"image": 3, "text": 3}, {"text": (0, 3), "image": (2, 5)})])
 
     def on_finish(g, z):
         events.append((g, z, len(toy.calls)))
@@ -247,7 +246,7 @@ def test_nobody_is_told_when_both_are_finished_together():
         for g, z in starts().items()
     }
     told = []
-    plan = StepPlan.together({"image": 2, "text": 2})
+    plan = together({"image": 2, "text": 2})
     run_solvers(solvers, plan, Toy(), lambda info: False, lambda g, z: told.append(g))
     assert told == []
 
@@ -371,7 +370,7 @@ def test_written_names_the_modalities_that_have_something_to_write():
 
 def test_solvers_start_from_the_noise_and_end_at_time_zero():
     names, steps = {"image": "heun", "text": "ddpm"}, {"image": 2, "text": 3}
-    made = make_solvers(SCHEDULES, starts(), names, steps, None)
+    made = make_solvers(SCHEDULES, starts(), names, together(steps), None)
     for g, solver in made.items():
         first = next(solver)
         assert torch.equal(first.z, starts()[g]) and first.t == 1

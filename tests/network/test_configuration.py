@@ -59,6 +59,18 @@ CONTRADICTIONS = {
         {"null_modality_probability": -0.1},
         ["`null_modality_probability` is -0.1", "[0, 1)"],
     ),
+    "more than always coupled": (
+        {"coupled_time_probability": 1.5},
+        ["`coupled_time_probability` is 1.5", "[0, 1]"],
+    ),
+    "an assembly of fewer than no layers": (
+        {"image_decoder_layers": -1},
+        ["`image_decoder_layers` is -1", "at least 0"],
+    ),
+    "an assembly behind a VQ-VAE": (
+        {"image_decoder_layers": 1, "num_channels": 3, "vq_config": {"model_type": "janus_vqgan"}},
+        ["`image_decoder_layers` is 1", "`vq_config`", "use 0"],
+    ),
     "a special word outside the vocabulary": (
         {"vocab_size": 20, "mask_token_id": 20},
         ["`mask_token_id` is 20", "`vocab_size` = 20", "the tokenizer"],

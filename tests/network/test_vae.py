@@ -11,7 +11,7 @@ from hypothesis import given as examples
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from modeling_mdm import MDMConfig
+from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.vae import MDMVAE, LatentStatistics, kl_divergence, patchify, unpatchify
 
 float64 = torch.float64
@@ -118,6 +118,95 @@ def test_no_position_sees_another(modality):
     for before, after in pairs:
         assert torch.equal(before[others], after[others])
         assert not torch.equal(before[0, 3], after[0, 3])
+
+
+# --- Patches that are assembled
+
+
+def assembling(**changes):
+    """A VAE whose decoder looks around, in float64, with nothing left at zero."""
+    torch.manual_seed(0)
+    vae = make_vae(**{"image_decoder_layers": 1, **changes}).double()
+    for layer in vae.assembly:
+        torch.nn.init.normal_(layer.out_proj.weight, std=0.3)
+    return vae
+
+
+def test_assembly_starts_as_the_decoding_of_each_patch_alone():
+    model = MDMForJointGeneration(
+        MDMConfig(vae_hidden_size=16, hidden_size=32, head_dim=16, num_hidden_layers=1,
+                  image_decoder_layers=2)
+    )  # fmt: skip
+    vae, latents = model.vae, torch.randn(2, 12, 16)
+    alone = vae.patch_head(vae.decoder(vae.latent_embedding(latents)))
+    assert torch.equal(vae.decode(latents, "image", (2, 2, 3)), alone)
+    assert all(layer.convolution.weight.any() for layer in vae.assembly)
+
+
+def test_assembly_equals_loops_over_the_patches_around():
+    vae, rows, columns = assembling(), 3, 4
+    valid = torch.rand(2, 2 * rows * columns) < 0.8
+    latents = torch.randn(2, 2 * rows * columns, 6, dtype=float64)
+    features = vae.decoder(vae.latent_embedding(latents)).view(4, rows, columns, -1)
+    there, (layer,) = valid.view(4, rows, columns), vae.assembly
+    expected = features.clone()
+    for picture in range(4):
+        for row in range(rows):
+            for column in range(columns):
+                total = layer.convolution.bias
+                for down in (-1, 0, 1):
+                    for right in (-1, 0, 1):
+                        at = picture, row + down, column + right
+                        inside = 0 <= at[1] < rows and 0 <= at[2] < columns
+                        if inside and there[at]:
+                            x = features[at] / (features[at].square().mean() + 1e-5).sqrt()
+                            kernel = layer.convolution.weight[..., 1 + down, 1 + right]
+                            total = total + kernel @ (x * layer.norm.weight)
+                added = layer.out_proj.weight @ (total * total.sigmoid()) + layer.out_proj.bias
+                expected[picture, row, column] += added
+    decoded = vae.decode(latents, "image", (2, rows, columns), valid)
+    torch.testing.assert_close(
+        decoded, vae.patch_head(expected).view(2, -1, 4), rtol=1e-9, atol=1e-10
+    )
+
+
+def test_assembly_sees_its_own_picture_alone_and_no_padding():
+    """Two layers reach two patches around; beyond, in other pictures and items, nothing moves."""
+    vae, rows, columns = assembling(image_decoder_layers=2), 4, 5
+    valid = torch.ones(2, 2, rows, columns, dtype=torch.bool)
+    valid[0, 1, :, 3:] = False
+    latents = torch.randn(2, 2, rows, columns, 6, dtype=float64)
+
+    def decode(latents, valid):
+        flat = latents.flatten(1, -2), "image", (latents.shape[1], rows, columns)
+        return vae.decode(*flat, valid.flatten(1)).view(*valid.shape, -1)
+
+    before, moved = decode(latents, valid), latents.clone()
+    moved[0, 0, 0, 1] += 1
+    changed = (decode(moved, valid) != before).any(-1)
+    assert changed[0, 0, :3, :4].all() and changed.sum() == 12
+    moved = latents.clone()
+    moved[0, 1, :, 3:] = torch.nan  # of what is not there
+    after = decode(moved, valid)
+    assert torch.equal(after[valid], before[valid])
+    # A picture alone, and without its padding, is the same as beside others.
+    alone = decode(latents[1:, 1:], valid[1:, 1:])
+    torch.testing.assert_close(alone[0, 0], before[1, 1], rtol=1e-12, atol=1e-12)
+    narrow = vae.decode(latents[0, 1, :, :3].reshape(1, -1, 6), "image", (1, rows, 3))
+    torch.testing.assert_close(
+        narrow.view(rows, 3, -1), before[0, 1, :, :3], rtol=1e-12, atol=1e-12
+    )
+
+
+def test_words_are_decoded_as_without_assembly():
+    vae, latents = assembling(), torch.randn(2, 5, 6, dtype=float64)
+    features = vae.decoder(vae.latent_embedding(latents))
+    assert torch.equal(vae.decode(latents, "text"), vae.word_head(features))
+
+
+def test_assembly_asks_for_the_grid():
+    with pytest.raises(ValueError, match=r"`grid` is None.*pass"):
+        assembling().decode(torch.randn(1, 4, 6, dtype=float64), "image")
 
 
 def test_trunks_are_shared_and_ends_are_not():

@@ -261,6 +261,11 @@ def test_what_a_batch_brings_is_used():
     drawn = draw_for_items(make_model().config, batch, torch.arange(8), 0)
     assert torch.equal(drawn["times"]["text"], batch["times"]["text"])
     assert drawn["times"]["image"].unique().numel() == 8
+    batch["times"]["text"][[1, 5]] = torch.nan
+    own = draw_for_items(make_model().config, {**batch, "times": None}, torch.arange(8), 0)
+    merged = draw_for_items(make_model().config, batch, torch.arange(8), 0)["times"]["text"]
+    assert torch.equal(merged[[1, 5]], own["times"]["text"][[1, 5]])
+    assert (merged[[0, 2, 3, 4, 6, 7]] == 0.9).all()
 
 
 def test_a_batch_names_seeds_only_where_all_items_have_one():

@@ -117,7 +117,7 @@ def _go_on(place: str, overrides: dict[str, Any]) -> MDMForJointGeneration:
     """
     config = load_pretrained(MDMConfig, "config", place)
     _check_names(overrides, config)
-    changes = {name: value for name, value in overrides.items() if value != getattr(config, name)}
+    changes = dict(overrides)
     if wrong := {n: value for n, value in changes.items() if n not in (*ADDING, *OF_TRAINING)}:
         raise ValueError(
             f"config_overrides={wrong} cannot change the trained model in {place!r}: drop them, or "

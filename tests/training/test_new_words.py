@@ -102,7 +102,7 @@ def test_words_that_were_never_trained_get_embeddings_like_the_others(trained, e
 
 def test_what_only_training_reads_may_change(trained, processor):
     folder, before = trained
-    model = go_on(folder, processor, "kl_weight=0.5", "selection_keep=[1.0, 0.5]", "hidden_size=16")
+    model = go_on(folder, processor, "kl_weight=0.5", "selection_keep=[1.0, 0.5]")
     assert model.config.kl_weight == 0.5 and model.config.selection_keep == [1.0, 0.5]
     weights = model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in before.state_dict().items())

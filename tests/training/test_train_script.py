@@ -26,6 +26,7 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training import train
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
+from modeling_mdm.training.command_line import pairs
 from modeling_mdm.training.ema import EMA_FILE
 from modeling_mdm.training.trainer import MDMTrainer
 
@@ -220,11 +221,11 @@ def test_the_shipped_files_name_parts_that_fit_together(monkeypatch, name):
 
 
 def test_tasks_and_columns_read_as_pairs_or_mappings():
-    assert train.pairs("tasks", ["joint=1", "text=0.5"]) == {"joint": 1, "text": 0.5}
-    assert train.pairs("tasks", {"joint": 1}) == {"joint": 1}
-    assert train.pairs("columns", None) == {}
+    assert pairs("tasks", ["joint=1", "text=0.5"]) == {"joint": 1, "text": 0.5}
+    assert pairs("tasks", {"joint": 1}) == {"joint": 1}
+    assert pairs("columns", None) == {}
     with pytest.raises(ValueError, match=r"tasks holds \['joint'\]"):
-        train.pairs("tasks", ["joint"])
+        pairs("tasks", ["joint"])
 
 
 def test_a_config_that_does_not_fit_its_processor_is_refused(config_folder, tmp_path):

@@ -51,9 +51,9 @@ class MixedItems(torch.utils.data.Dataset[dict[str, Any]]):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many items each part has skipped, where it counts them."""
+        """How many items each part has skipped, by its number, where there were any."""
         counts = {str(n): getattr(part, "skipped", None) for n, part in enumerate(self.parts)}
-        return {name: count for name, count in counts.items() if isinstance(count, int)}
+        return {name: count for name, count in counts.items() if isinstance(count, int) and count}
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -97,6 +97,13 @@ def test_items_have_seeds_of_their_own():
     assert len(set(seeds)) == 99 and seeds == [SeededItems(mix(), 3)[n]["seed"] for n in range(99)]
 
 
+def test_skipped_items_are_counted_by_part():
+    items = mix()
+    assert not items.skipped
+    items.parts[0].skipped, items.parts[2].skipped = 0, 3
+    assert items.skipped == {"2": 3}
+
+
 def test_wrong_shares_and_empty_parts_are_refused():
     for shares in ((1,), (1, 0, 1), (1, -1, 1), (1, float("nan"), 1), (1, float("inf"), 1)):
         with pytest.raises(ValueError, match="shares="):

@@ -222,7 +222,7 @@ def run(
     processor = load_pretrained(MDMProcessor, "model", adapter_args.model)
     talks = load_conversations(data_args, args.data_seed)
     collator = ConversationCollator(
-        processor, data_args.max_new_tokens, args.data_seed, data_args.late
+        processor, data_args.max_new_tokens, args.data_seed, data_args.late, pad_to_multiple_of=8
     )
     if isinstance(talks, Conversations):
         check_answers(processor, talks.answers(), collator.max_new_tokens)

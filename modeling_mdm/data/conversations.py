@@ -36,6 +36,8 @@ class ConversationCollator:
         seed: seed of what is drawn.
         late: share of the items answered in words alone whose words get a time in [LATE, 1].
             Before that the noisy answer itself tells what it is, and the question teaches nothing.
+        pad_to_multiple_of: rows of words are padded to a multiple of this: kernels are chosen and
+            kept by shape, and conversations have many lengths.
 
     Raises:
         ValueError: if late is outside [0, 1]; when called, if a conversation has no answer, or an
@@ -48,12 +50,15 @@ class ConversationCollator:
         max_new_tokens: int | None = None,
         seed: int = 0,
         late: float = 0.0,
+        pad_to_multiple_of: int = 1,
     ) -> None:
         if not 0 <= late <= 1:
             raise ValueError(f"late={late} must be in [0, 1].")
+        if pad_to_multiple_of < 1:
+            raise ValueError(f"pad_to_multiple_of={pad_to_multiple_of} must be at least 1.")
         self.processor = processor
         self.max_new_tokens = max_new_tokens or processor.max_text_length
-        self.seed, self.late = seed, late
+        self.seed, self.late, self.pad_to_multiple_of = seed, late, pad_to_multiple_of
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch: the model's inputs, and `times` where any may be drawn late.
@@ -62,7 +67,9 @@ class ConversationCollator:
         """
         rngs = [self._rng(item) for item in items]
         rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
-        batch: dict[str, Any] = stack_inputs(rows, self.processor.tokenizer.pad_token_id)
+        batch: dict[str, Any] = stack_inputs(
+            rows, self.processor.tokenizer.pad_token_id, self.pad_to_multiple_of
+        )
         if self.late:
             times = [self._time(row, rng) for row, rng in zip(rows, rngs, strict=True)]
             batch["times"] = {"text": torch.tensor(times)}
@@ -177,15 +184,18 @@ def kind_of_answer(message: Mapping[str, Any]) -> str:
     return ("joint" if words else "image") if pictures else "text"
 
 
-def stack_inputs(rows: list[dict[str, torch.Tensor]], pad: int) -> dict[str, torch.Tensor]:
+def stack_inputs(
+    rows: list[dict[str, torch.Tensor]], pad: int, multiple: int = 1
+) -> dict[str, torch.Tensor]:
     """Stack the inputs of single items, with padding where one has fewer words or pictures.
 
     Args:
         rows: inputs of batches of one.
-        pad: the id of `<pad>`.
+        pad: the id of `<pad>`. multiple: rows of words are as long as one of this.
     """
     batch: dict[str, torch.Tensor] = {}
-    length = max(row["input_ids"].shape[1] for row in rows)
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    length = -(-longest // multiple) * multiple
     for name, filling in (
         ("input_ids", pad),
         ("attention_mask", 0),

@@ -193,7 +193,10 @@ def make_collator(args: DataArguments, processor: Any, seed: int) -> Any:
     of_items = MDMDataCollator(processor, mixture, seed, args.truncation)
     if args.talks is None:
         return of_items
-    return MixedCollator(of_items, ConversationCollator(processor, seed=seed, late=args.talks_late))
+    of_talks = ConversationCollator(
+        processor, seed=seed, late=args.talks_late, pad_to_multiple_of=8
+    )
+    return MixedCollator(of_items, of_talks)
 
 
 def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:

@@ -38,6 +38,17 @@ def test_the_answer_is_the_noisy_region_and_all_before_it_is_given(processor):
     torch.testing.assert_close(batch["pixel_values"][0, 0, 0], pixels(picture(1)))
 
 
+def test_rows_are_padded_to_a_multiple_and_say_so(processor):
+    plain = ConversationCollator(processor, 4)([{"messages": TALK[:2], "seed": 0}])
+    longer = ConversationCollator(processor, 4, pad_to_multiple_of=8)
+    batch = longer([{"messages": TALK[:2], "seed": 0}])
+    assert batch["input_ids"].tolist() == [[*plain["input_ids"][0].tolist(), PAD]]
+    assert batch["attention_mask"].tolist() == [[1] * 7 + [0]]
+    assert longer([{"messages": TALK, "seed": 0}] * 2)["input_ids"].shape[1] % 8 == 0
+    with pytest.raises(ValueError, match="pad_to_multiple_of=0 must be at least 1"):
+        ConversationCollator(processor, 4, pad_to_multiple_of=0)
+
+
 def test_every_answer_of_a_conversation_is_taught_in_time(processor):
     collate = ConversationCollator(processor, max_new_tokens=4)
     lengths = []

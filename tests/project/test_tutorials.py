@@ -3,6 +3,7 @@
 """The notebooks run from the first cell to the last, and are stored without output."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,11 @@ def test_a_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = read(path)
     where = {"metadata": {"path": str(path.parent)}}
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where).execute()
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=where)
+    interrupt = signal.getsignal(signal.SIGINT)  # a run in the background ignores it
+    try:
+        client.execute()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3

@@ -90,7 +90,7 @@ def run_in_a_child(work):
 
 
 # Room for nothing, for the weights, for all but the optimizer's state.
-@pytest.mark.parametrize("num_bytes", [50, pytest.param(300, marks=pytest.mark.slow), 1500])
+@pytest.mark.parametrize("num_bytes", [50, 300, 1500])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_full_disk_leaves_the_previous_checkpoint_whole_and_says_so(tmp_path, num_bytes):
     make_trainer(tmp_path, max_steps=4).train()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mdm_cli.places import require_file, require_place
+from modeling_mdm.data.augmentation import AugmentsGiven
 from modeling_mdm.data.blocks import MixedCollator, MixedItems
 from modeling_mdm.data.conversations import ConversationCollator
 from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
@@ -23,7 +24,7 @@ from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, Tas
 from modeling_mdm.training.command_line import pairs
 
 # Of `DataArguments`, what a recipe of streams has a use for; its sources say the rest.
-_FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks")
+_FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks", "augment_given")
 FASHION_TALKS = "fashion_talks"
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
 
@@ -63,6 +64,13 @@ class DataArguments:
         metadata={"help": "Columns by role, as role=column; roles are image, text, label."},
     )
     augment: bool = field(default=False, metadata={"help": "Flip and shift training pictures."})
+    augment_given: bool = field(
+        default=False,
+        metadata={
+            "help": "Flip and shift those that are only read, for captions and answers, and leave "
+            "those that are to be drawn."
+        },
+    )
     limit: int | None = field(default=None, metadata={"help": "Train on the first items only."})
     eval_limit: int | None = field(
         default=None, metadata={"help": "Evaluate on the first items only."}
@@ -190,13 +198,14 @@ def make_collator(args: DataArguments, processor: Any, seed: int) -> Any:
         ValueError: if tasks or talks_late are wrong.
     """
     mixture = TaskMixture(pairs("tasks", args.tasks))
-    of_items = MDMDataCollator(processor, mixture, seed, args.truncation)
-    if args.talks is None:
-        return of_items
-    of_talks = ConversationCollator(
-        processor, seed=seed, late=args.talks_late, pad_to_multiple_of=8
-    )
-    return MixedCollator(of_items, of_talks)
+    collator: Any = MDMDataCollator(processor, mixture, seed, args.truncation)
+    if args.talks is not None:
+        collator = MixedCollator(collator, _collator_of_talks(args, processor, seed))
+    return AugmentsGiven(collator, seed) if args.augment_given else collator
+
+
+def _collator_of_talks(args: DataArguments, processor: Any, seed: int) -> ConversationCollator:
+    return ConversationCollator(processor, seed=seed, late=args.talks_late, pad_to_multiple_of=8)
 
 
 def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:

@@ -1,0 +1,63 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures that are only read may be changed a little; those that are written stay what they are.
+
+Axis legend: batch, pictures, channels, height, width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MAX_SHIFT = 1  # pixels
+
+
+class AugmentsGiven:
+    """A collator whose batches show given pictures mirrored, half of them, and shifted by a pixel.
+
+    More pictures to read, for captions and answers, while those that the model learns to draw keep
+    their distribution. A picture of which any pixel is written stays as it is.
+
+    Args:
+        collator: makes the batches, of items that may have a `seed`.
+        seed: with an item's own seed it decides what is drawn for it.
+    """
+
+    def __init__(self, collator: Callable[[Any], Any], seed: int = 0) -> None:
+        self.collator, self.seed = collator, seed
+
+    def __call__(self, items: Sequence[Mapping[str, Any]]) -> Any:
+        """Make a batch."""
+        batch = self.collator(items)
+        if "pixel_values" not in batch:
+            return batch
+        pixels, shape = batch["pixel_values"].clone(), batch["image_given"].shape
+        pixels = pixels.view(len(items), -1, *pixels.shape[-3:])  # (batch, pictures, ...)
+        given = batch["image_given"].bool().view(len(items), -1, *shape[-2:]).flatten(2).all(-1)
+        for row, item in enumerate(items):
+            rng = self._rng(item)
+            for picture in given[row].nonzero().flatten().tolist():
+                pixels[row, picture] = augmented(pixels[row, picture], rng)
+        return {**batch, "pixel_values": pixels.view_as(batch["pixel_values"])}
+
+    def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
+        seed = item.get("seed")
+        own = int(torch.randint(2**62, ())) if seed is None else int(seed)
+        # Another stream than that of the collator, which has (seed, own).
+        return np.random.default_rng((self.seed, own, 1))
+
+
+def augmented(picture: Tensor, rng: np.random.Generator) -> Tensor:
+    """Mirror a picture (channels, height, width) or not, and shift it; its edges are repeated."""
+    if rng.random() < 0.5:
+        picture = picture.flip(-1)
+    down, right = rng.integers(0, 2 * MAX_SHIFT + 1, 2).tolist()
+    height, width = picture.shape[-2:]
+    padded = functional.pad(picture[None], (MAX_SHIFT,) * 4, mode="replicate")[0]
+    return padded[:, down : down + height, right : right + width]

@@ -16,7 +16,7 @@ def collator(pixels, given):
 def variants(picture):
     """All that may become of a picture (channels, height, width), by hand."""
     found = []
-    channels, height, width = picture.shape
+    _, height, width = picture.shape
     for is_mirrored in (False, True):
         for down in (-1, 0, 1):
             for right in (-1, 0, 1):

@@ -96,6 +96,21 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--num_samples", type=_positive, default=1, help="(default: 1)")
     _sampler_options(command)
     command.add_argument("--guidance_scale", type=float, help="of both modalities; 1 is off")
+    command.add_argument(
+        "--guidance_window",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="log-SNR in nats between which guidance acts",
+    )
+    command.add_argument("--joint_lead", type=float, help="log-SNR by which words lead a picture")
+    command.add_argument(
+        "--joint_overlap", type=float, help="share of time in common, in its place"
+    )
+    command.add_argument(
+        "--num_restarts", type=int, help="how often to make noisy and denoise again"
+    )
+    command.add_argument("--restart_log_snr", type=float, help="log-SNR that a restart begins at")
     command.add_argument("--watch", action="store_true", help="show every step of one sample")
     command.add_argument("--output_dir", default="outputs", help="for pictures (default: outputs)")
 

@@ -199,6 +199,7 @@ def read_settings(
         )
     layers = [*({} if layer is None else vars(layer) for layer in (own, passed)), keywords]
     _refuse_without_effect(config, *layers)
+    of_own, of_passed, of_call = (layer.get("joint_lead") for layer in layers)
     layers = _lead_or_overlap(layers)
     settings: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
@@ -218,7 +219,6 @@ def read_settings(
             f"`restart_log_snr` is {keywords['restart_log_snr']!r:.80}, but `num_restarts` is 0: "
             "it would have no effect, leave it out or use `num_restarts` = 1."
         )
-    of_own, of_passed, of_call = (layer.get("joint_lead") for layer in layers)
     settings["asks_for_lead"] = of_call is not None or of_passed not in (None, of_own)
     return Settings(**settings)
 

@@ -128,11 +128,9 @@ def plan_steps(
                 "and stay: use `joint_lead`, or a `joint_overlap` of 1, or 0 restarts."
             )
         return StepPlan([_with_words_ahead(steps, settings.joint_overlap)])
-    first = Span(), CLOCK_END - CLOCK_START
-    ends = dict.fromkeys(MODALITIES, CLOCK_END)
-    counts = _counts(steps, first[1], ends, settings)
+    counts = _counts(steps, CLOCK_END - CLOCK_START, dict.fromkeys(MODALITIES, CLOCK_END), settings)
     again = {g: Span(settings.restart_log_snr[g]) for g in steps}
-    return _passes(counts, dict.fromkeys(steps, first[0]), again)
+    return _passes(counts, dict.fromkeys(steps, Span()), again)
 
 
 def joint_windows(num_steps: dict[str, int], overlap: float) -> dict[str, tuple[int, int]]:
@@ -223,15 +221,16 @@ def _counts(
     A restart covers the wider of both modalities' ranges, whatever a call writes: an item has the
     steps that it has in any batch.
     """
-    restart = max(ends[g] - settings.restart_log_snr[g] for g in MODALITIES)
-    ranges = [first, *[restart] * settings.num_restarts]
+    passes = 1 + settings.num_restarts
     for modality, count in steps.items():
-        if count < len(ranges):
+        if count < passes:
             raise ValueError(
                 f"`num_inference_steps` is {count} for {modality}, but `num_restarts` = "
-                f"{settings.num_restarts} makes {len(ranges)} passes: use at least one step for "
-                "each, or fewer restarts."
+                f"{settings.num_restarts} makes {passes} passes: use at least one step for each, "
+                "or fewer restarts."
             )
+    restart = max(ends[g] - settings.restart_log_snr[g] for g in MODALITIES)
+    ranges = [first, *[restart] * settings.num_restarts]
     return {modality: share_steps(count, ranges) for modality, count in steps.items()}
 
 
@@ -272,8 +271,8 @@ def _is_joint(noisy: dict[str, Tensor], settings: Settings, is_mixed: bool) -> b
     if settings.asks_for_lead:
         raise ValueError(
             f"`joint_lead` is {value}, by which words lead a picture that is written with them, "
-            f"but this call writes {' and '.join(noisy)} alone: leave it out, or write both by "
-            "`generation_mode`='joint'."
+            f"but no item of this call writes both, only {' or '.join(noisy)}: leave it out, or "
+            "write both by `generation_mode`='joint'."
         )
     return False
 

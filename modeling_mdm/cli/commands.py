@@ -22,6 +22,11 @@ from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.loading import load_pretrained, require_device
 
+# Options of `mdm generate` that `generate()` has by the same names, None where they are left out.
+SAMPLER_OPTIONS = (
+    *("guidance_scale", "guidance_window", "joint_lead", "joint_overlap", "num_restarts"),
+    "restart_log_snr",
+)
 CHAT_HELP = "Empty line or /quit to leave, /image FILE to show a picture."
 
 
@@ -68,7 +73,7 @@ def generate(chosen: Namespace) -> None:
         **inputs,
         num_inference_steps=chosen.num_inference_steps,
         num_return_sequences=chosen.num_samples,
-        guidance_scale=chosen.guidance_scale,
+        **{name: getattr(chosen, name) for name in SAMPLER_OPTIONS},
         generator=torch.Generator().manual_seed(chosen.seed),
         streamer=MDMStreamer(processor, file=sys.stderr) if chosen.watch else None,
         show_progress=not (chosen.quiet or chosen.watch),

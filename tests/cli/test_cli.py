@@ -66,6 +66,23 @@ def test_generate_saves_pictures_and_prints_words(folder, tmp_path, capsys):
     assert lines[0] == f"{results[0]['image']}  {results[0]['text']}"
 
 
+def test_generate_takes_the_options_of_the_sampler(folder, tmp_path, capsys, monkeypatch):
+    asked, generate = [], MDMForJointGeneration.generate
+
+    def watched(self, **kwargs):
+        asked.append(kwargs)
+        return generate(self, **kwargs)
+
+    monkeypatch.setattr(MDMForJointGeneration, "generate", watched)
+    options = ("--write", "joint", "--output_dir", tmp_path)
+    sampler = ("--joint_lead", 2, "--num_restarts", 1, "--restart_log_snr", -1)
+    assert run(folder, "generate", *options, *sampler, "--guidance_window", -5, -1) == 0
+    expected = {"joint_lead": 2, "num_restarts": 1, "restart_log_snr": -1, "joint_overlap": None}
+    assert asked[0].items() >= (expected | {"guidance_window": [-5, -1]}).items()
+    assert run(folder, "generate", *options, "--joint_overlap", 0.5, "--joint_lead", 2) == 1
+    assert "leave one of them out" in capsys.readouterr().err
+
+
 def test_generate_repaints_where_the_mask_is_white(folder, tmp_path):
     given = ("--image", folder / "picture.png", "--mask", folder / "mask.png", "--text", "a zero")
     assert run(folder, "generate", "--write", "image", "--output_dir", tmp_path, *given) == 0

@@ -26,6 +26,13 @@ SAMPLERS = {
         "guidance_scale": 2.0,
         "keep": 0.5,
     },
+    "restarts": {
+        "num_inference_steps": {"image": 6, "text": 4},
+        "solver": {"image": "heun", "text": "ddpm"},
+        "guidance_scale": 2.0,
+        "guidance_window": {"image": (-5.0, -1.0), "text": (-8.0, 3.0)},
+        "num_restarts": 2,
+    },
 }
 
 

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from modeling_mdm import MDMForJointGeneration, MDMGenerationConfig, generation_mdm
 from modeling_mdm.generation_outputs import OutputWriter
+from modeling_mdm.generation_steps import StepPlan
 
 # The model's own configuration, no value of which is the default.
 OWN = {
@@ -23,6 +24,10 @@ OWN = {
     "guidance_scale": {"image": 3.0, "text": 1.5},
     "joint_guidance_scale": {"image": 2.5, "text": 1.25},
     "joint_overlap": 0.25,
+    "joint_lead": None,
+    "guidance_window": {"image": (-6.0, 0.0), "text": (-4.0, 2.0)},
+    "num_restarts": 2,
+    "restart_log_snr": {"image": -3.0, "text": 1.0},
     "solver": "heun",
     "keep": 0.75,
     "use_cache": False,
@@ -37,6 +42,10 @@ DEFAULT = {
     "guidance_scale": {"image": 2.0, "text": 1.0},
     "joint_guidance_scale": 1.0,
     "joint_overlap": 1.0,
+    "joint_lead": None,
+    "guidance_window": None,
+    "num_restarts": 0,
+    "restart_log_snr": {"image": -4.0, "text": 0.0},
     "solver": {"image": "dpm_solver_2m", "text": "ddpm"},
     "keep": 1.0,
     "use_cache": True,
@@ -51,12 +60,19 @@ OTHER = {
     "guidance_scale": 4.0,
     "joint_guidance_scale": 3.0,
     "joint_overlap": 0.5,
+    "joint_lead": 2.0,
+    "guidance_window": (-5.0, -1.0),
+    "num_restarts": 1,
+    "restart_log_snr": -2.0,
     "solver": "ddim",
     "keep": 0.5,
     "num_return_sequences": 3,
     "max_new_tokens": 2,
 }
-BY_MODALITY = (*("num_inference_steps", "guidance_scale", "joint_guidance_scale", "solver"),)
+BY_MODALITY = (
+    *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "guidance_window"),
+    *("restart_log_snr", "solver"),
+)
 
 
 class Captured(Exception):
@@ -80,6 +96,9 @@ def settings_of(model, monkeypatch):
             model.generate(generation_mode="joint", **options)
         return caught.value.args[0]
 
+    # What restarts and words that go ahead do to the steps is not asked here.
+    monkeypatch.setattr(generation_mdm, "plan_steps", lambda *arguments: StepPlan([]))
+    monkeypatch.setattr(generation_mdm, "make_solvers", lambda *arguments: {})
     monkeypatch.setattr(generation_mdm, "GuidedDenoiser", capture)
     monkeypatch.setattr(model, "generation_config", MDMGenerationConfig(**OWN))
     return run
@@ -103,7 +122,15 @@ def test_a_partial_configuration_equals_the_keyword(name, value, kind, settings_
     # transformers' own validation wants `do_sample` with several samples.
     passed = kind(**{name: value}, do_sample=True)
     assert by_keyword == settings_of(generation_config=passed)
-    expected = {n: by_modality(n, own) for n, own in (OWN | {name: value}).items()}
+    if value is None:
+        expected = OWN
+    elif (
+        name == "joint_lead"
+    ):  # it is another name for how words go ahead: see test_generation_steps.py
+        expected = OWN | {name: value, "joint_overlap": 1.0}
+    else:
+        expected = OWN | {name: value}
+    expected = {n: by_modality(n, value) for n, value in expected.items()}
     assert {n: by_keyword[n] for n in OWN} == expected
     assert by_keyword["length"] == expected["max_new_tokens"]
 

@@ -121,9 +121,10 @@ def test_what_is_read_to_decide_is_not_read_again():
     assert read.tolist() == [2 * WORDS + 1] * 12  # a start token
 
 
-def test_words_may_go_ahead_where_some_items_hold_both(trained):
+@pytest.mark.parametrize("ahead", [{"joint_overlap": 0.25}, {"joint_lead": 2.0}], ids=str)
+def test_words_may_go_ahead_where_some_items_hold_both(ahead, trained):
     _, questions, _ = make_questions(12, seed=6000)
-    options = {"generation_mode": "auto", "num_inference_steps": 4, "joint_overlap": 0.25}
+    options = {"generation_mode": "auto", "num_inference_steps": 4, **ahead}
     out = generate(trained, questions, **options)
     assert {"joint", "text"} <= set(out.generation_modes)
     together = [item for item, mode in enumerate(out.generation_modes) if mode == "joint"]

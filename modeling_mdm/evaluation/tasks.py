@@ -285,6 +285,8 @@ class EvaluationArguments:
         for name, known in (("tasks", TASKS), ("measures", MEASURES)):
             if unknown := sorted(set(getattr(self, name)) - set(known)):
                 raise ValueError(f"{name}={unknown} are unknown: use some of {list(known)}.")
+        if self.inpainting_samples < 1:
+            raise ValueError(f"inpainting_samples={self.inpainting_samples} must be >= 1.")
         if self.measures and not set(MEASURED) & set(self.tasks):
             raise ValueError(
                 f"measures={self.measures} are of the pictures of {', '.join(MEASURED)}, of which "

@@ -1,12 +1,13 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a checkpoint: text to image, captioning and joint generation, told by a judge network.
+"""Measure a checkpoint by its tasks, told by a judge network, and the pictures that it makes.
 
 ::
 
     mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json \\
         --dataset fashion_mnist --data_dir FOLDER --output figures.json
 
+What can be measured is told at `--tasks` and `--measures`.
 Options may stand in a YAML file that comes first: `mdm evaluate options.yaml`. `--json` prints what
 is written to `--output` instead of a table.
 """

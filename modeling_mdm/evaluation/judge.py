@@ -10,8 +10,9 @@ a model can say. The shipped one was made by::
         --output_dir examples/checkpoints/fashion-judge
 
 A second of another architecture, of whose faults the first knows nothing, is
-examples/checkpoints/fashion-judge-2, by `--architecture mixer --learning_rate 0.003`. With
-`--visible upper` or `lower` a judge learns what half of a picture tells of its class.
+examples/checkpoints/fashion-judge-2, with `--architecture mixer --learning_rate 0.003
+--num_epochs 7`. With `--visible upper` or `lower` a judge learns what half of a picture tells of
+its class.
 
 Axis legend: batch, channels, height, width, classes.
 """

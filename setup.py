@@ -55,6 +55,7 @@ EVAL = [
     "datasets>=4.0",
     "matplotlib>=3.10",
     "scikit-learn>=1.6",
+    "torch-fidelity>=0.4,<0.5",  # the first whose extractors say whether they can be compiled
 ]
 
 APP = ["gradio>=6.31,<7"]

@@ -1,12 +1,13 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a checkpoint: text to image, captioning and joint generation, told by a judge network.
+"""Measure a checkpoint by its tasks, told by a judge network, and the pictures that it makes.
 
 ::
 
     mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json \\
         --dataset fashion_mnist --data_dir FOLDER --output figures.json
 
+What can be measured is told at `--tasks` and `--measures`.
 Options may stand in a YAML file that comes first: `mdm evaluate options.yaml`. `--json` prints what
 is written to `--output` instead of a table.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 import transformers
 
-from mdm_cli.places import require_place, require_writable_file
+from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.tasks import Bench, EvaluationArguments, measure
@@ -59,14 +60,30 @@ def parse(
     return chosen, f"{prog} {shlex.join(argv)}".strip()
 
 
-def table(figures: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Lay the figures out as a Markdown table, the classes that do worst beside each share."""
-    rows = [("task", "samples", "well formed", "right class", "weakest class")]
-    rows.append(tuple("---" for _ in rows[0]))
-    for found in figures.values():
-        for one in found if isinstance(found, list) else [found]:
-            rows += one.rows(names)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def table(figures: Mapping[str, Any], names: Sequence[str], second: bool = False) -> str:
+    """Lay the figures out as Markdown, the classes that do worst beside each share.
+
+    Args:
+        figures: by task. names: of the classes.
+        second: a second judge says the second share.
+    """
+    found = [
+        one for some in figures.values() for one in (some if isinstance(some, list) else [some])
+    ]
+    right = "right class, by both judges" if second else "right class"
+    rows = [("task", "samples", "well formed", right, "weakest class")]
+    lines = _markdown(rows + [row for one in found for row in one.rows(names)])
+    if comparisons := [row for one in found for row in one.comparisons()]:
+        rows = [("measure", "of", "value", "beside", "ratio")]
+        for task, (measure, value, beside, ratio) in comparisons:
+            rows.append((measure, task, value, beside, "-" if ratio is None else f"{ratio:.3f}"))
+        lines += ["", *_markdown(rows)]
+    return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = rows
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def write(path: str, content: dict[str, Any]) -> None:
@@ -90,15 +107,20 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     require_writable_file("output", chosen.output)
     require_device("device", chosen.device)
     require_place("checkpoint", chosen.checkpoint)
+    if chosen.samples_dir:
+        require_writable("samples_dir", chosen.samples_dir)
     captions = CaptionTable.from_json(chosen.captions)
     judge = JudgeNetwork.from_pretrained(chosen.judge).to(chosen.device)
+    second = None
+    if chosen.second_judge:
+        second = JudgeNetwork.from_pretrained(chosen.second_judge, "second_judge").to(chosen.device)
     processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
     dtype = load_dtype(chosen.bf16)
     model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint, dtype=dtype)
     check_processor(processor, model.config)
     model = model.to(chosen.device).eval()
     with autocast(chosen.bf16, chosen.device):
-        figures = measure(Bench(model, processor, judge, captions, chosen))
+        figures = measure(Bench(model, processor, judge, captions, chosen, second))
     content = {
         "command": command,
         "versions": {
@@ -111,7 +133,8 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
             "dtype": "bfloat16" if chosen.bf16 else "float32",
             "threads": torch.get_num_threads(),
         },
-        "judge_test_accuracy": judge.description.get("test", {}).get("accuracy"),
+        "judge_test_accuracy": _test_accuracy(judge),
+        "second_judge_test_accuracy": second and _test_accuracy(second),
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_inference_steps": chosen.num_inference_steps,
         "figures": {
@@ -123,6 +146,10 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     if chosen.json:
         print(json.dumps(content, indent=2))
     else:
-        print(table(figures, [names[0] for names in captions.labels]))
+        print(table(figures, [names[0] for names in captions.labels], second is not None))
         print(f"written to {chosen.output}")
     return content
+
+
+def _test_accuracy(judge: JudgeNetwork) -> float | None:
+    return judge.description.get("test", {}).get("accuracy")

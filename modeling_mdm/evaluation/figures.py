@@ -14,47 +14,27 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
+from PIL import Image
 
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.pictures import PictureDataset
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
+from modeling_mdm.evaluation.panel import NO_PANEL, SHEET_SAMPLES, Comparison, Measured, Panel
+from modeling_mdm.evaluation.sampling import (
+    DEFAULT_SAMPLING,
+    Sampling,
+    batches,
+    evaluating,
+    generate,
+    options_of,
+)
 
 NUM_EXAMPLES = 10
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How samples are made.
-
-    One generator is seeded with `seed` for each figure and passed from batch to batch.
-    `options` goes to `model.generate` as it is, for example `{"solver": {"text": "ddim"}}`.
-
-    Raises:
-        ValueError: if a number is below 1.
-    """
-
-    num_inference_steps: int = 30
-    batch_size: int = 100
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-    disable_tqdm: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be >= 1.")
-
-
-DEFAULT_SAMPLING = Sampling()
-
 
 # A row of the table: task, samples, well formed, right class, weakest class.
 Row = tuple[str, str, str, str, str]
@@ -68,6 +48,10 @@ class Figures(ABC):
     def rows(self, names: Sequence[str]) -> list[Row]:
         """Rows of the table; `names` are those of the classes."""
 
+    def comparisons(self) -> list[tuple[str, Comparison]]:
+        """Rows of the second table: which pictures, and what was measured of them."""
+        return []
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain numbers, lists and dictionaries."""
         return asdict(self)
@@ -78,10 +62,51 @@ class Figures(ABC):
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a judge sees in pictures whose class is known.
+
+    `confusion[class][seen]` counts pictures; the shares are its diagonal.
+    """
+
+    share_right: float
+    share_right_by_class: list[float | None]  # None: no picture of that class
+    confusion: list[list[int]]
+
+    @classmethod
+    def by(
+        cls, judge: JudgeNetwork, pictures: Sequence[Image.Image], classes: Sequence[int]
+    ) -> Seen:
+        """Let a judge classify pictures of these classes."""
+        num_classes = judge.config.num_classes
+        confusion = np.zeros((num_classes, num_classes), dtype=int)  # (class, seen)
+        np.add.at(confusion, (list(classes), judge.classify(pictures)), 1)
+        share = float(confusion.trace() / len(pictures))
+        return cls(share, _diagonal_shares(confusion), confusion.tolist())
+
+
+@dataclass(frozen=True)
+class SeenJointly:
+    """What a judge sees in pictures whose captions name a class: how often the same."""
+
+    share_agreeing: float
+    histogram_of_pictures: list[float]
+
+    @classmethod
+    def by(
+        cls, judge: JudgeNetwork, pictures: Sequence[Image.Image], named: Sequence[int | None]
+    ) -> SeenJointly:
+        """Let a judge classify pictures whose captions name these classes."""
+        seen = judge.classify(pictures)
+        agreeing = sum(a == b for a, b in zip(named, seen, strict=True)) / len(named)
+        return cls(agreeing, _shares(seen, judge.config.num_classes))
+
+
+@dataclass(frozen=True)
 class TextToImageFigures(Figures):
     """Text to image at one guidance scale: does the judge see the class that was asked for.
 
-    `confusion[asked][seen]` counts samples; the shares are its diagonal.
+    `confusion[asked][seen]` counts samples; the shares are its diagonal. `measures` holds by name
+    what else was measured of the pictures.
     """
 
     guidance_scale: float
@@ -91,12 +116,23 @@ class TextToImageFigures(Figures):
     confusion: list[list[int]]
     mean_evaluations: float
     seconds: float
+    second_judge: Seen | None = None
+    measures: dict[str, Measured] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """What the tables call it."""
+        return f"text to image, guidance {self.guidance_scale:g}"
 
     def rows(self, names: Sequence[str]) -> list[Row]:
         """One row: how often the judge saw what was asked for."""
-        task = f"text to image, guidance {self.guidance_scale:g}"
         worst = weakest(self.share_right_by_class, names)
-        return [(task, str(self.num_samples), "-", f"{self.share_right:.1%}", worst)]
+        share = share_and_second(self.share_right, self.second_judge)
+        return [(self.task, str(self.num_samples), "-", share, worst)]
+
+    def comparisons(self) -> list[tuple[str, Comparison]]:
+        """What else was measured of the pictures."""
+        return [(self.task, measured.comparison()) for measured in self.measures.values()]
 
 
 @dataclass(frozen=True)
@@ -123,7 +159,8 @@ class JointFigures(Figures):
     """Pictures and captions from nothing: does the judge see what the caption says.
 
     `histogram[c]` is the share of all samples whose caption names class c,
-    `histogram_of_pictures[c]` that of those whose picture the judge takes for class c.
+    `histogram_of_pictures[c]` that of those whose picture the judge takes for class c. `measures`
+    holds by name what else was measured of the pictures.
     """
 
     num_samples: int
@@ -134,13 +171,26 @@ class JointFigures(Figures):
     ill_formed: list[str]  # the first few
     mean_evaluations: float
     seconds: float
+    second_judge: SeenJointly | None = None
+    measures: dict[str, Measured] = field(default_factory=dict)
 
     def rows(self, names: Sequence[str]) -> list[Row]:
         """One row: how often picture and caption agree, and how evenly the classes are drawn."""
-        shares = f"{self.share_well_formed:.1%}", f"{self.share_agreeing:.1%} (judge agrees)"
+        second = self.second_judge
+        share = f"{self.share_agreeing:.1%}" + (f" / {second.share_agreeing:.1%}" if second else "")
         low, high = min(self.histogram), max(self.histogram)
         classes = f"classes are {low:.1%} to {high:.1%} of samples"
-        return [("joint", str(self.num_samples), *shares, classes)]
+        well_formed = f"{self.share_well_formed:.1%}"
+        return [("joint", str(self.num_samples), well_formed, f"{share} (judge agrees)", classes)]
+
+    def comparisons(self) -> list[tuple[str, Comparison]]:
+        """What else was measured of the pictures."""
+        return [("joint", measured.comparison()) for measured in self.measures.values()]
+
+
+def share_and_second(share: float, second: Seen | None) -> str:
+    """Show the share that a judge finds right, and that of the second judge if there is one."""
+    return f"{share:.1%}" + (f" / {second.share_right:.1%}" if second else "")
 
 
 def weakest(shares: Sequence[float | None], names: Sequence[str]) -> str:
@@ -149,54 +199,13 @@ def weakest(shares: Sequence[float | None], names: Sequence[str]) -> str:
     return f"{name} {share:.1%}"
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def _generate(
-    model: Any, processor: Any, inputs: Mapping[str, Any], evaluations: list[int], **options: Any
-) -> list[Any]:
-    """Process, generate and post-process one batch; note each sample's network evaluations."""
-    batch = processor(**inputs, return_tensors="pt").to(model.device)
-    out = model.generate(**batch, **options)
-    samples = processor.post_process(out)
-    evaluations += [out.num_evaluations] * len(samples)
-    return samples
-
-
-def _batches(count: int, sampling: Sampling, name: str) -> Iterator[range]:
-    """Yield the indices of each batch beside a progress bar over samples."""
-    if count < 1:
-        raise ValueError(f"num_samples={count} must be >= 1.")
-    with tqdm(total=count, desc=name, disable=sampling.disable_tqdm) as bar:
-        for start in range(0, count, sampling.batch_size):
-            indices = range(start, min(start + sampling.batch_size, count))
-            yield indices
-            bar.update(len(indices))
-
-
-def _options(sampling: Sampling) -> dict[str, Any]:
-    return {
-        "num_inference_steps": sampling.num_inference_steps,
-        "show_progress": False,  # the bar over samples is enough
-        "generator": torch.Generator().manual_seed(sampling.seed),
-        **sampling.options,
-    }
-
-
-def _check_same_classes(judge: JudgeNetwork, captions: CaptionTable) -> int:
-    if judge.config.num_classes != captions.num_classes:
-        raise ValueError(
-            f"judge knows {judge.config.num_classes} classes and captions names "
-            f"{captions.num_classes}: use the judge and the table of one data set."
-        )
+def _check_same_classes(judge: JudgeNetwork, captions: CaptionTable, panel: Panel) -> int:
+    for name, one in (("judge", judge), ("second_judge", panel.second_judge)):
+        if one is not None and one.config.num_classes != captions.num_classes:
+            raise ValueError(
+                f"{name} knows {one.config.num_classes} classes and captions names "
+                f"{captions.num_classes}: use the judge and the table of one data set."
+            )
     return captions.num_classes
 
 
@@ -213,6 +222,7 @@ def text_to_image_figures(
     num_samples: int = 1000,
     guidance_scales: Sequence[float] = (1.0, 2.0, 3.0),
     sampling: Sampling = DEFAULT_SAMPLING,
+    panel: Panel = NO_PANEL,
 ) -> list[TextToImageFigures]:
     """Measure text to image: sample n asks for class n modulo the number of classes.
 
@@ -221,32 +231,30 @@ def text_to_image_figures(
     Raises:
         ValueError: if num_samples is below 1 or the judge does not belong to the table.
     """
-    num_classes = _check_same_classes(judge, captions)
+    num_classes = _check_same_classes(judge, captions, panel)
     rng = np.random.default_rng(sampling.seed)
     asked = [n % num_classes for n in range(num_samples)]
     texts = [captions.draw(label, rng) for label in asked]
     figures = []
     for scale in guidance_scales:
-        seen: list[int] = []
+        pictures: list[Image.Image] = []
         evaluations: list[int] = []
         start = time.perf_counter()
-        options = _options(sampling) | {"guidance_scale": scale}
-        with _evaluating(model):
-            for chosen in _batches(num_samples, sampling, f"text to image, guidance {scale:g}"):
+        options = options_of(sampling) | {"guidance_scale": scale}
+        with evaluating(model):
+            for chosen in batches(num_samples, sampling, f"text to image, guidance {scale:g}"):
                 inputs = {"text": [texts[n] for n in chosen], "generation_mode": "image"}
-                samples = _generate(model, processor, inputs, evaluations, **options)
-                seen += judge.classify([sample.image for sample in samples])
-        confusion = np.zeros((num_classes, num_classes), dtype=int)  # (asked, seen)
-        np.add.at(confusion, (asked, seen), 1)
+                samples = generate(model, processor, inputs, evaluations, **options)
+                pictures += [sample.image for sample in samples]
         figures.append(
             TextToImageFigures(
                 guidance_scale=float(scale),
                 num_samples=num_samples,
-                share_right=float(confusion.trace() / num_samples),
-                share_right_by_class=_diagonal_shares(confusion),
-                confusion=confusion.tolist(),
+                **vars(Seen.by(judge, pictures, asked)),
                 mean_evaluations=float(np.mean(evaluations)),
                 seconds=round(time.perf_counter() - start, 1),
+                second_judge=panel.second(Seen.by, pictures, asked),
+                measures=panel.measure(pictures),
             )
         )
     return figures
@@ -270,20 +278,18 @@ def captioning_figures(
         ValueError: if num_samples is below 1 or an item has no label.
     """
     count = len(dataset) if num_samples is None else min(num_samples, len(dataset))
-    labels = dataset.labels
-    if labels is None or any(label is None for label in labels[:count]):
-        raise ValueError("dataset has items without a label: captioning needs the true class.")
+    labels_of(dataset, count)
     texts: list[str] = []
     true_labels: list[int] = []
     evaluations: list[int] = []
     start = time.perf_counter()
-    options = _options(sampling)
-    with _evaluating(model):
-        for chosen in _batches(count, sampling, "captioning"):
+    options = options_of(sampling)
+    with evaluating(model):
+        for chosen in batches(count, sampling, "captioning"):
             items = [dataset[n] for n in chosen]
             true_labels += [item["label"] for item in items]  # a damaged one's stand-in has its own
             inputs = {"images": [item["image"] for item in items], "generation_mode": "text"}
-            texts += [s.text for s in _generate(model, processor, inputs, evaluations, **options)]
+            texts += [s.text for s in generate(model, processor, inputs, evaluations, **options)]
     named = [captions.label_of(text) for text in texts]
     right = np.array([label == name for label, name in zip(true_labels, named, strict=True)])
     true = np.array(true_labels)
@@ -301,6 +307,18 @@ def captioning_figures(
     )
 
 
+def labels_of(dataset: PictureDataset, count: int) -> list[int]:
+    """Labels of the first `count` pictures.
+
+    Raises:
+        ValueError: if one has none.
+    """
+    labels = (dataset.labels or [None])[:count]
+    if any(label is None for label in labels):
+        raise ValueError("dataset has items without a label: the true class is needed.")
+    return labels
+
+
 def _ill_formed(texts: Sequence[str], named: Sequence[int | None]) -> list[str]:
     return [t for t, name in zip(texts, named, strict=True) if name is None][:NUM_EXAMPLES]
 
@@ -312,33 +330,35 @@ def joint_figures(
     captions: CaptionTable,
     num_samples: int = 1000,
     sampling: Sampling = DEFAULT_SAMPLING,
+    panel: Panel = NO_PANEL,
 ) -> JointFigures:
     """Measure joint generation from nothing.
 
     Raises:
         ValueError: if num_samples is below 1 or the judge does not belong to the table.
     """
-    num_classes = _check_same_classes(judge, captions)
-    texts: list[str] = []
-    seen: list[int] = []
+    num_classes = _check_same_classes(judge, captions, panel)
+    samples: list[Any] = []
     evaluations: list[int] = []
     start = time.perf_counter()
-    options = _options(sampling)
-    with _evaluating(model):
-        for chosen in _batches(num_samples, sampling, "joint"):
+    options = options_of(sampling)
+    with evaluating(model):
+        for chosen in batches(num_samples, sampling, "joint"):
             options["num_return_sequences"] = len(chosen)
             inputs = {"generation_mode": "joint"}
-            samples = _generate(model, processor, inputs, evaluations, **options)
-            texts += [sample.text for sample in samples]
-            seen += judge.classify([sample.image for sample in samples])
+            samples += generate(model, processor, inputs, evaluations, **options)
+    panel.keep("joint", samples[:SHEET_SAMPLES])
+    texts = [sample.text for sample in samples]
+    pictures = [sample.image for sample in samples]
     named = [captions.label_of(text) for text in texts]
     return JointFigures(
         num_samples=num_samples,
         share_well_formed=sum(name is not None for name in named) / num_samples,
-        share_agreeing=sum(a == b for a, b in zip(named, seen, strict=True)) / num_samples,
+        **vars(SeenJointly.by(judge, pictures, named)),
         histogram=_shares(named, num_classes),
-        histogram_of_pictures=_shares(seen, num_classes),
         ill_formed=_ill_formed(texts, named),
         mean_evaluations=float(np.mean(evaluations)),
         seconds=round(time.perf_counter() - start, 1),
+        second_judge=panel.second(SeenJointly.by, pictures, named),
+        measures=panel.measure(pictures),
     )

@@ -9,6 +9,11 @@ a model can say. The shipped one was made by::
         --data_dir /usr/share/datasets/fashion-mnist \\
         --output_dir examples/checkpoints/fashion-judge
 
+A second of another architecture, of whose faults the first knows nothing, is
+examples/checkpoints/fashion-judge-2, with `--architecture mixer --learning_rate 0.003
+--num_epochs 7`. With `--visible upper` or `lower` a judge learns what half of a picture tells of
+its class.
+
 Axis legend: batch, channels, height, width, classes.
 """
 
@@ -29,6 +34,7 @@ from mdm_cli.endings import perform
 from mdm_cli.places import require_writable
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
 from modeling_mdm.evaluation.judge_network import (
+    DEFAULT_WIDTHS,
     JudgeConfig,
     JudgeNetwork,
     pictures_to_tensor,
@@ -60,6 +66,12 @@ class JudgeArguments:
     )
     output_dir: str = field(
         default="outputs/judge", metadata={"help": "where the judge is written"}
+    )
+    architecture: str = field(
+        default="convolutional", metadata={"help": f"one of: {', '.join(DEFAULT_WIDTHS)}"}
+    )
+    visible: str = field(
+        default="all", metadata={"help": "rows that it sees: all, or the upper or lower half"}
     )
     num_epochs: int = field(default=8, metadata={"help": "passes over the training split"})
     batch_size: int = field(default=128, metadata={"help": "pictures a step"})
@@ -96,6 +108,8 @@ def train_judge(
         image_size=first.size[::-1],
         num_channels=1 if first.mode in ("1", "L", "I;16") else 3,
         mirror=arguments.mirror,
+        architecture=arguments.architecture,
+        visible=arguments.visible,
     )
     images, labels = _labelled_tensors(train, config)
     with torch.random.fork_rng(devices=[]):

@@ -24,6 +24,9 @@ from modeling_mdm.processor.image_processing_pil_mdm import upright
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "judge.json"
+DEFAULT_WIDTHS = {"convolutional": (48, 128), "mixer": (48, 96)}
+NUM_MIXINGS = 4
+VISIBLE = ("all", "upper", "lower")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class JudgeConfig:
     """The shape of a judge and of the pictures that it reads.
 
     With `mirror`, a picture is classified together with its mirror image: for pictures that keep
-    their meaning, that is 0.3 points of accuracy on Fashion-MNIST.
+    their meaning, that is 0.3 points of accuracy on Fashion-MNIST. With `visible` "upper" or
+    "lower", it sees that half of the rows alone: what a half tells bounds what can be known of the
+    other. `widths` None takes the architecture's `DEFAULT_WIDTHS`.
 
     Raises:
         ValueError: if a value is out of range.
@@ -40,12 +45,21 @@ class JudgeConfig:
     num_classes: int
     image_size: tuple[int, int] = (28, 28)  # (height, width)
     num_channels: int = 1
-    widths: tuple[int, ...] = (48, 128)
+    widths: tuple[int, ...] | None = None
     mirror: bool = False
+    architecture: str = "convolutional"  # or "mixer"
+    visible: str = "all"
 
     def __post_init__(self) -> None:
+        if self.architecture not in DEFAULT_WIDTHS:
+            raise ValueError(
+                f"architecture={self.architecture!r} must be one of {list(DEFAULT_WIDTHS)}."
+            )
+        if self.visible not in VISIBLE:
+            raise ValueError(f"visible={self.visible!r} must be one of {list(VISIBLE)}.")
+        widths = DEFAULT_WIDTHS[self.architecture] if self.widths is None else self.widths
         object.__setattr__(self, "image_size", tuple(self.image_size))
-        object.__setattr__(self, "widths", tuple(self.widths))
+        object.__setattr__(self, "widths", tuple(widths))
         if self.num_classes < 2:
             raise ValueError(f"num_classes={self.num_classes}: a judge needs at least 2 classes.")
         if self.num_channels not in (1, 3):
@@ -70,29 +84,78 @@ class _Refinement(nn.Module):
         return x + self.inner(x)
 
 
-class JudgeNetwork(nn.Module):
-    """A residual convolutional classifier of small pictures.
+def _convolutions(config: JudgeConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    width = config.num_channels
+    for i, outputs in enumerate(config.widths):
+        if i == 0:
+            # Halved by the stride: at full size the first stage would take half of the time.
+            widen = nn.Conv2d(width, outputs, 4, stride=2, padding=1, bias=False)
+        else:
+            layers.append(nn.MaxPool2d(2))
+            widen = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
+        layers += [_normalised(widen), _Refinement(outputs), _Refinement(outputs)]
+        width = outputs
+    return layers
 
-    Each stage halves the grid, widens the features and refines them twice.
+
+class _Mixing(nn.Module):
+    """Mixes the cells of a grid, then the features of each cell (MLP-Mixer, arXiv 2105.01601)."""
+
+    def __init__(self, width: int, num_cells: int) -> None:
+        super().__init__()
+        self.across, self.within = _perceptron(num_cells), _perceptron(width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.within(self.norms[1](x))  # (batch, cells, width)
+
+
+def _perceptron(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
+
+
+class _Cells(nn.Module):
+    """A row of layers over the cells of a grid, (batch, width, rows, columns) in and out."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = x.flatten(2).transpose(1, 2)  # (batch, cells, width)
+        return self.layers(cells).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _mixer(config: JudgeConfig) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    (height, width), inputs = config.image_size, config.num_channels
+    for outputs in config.widths:  # each halves the grid: cells of 4 x 4 pixels after two
+        halve = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
+        layers += [_normalised(halve), _Refinement(outputs)]
+        height, width, inputs = height // 2, width // 2, outputs
+    mixing = [_Mixing(inputs, height * width) for _ in range(NUM_MIXINGS)]
+    # Perceptrons refine the cells in the place of the last convolution.
+    return [*layers[:-1], _Cells(*mixing, nn.LayerNorm(inputs))]
+
+
+_LAYERS = {"convolutional": _convolutions, "mixer": _mixer}
+
+
+class JudgeNetwork(nn.Module):
+    """A small classifier of small pictures, of the architecture that its configuration names.
+
+    Convolutional: each stage halves the grid, widens the features and refines them twice.
+    Mixer: convolutions halve the grid, then perceptrons mix its cells and their features in turn.
     """
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config = config
         self.description: dict[str, Any] = {}
-        layers: list[nn.Module] = []
-        width = config.num_channels
-        for i, outputs in enumerate(config.widths):
-            if i == 0:
-                # Halved by the stride: at full size the first stage would take half of the time.
-                widen = nn.Conv2d(width, outputs, 4, stride=2, padding=1, bias=False)
-            else:
-                layers.append(nn.MaxPool2d(2))
-                widen = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
-            layers += [_normalised(widen), _Refinement(outputs), _Refinement(outputs)]
-            width = outputs
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Linear(width, config.num_classes)
+        self.layers = nn.Sequential(*_LAYERS[config.architecture](config))
+        self.head = nn.Linear(config.widths[-1], config.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (batch, classes) of images (batch, channels, height, width) in [-1, 1].
@@ -100,19 +163,36 @@ class JudgeNetwork(nn.Module):
         Raises:
             ValueError: if the images are not of the shape that the judge was trained on.
         """
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last layer reads, (batch, widths[-1]), of images as `forward` takes them.
+
+        Raises:
+            ValueError: see `forward`.
+        """
         expected = (self.config.num_channels, *self.config.image_size)
         if tuple(images.shape[1:]) != expected:
             raise ValueError(
                 f"images has the shape {tuple(images.shape)}: this judge reads (batch, "
                 f"{', '.join(map(str, expected))}). `classify` takes PIL pictures of any size."
             )
-        features = self.layers(images)  # (batch, widths[-1], height / 2^stages, width / 2^stages)
-        return self.head(features.amax(dim=(2, 3)).float())  # (batch, classes)
+        if self.config.visible != "all":
+            images = images.clone()
+            images[..., hidden_rows(self.config.visible, images.shape[-2]), :] = 0
+        cells = self.layers(images)  # (batch, widths[-1], height / 2^stages, width / 2^stages)
+        return cells.amax(dim=(2, 3)).float()
 
     @torch.no_grad()
     def classify(self, pictures: Sequence[Image.Image], batch_size: int = 250) -> list[int]:
         """Return the class that each picture shows; other sizes and modes are converted."""
         return self._classes(pictures_to_tensor(pictures, self.config), batch_size)
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Sequence[Image.Image], batch_size: int = 250) -> Tensor:
+        """Return the probability of each class, (batch, classes), for pictures as `classify`'s."""
+        images = pictures_to_tensor(pictures, self.config)
+        return self._log_probabilities(images, batch_size).softmax(-1)
 
     @torch.no_grad()
     def accuracy(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -125,17 +205,21 @@ class JudgeNetwork(nn.Module):
         return {"accuracy": float(right.float().mean()), "accuracy_by_class": by_class}
 
     def _classes(self, images: Tensor, batch_size: int) -> list[int]:
+        return self._log_probabilities(images, batch_size).argmax(-1).tolist()
+
+    def _log_probabilities(self, images: Tensor, batch_size: int) -> Tensor:
+        """Up to a constant of each picture; a mirroring judge takes the mean with the mirror's."""
         was_training, device = self.training, self.head.weight.device
         self.eval()
-        found = []
+        found = [torch.empty(0, self.config.num_classes)]
         for batch in images.split(batch_size) if len(images) else ():
             batch = to_unit_range(batch.to(device))
             log_probability = self(batch).log_softmax(-1)  # (batch, classes)
             if self.config.mirror:
-                log_probability = log_probability + self(batch.flip(-1)).log_softmax(-1)
-            found.append(log_probability.argmax(-1).cpu())
+                log_probability = (log_probability + self(batch.flip(-1)).log_softmax(-1)) / 2
+            found.append(log_probability.cpu())
         self.train(was_training)
-        return torch.cat(found).tolist() if found else []
+        return torch.cat(found)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the weights (safetensors) and judge.json with the shape and the description."""
@@ -147,19 +231,22 @@ class JudgeNetwork(nn.Module):
         (folder / DESCRIPTION_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> JudgeNetwork:
+    def from_pretrained(cls, folder: str | Path, argument: str = "judge") -> JudgeNetwork:
         """Read a judge that `save_pretrained` wrote, ready to classify.
+
+        Args:
+            folder: where it is. argument: what errors call the folder.
 
         Raises:
             FileNotFoundError: if the folder or one of its two files is missing.
             ValueError: if the weights do not belong to the description.
         """
         folder = Path(folder)
-        require_folder("judge", str(folder))
+        require_folder(argument, str(folder))
         for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"judge={str(folder)!r} has no {name}: train one with "
+                    f"{argument}={str(folder)!r} has no {name}: train one with "
                     "`python -m modeling_mdm.evaluation.judge --output_dir ...`."
                 )
         content = json.loads((folder / DESCRIPTION_FILE).read_text())
@@ -169,10 +256,15 @@ class JudgeNetwork(nn.Module):
             judge.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE))
         except (RuntimeError, safetensors.SafetensorError) as error:
             raise ValueError(
-                f"judge={str(folder)!r}: {WEIGHTS_FILE} does not fit {DESCRIPTION_FILE}: "
+                f"{argument}={str(folder)!r}: {WEIGHTS_FILE} does not fit {DESCRIPTION_FILE}: "
                 f"{str(error)[:400]}"
             ) from error
         return judge.eval()
+
+
+def hidden_rows(visible: str, height: int) -> slice:
+    """The rows that are not of the visible half; the lower half has the middle row."""
+    return slice(height // 2, height) if visible == "upper" else slice(0, height // 2)
 
 
 def to_unit_range(images: Tensor) -> Tensor:

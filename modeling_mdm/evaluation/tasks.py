@@ -15,10 +15,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.garment_talks import FashionTalks
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
 from modeling_mdm.data.questions import FashionQuestions
+from modeling_mdm.evaluation.borders import PatchBorders
 from modeling_mdm.evaluation.figures import (
     Figures,
     Sampling,
@@ -26,8 +29,13 @@ from modeling_mdm.evaluation.figures import (
     joint_figures,
     text_to_image_figures,
 )
+from modeling_mdm.evaluation.frechet import FrechetDistance, require_torch_fidelity
+from modeling_mdm.evaluation.inpainting import InpaintingFigures, half_judges, inpainting_figures
+from modeling_mdm.evaluation.judge import JudgeArguments
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.questions import question_figures, reply_figures
+from modeling_mdm.evaluation.panel import Panel, as_seen, balanced
+from modeling_mdm.evaluation.reconstruction import reconstruction_figures
 from modeling_mdm.precision import use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 
@@ -44,6 +52,7 @@ class Bench:
     judge: JudgeNetwork
     captions: CaptionTable
     chosen: EvaluationArguments
+    second_judge: JudgeNetwork | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -62,6 +71,68 @@ class Bench:
         chosen = self.chosen
         return load_training_data(chosen.dataset, split=chosen.split, data_dir=chosen.data_dir)
 
+    @cached_property
+    def training(self) -> PictureDataset:
+        """The training pictures."""
+        chosen = self.chosen
+        return load_training_data(chosen.dataset, split="train", data_dir=chosen.data_dir)
+
+    @cached_property
+    def classes(self) -> list[int]:
+        """Classes of as many pictures as there are samples; they take turns."""
+        return [n % self.captions.num_classes for n in range(self.chosen.num_samples)]
+
+    def real(self, dataset: PictureDataset) -> list[Image.Image]:
+        """As many pictures of a split as there are samples, of `classes`, as the model sees."""
+        count = self.chosen.num_samples
+        return as_seen(self.processor, balanced(dataset, count, self.captions.num_classes))
+
+    @cached_property
+    def test_pictures(self) -> list[Image.Image]:
+        """Real pictures that generated ones are compared with."""
+        return self.real(self.pictures)
+
+    @cached_property
+    def panel(self) -> Panel:
+        """What looks at pictures beside the judge."""
+        chosen = self.chosen
+        measures = [name for name in MEASURES if name in chosen.measures]
+        return Panel(
+            self.second_judge,
+            {key: measure for name in measures for key, measure in MEASURES[name](self).items()},
+            Path(chosen.samples_dir) if chosen.samples_dir else None,
+        )
+
+
+def _frechet(bench: Bench) -> dict[str, Callable[..., Any]]:
+    require_torch_fidelity()
+    judges = {"judge": bench.judge, "second judge": bench.second_judge}
+    real, training = bench.test_pictures, bench.real(bench.training)
+    return {
+        f"frechet_{name.replace(' ', '_')}": FrechetDistance(
+            judge, real, training, bench.chosen.seed, name
+        )
+        for name, judge in judges.items()
+        if judge is not None
+    }
+
+
+def _borders(bench: Bench) -> dict[str, Callable[..., Any]]:
+    config = bench.model.config
+    if config.vq_config is not None:
+        raise ValueError(
+            "measures=['borders'] asks for the borders of patches, which a model with vq_config "
+            "does not decode one by one: leave it out."
+        )
+    return {"borders": PatchBorders(config.patch_size, bench.test_pictures)}
+
+
+# What can be measured of all pictures of a task together.
+MEASURES: dict[str, Callable[[Bench], dict[str, Callable[..., Any]]]] = {
+    "frechet": _frechet,
+    "borders": _borders,
+}
+
 
 def _joint(bench: Bench) -> Measurement:
     return partial(
@@ -69,6 +140,7 @@ def _joint(bench: Bench) -> Measurement:
         *(bench.model, bench.processor, bench.judge, bench.captions),
         num_samples=bench.chosen.num_samples,
         sampling=bench.sampling,
+        panel=bench.panel,
     )
 
 
@@ -79,6 +151,7 @@ def _text_to_image(bench: Bench) -> Measurement:
         num_samples=bench.chosen.num_samples,
         guidance_scales=bench.chosen.guidance_scale,
         sampling=bench.sampling,
+        panel=bench.panel,
     )
 
 
@@ -106,14 +179,55 @@ def _of_conversations(measure: Any, bench: Bench, items: FashionQuestions) -> Me
     return partial(measure, bench.model, bench.processor, held_out, bench.sampling)
 
 
+def _reconstruction(bench: Bench) -> Measurement:
+    return partial(
+        reconstruction_figures,
+        *(bench.model, bench.processor, bench.judge, bench.test_pictures, bench.classes),
+        sampling=bench.sampling,
+        panel=bench.panel,
+    )
+
+
+def _inpainting(bench: Bench) -> Measurement:
+    chosen, pictures = bench.chosen, bench.pictures
+    judges = partial(
+        half_judges,
+        chosen.half_judges,
+        None if chosen.half_judges else bench.training,
+        pictures,
+        JudgeArguments(
+            dataset=chosen.dataset,
+            num_epochs=HALF_JUDGE_EPOCHS,
+            mirror=bench.judge.config.mirror,
+            seed=chosen.seed,
+            disable_tqdm=chosen.disable_tqdm,
+        ),
+    )
+    read = judges() if chosen.half_judges else None  # found missing before hours of other tasks
+
+    def measure() -> list[InpaintingFigures]:
+        return inpainting_figures(
+            *(bench.model, bench.processor, bench.judge, read or judges(), pictures),
+            num_samples=chosen.inpainting_samples,
+            sampling=bench.sampling,
+            panel=bench.panel,
+        )
+
+    return measure
+
+
 TASKS: dict[str, Callable[[Bench], Measurement]] = {
     "joint": _joint,
     "text_to_image": _text_to_image,
     "captioning": _captioning,
     "questions": _questions,
     "replies": _replies,
+    "inpainting": _inpainting,
+    "reconstruction": _reconstruction,
 }
+MEASURED = ("joint", "text_to_image", "reconstruction")
 DEFAULT_TASKS = ("joint", "text_to_image", "captioning")  # others ask for what few models can
+HALF_JUDGE_EPOCHS = 3
 
 
 @dataclass
@@ -124,6 +238,10 @@ class EvaluationArguments:
     judge: str = field(metadata={"help": "folder of the judge network"})
     captions: str = field(
         metadata={"help": "caption table, or a folder that holds one named <dataset>.json"}
+    )
+    second_judge: str | None = field(
+        default=None,
+        metadata={"help": "folder of one more, of another architecture: its figures come second"},
     )
     dataset: str = field(
         default="fashion_mnist",
@@ -137,8 +255,31 @@ class EvaluationArguments:
         default_factory=lambda: list(DEFAULT_TASKS),
         metadata={"help": f"some of: {', '.join(TASKS)}"},
     )
+    measures: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"what else is measured of the pictures of {', '.join(MEASURED)}: frechet "
+            "(distance of the judge's features from as many real test pictures), borders (steps "
+            "across the borders of patches)"
+        },
+    )
     num_samples: int = field(
-        default=1000, metadata={"help": "samples of text to image (per scale) and of joint"}
+        default=2000,
+        metadata={"help": "samples of text to image (per scale), joint and reconstruction"},
+    )
+    inpainting_samples: int = field(
+        default=500, metadata={"help": "pictures of which each half is repainted"}
+    )
+    half_judges: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder with the judges `upper` and `lower`, which say what one half alone "
+            "tells (None: inpainting trains them)"
+        },
+    )
+    samples_dir: str | None = field(
+        default=None,
+        metadata={"help": "folder for sheets of the first joint and repainted samples"},
     )
     limit: int | None = field(
         default=None, metadata={"help": "caption the first pictures only (None: all of them)"}
@@ -161,8 +302,16 @@ class EvaluationArguments:
     json: bool = field(default=False, metadata={"help": "print JSON instead of a table"})
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.tasks) - set(TASKS)):
-            raise ValueError(f"tasks={unknown} are unknown: use some of {list(TASKS)}.")
+        for name, known in (("tasks", TASKS), ("measures", MEASURES)):
+            if unknown := sorted(set(getattr(self, name)) - set(known)):
+                raise ValueError(f"{name}={unknown} are unknown: use some of {list(known)}.")
+        if self.inpainting_samples < 1:
+            raise ValueError(f"inpainting_samples={self.inpainting_samples} must be >= 1.")
+        if self.measures and not set(MEASURED) & set(self.tasks):
+            raise ValueError(
+                f"measures={self.measures} are of the pictures of {', '.join(MEASURED)}, of which "
+                f"tasks={self.tasks} has none: add one, or leave measures out."
+            )
         self.bf16 = use_bfloat16(self.bf16, self.device)
         if Path(self.captions).is_dir():
             self.captions = str(Path(self.captions) / f"{self.dataset}.json")

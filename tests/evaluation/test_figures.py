@@ -27,6 +27,7 @@ from modeling_mdm.evaluation.figures import (
     text_to_image_figures,
 )
 from modeling_mdm.evaluation.judge import JudgeConfig, JudgeNetwork
+from modeling_mdm.evaluation.panel import Comparison, Panel
 from modeling_mdm.precision import describe_processor
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -187,6 +188,50 @@ def test_joint():
     assert figures.ill_formed == ["not a caption", "a photo of a"]
 
 
+class SecondJudge(LevelJudge):
+    """Takes the first picture of every four for class 3."""
+
+    def classify(self, pictures, batch_size=250):
+        seen = super().classify(pictures)
+        return [3 if n % 4 == 0 else label for n, label in enumerate(seen)]
+
+
+class Darkest:
+    """A measure: the lowest level of all pictures."""
+
+    def __init__(self, level):
+        self.level = level
+
+    def comparison(self):
+        return Comparison("darkest", f"{self.level}", "5", self.level / 5)
+
+
+PANEL = Panel(
+    SecondJudge(), {"darkest": lambda some: Darkest(min(int(np.asarray(p).min()) for p in some))}
+)
+
+
+def test_a_second_judge_and_measures_see_the_same_pictures():
+    arguments = LevelModel(), LevelProcessor(), LevelJudge(), TABLE
+    one, two = text_to_image_figures(*arguments, 8, (1.0, 2.0), Sampling(**QUIET), PANEL)
+    assert one.share_right == 1.0 and one.second_judge.share_right == 6 / 8
+    assert one.second_judge.share_right_by_class == [0, 1, 1, 1]
+    assert one.second_judge.confusion[0] == [0, 0, 0, 2] == two.second_judge.confusion[0]
+    assert one.measures["darkest"].level == 0
+    row = ("text to image, guidance 1", "8", "-", "100.0% / 75.0%", "w 100.0%")
+    assert one.rows(["w", "x", "y", "z"]) == [row]
+    assert one.comparisons() == [(one.task, Comparison("darkest", "0", "5", 0.0))]
+
+    joint = joint_figures(*arguments, 50, Sampling(**QUIET), PANEL)
+    drawn = torch.randint(0, 4, (50,), generator=torch.Generator().manual_seed(0)).tolist()
+    right = [n % 4 != 0 or label == 3 for n, label in enumerate(drawn)]
+    assert joint.share_agreeing == 1.0
+    assert joint.second_judge.share_agreeing == pytest.approx(np.mean(right))
+    assert joint.second_judge.histogram_of_pictures[3] >= 13 / 50
+    assert joint.rows("wxyz")[0][3] == f"100.0% / {np.mean(right):.1%} (judge agrees)"
+    assert joint.comparisons()[0][0] == "joint"
+
+
 def test_seeds_and_options():
     def run(**sampling):
         model = LevelModel()
@@ -206,6 +251,8 @@ def test_errors():
     judge = SimpleNamespace(config=JudgeConfig(10))
     with pytest.raises(ValueError, match="judge knows 10 classes and captions names 4"):
         joint_figures(LevelModel(), LevelProcessor(), judge, TABLE)
+    with pytest.raises(ValueError, match="second_judge knows 10 classes"):
+        joint_figures(LevelModel(), LevelProcessor(), LevelJudge(), TABLE, panel=Panel(judge))
     with pytest.raises(ValueError, match="num_samples=0"):
         joint_figures(LevelModel(), LevelProcessor(), LevelJudge(), TABLE, 0)
     with pytest.raises(ValueError, match="without a label"):
@@ -318,5 +365,9 @@ def test_the_script_refuses_unknown_options(script, folder):
         script.main([str(folder / "o.yaml")])
     with pytest.raises(ValueError, match=r"tasks=\['drawing'\]"):
         script.main(as_command(options(folder, tasks=["drawing"])))
+    with pytest.raises(ValueError, match=r"measures=\['beauty'\] are unknown: .*'frechet'"):
+        script.main(as_command(options(folder, measures=["beauty"])))
+    with pytest.raises(ValueError, match=r"measures=\['borders'\] are of the pictures of joint"):
+        script.main(as_command(options(folder, measures=["borders"], tasks=["captioning"])))
     with pytest.raises(ValueError, match="is not JSON"):
         script.main(as_command(options(folder, generation_options="solver=ddim")))

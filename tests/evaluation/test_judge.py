@@ -23,6 +23,7 @@ from modeling_mdm.evaluation.judge import (
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SHIPPED = EXAMPLES / "checkpoints" / "fashion-judge"
+SECOND = EXAMPLES / "checkpoints" / "fashion-judge-2"
 
 
 def arguments(**changed):
@@ -58,6 +59,69 @@ def test_the_command_learns_digits(tmp_path, capsys):
     seen = loaded.classify(pictures, batch_size=7)
     assert seen == judge.classify(pictures)
     assert np.mean(np.equal(seen, test.labels)) == pytest.approx(described["test"]["accuracy"])
+
+
+def test_a_mixer_learns_and_is_saved_with_its_architecture(tmp_path):
+    judge = train_judge(bars(256), bars(64, seed=1), arguments(architecture="mixer", num_epochs=8))
+    assert judge.description["test"]["accuracy"] > 0.9
+    judge.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "judge.json").read_text())["config"]["architecture"] == "mixer"
+    loaded = JudgeNetwork.from_pretrained(tmp_path)
+    assert loaded.config == judge.config
+    pictures = [bars(9)[n]["image"] for n in range(9)]
+    torch.testing.assert_close(loaded.probabilities(pictures), judge.probabilities(pictures))
+    kinds = {type(module) for module in judge.modules()}
+    assert torch.nn.LayerNorm in kinds and torch.nn.MaxPool2d not in kinds
+
+
+@pytest.mark.parametrize("size", [(9, 11), (28, 28)])
+def test_a_mixer_reads_grids_of_any_shape(size):
+    judge = JudgeNetwork(JudgeConfig(3, size, num_channels=3, architecture="mixer")).eval()
+    images = torch.rand(2, 3, *size) * 2 - 1
+    both = judge(images)
+    assert both.shape == (2, 3) and judge.features(images).shape == (2, judge.config.widths[-1])
+    torch.testing.assert_close(judge(images[1:]), both[1:])  # no picture sees another
+    torch.testing.assert_close(judge.head(judge.features(images)), both)
+
+
+def test_files_of_judges_before_there_were_several_architectures_load(tmp_path):
+    judge = JudgeNetwork(JudgeConfig(2, image_size=(8, 8), widths=(4, 8)))
+    judge.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "judge.json").read_text())
+    del described["config"]["architecture"], described["config"]["visible"]
+    (tmp_path / "judge.json").write_text(json.dumps(described))
+    loaded = JudgeNetwork.from_pretrained(tmp_path)
+    assert loaded.config == judge.config and loaded.config.architecture == "convolutional"
+    assert "architecture" not in json.loads((SHIPPED / "judge.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("visible, hidden", [("upper", slice(4, 9)), ("lower", slice(0, 4))])
+@pytest.mark.parametrize("architecture", ["convolutional", "mixer"])
+def test_a_judge_of_one_half_sees_nothing_of_the_other(visible, hidden, architecture):
+    config = JudgeConfig(2, (9, 8), widths=(4, 8), visible=visible, architecture=architecture)
+    judge = JudgeNetwork(config).eval()
+    images = torch.rand(3, 1, 9, 8)
+    changed, seen = images.clone(), images.clone()
+    changed[..., hidden, :] = -1
+    torch.testing.assert_close(judge(changed), judge(images), rtol=0, atol=0)
+    rows = torch.ones(9, dtype=torch.bool)
+    rows[hidden] = False
+    seen[..., rows, :] = -1
+    assert not torch.allclose(judge(seen), judge(images))
+    assert images.min() >= 0  # what is passed stays
+
+
+def test_probabilities_are_those_of_the_classes():
+    judge = JudgeNetwork(JudgeConfig(3, image_size=(8, 8), widths=(4, 8), mirror=True)).eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8))
+    image = torch.tensor(np.asarray(picture))[None, None] / 127.5 - 1
+    with torch.no_grad():
+        both = judge(image).softmax(-1), judge(image.flip(-1)).softmax(-1)
+    mean = (both[0] * both[1]).sqrt()  # geometric
+    found = judge.probabilities([picture, picture], batch_size=1)
+    torch.testing.assert_close(found, (mean / mean.sum()).expand(2, 3))
+    assert judge.classify([picture]) == found[:1].argmax(-1).tolist()
+    assert judge.probabilities([]).shape == (0, 3)
 
 
 def test_only_the_training_split_is_learned():
@@ -132,6 +196,12 @@ def test_errors(tmp_path):
         JudgeConfig(1)
     with pytest.raises(ValueError, match="num_channels=2"):
         JudgeConfig(2, num_channels=2)
+    with pytest.raises(ValueError, match="architecture='forest' must be one of"):
+        JudgeConfig(2, architecture="forest")
+    with pytest.raises(ValueError, match="visible='left' must be one of"):
+        JudgeConfig(2, visible="left")
+    with pytest.raises(FileNotFoundError, match="second_judge='nowhere' is missing"):
+        JudgeNetwork.from_pretrained("nowhere", "second_judge")
     with pytest.raises(ValueError, match="give fewer widths"):
         JudgeConfig(2, image_size=(3, 9))
     with pytest.raises(ValueError, match="num_epochs=0"):
@@ -159,4 +229,14 @@ def test_the_shipped_judge():
     assert judge.description["num_test"] == 10_000
     files = sorted((EXAMPLES / "pictures" / "fashion_mnist").glob("*.png"))
     assert len(files) == 10
+    assert judge.classify([Image.open(f) for f in files]) == list(range(10))
+
+
+def test_the_shipped_second_judge():
+    assert sum(f.stat().st_size for f in SECOND.iterdir()) < 2e6
+    judge = JudgeNetwork.from_pretrained(SECOND)
+    assert judge.config.architecture == "mixer"
+    assert judge.description["test"]["accuracy"] >= 0.915
+    assert judge.description["num_test"] == 10_000
+    files = sorted((EXAMPLES / "pictures" / "fashion_mnist").glob("*.png"))
     assert judge.classify([Image.open(f) for f in files]) == list(range(10))

@@ -218,6 +218,7 @@ def test_the_results_of_the_readme_name_commands(ours):
 TRAINING = "--max_steps 2 --report_to none --disable_tqdm true --dataloader_num_workers 0"
 TRAINING += " --output_dir EMPTY"
 MEASURING = "--num_samples 2 --limit 4 --num_inference_steps 2 --guidance_scale 2.0"
+MEASURING += " --inpainting_samples 2"
 # What makes a command short, by its program and first word or words; the last match counts, and
 # None says that it is not run: by size, or because it does not end.
 SHORTER = {

@@ -1,0 +1,248 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Frechet distance of a judge's features, by torch-fidelity.
+
+The distance of two normal distributions with the means and covariances of the features of two sets
+of pictures: |mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)). It is named after its extractor,
+since numbers of another extractor, Inception's FID above all, are on another scale.
+
+Axis legend: picture, feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from modeling_mdm.evaluation.judge_network import (
+    JudgeNetwork,
+    pictures_to_tensor,
+    to_unit_range,
+)
+from modeling_mdm.evaluation.panel import Comparison, ratio_of
+
+EXTRACTOR = "mdm-judge"
+NUM_DRAWS = 200
+
+
+@dataclass(frozen=True)
+class FrechetFigures:
+    """Frechet distance of pictures from as many real test pictures, by `judge`'s features.
+
+    `interval` holds 95 % of the distances after drawing the pictures of both sets again. `floor` is
+    the distance of as many real training pictures from the same test pictures, `ratio` the distance
+    in floors.
+    """
+
+    judge: str
+    num_pictures: int
+    distance: float
+    interval: tuple[float, float]
+    floor: float
+    floor_interval: tuple[float, float]
+    ratio: float | None
+
+    def comparison(self) -> Comparison:
+        """Lay them out for the table."""
+        low, high = self.interval
+        value = f"{self.distance:.4g} ({low:.4g} to {high:.4g})"
+        measure = f"Frechet distance of the {self.judge}'s features"
+        return Comparison(measure, value, f"{self.floor:.4g} (training pictures)", self.ratio)
+
+
+class FrechetDistance:
+    """Measures pictures by their distance from real ones.
+
+    Args:
+        judge: its features are those that are compared.
+        real: pictures of the test split.
+        training: as many of the training split, for the floor.
+        seed: of the draws of the interval.
+        name: what the judge is called.
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+    """
+
+    def __init__(
+        self,
+        judge: JudgeNetwork,
+        real: Sequence[Image.Image],
+        training: Sequence[Image.Image],
+        seed: int = 0,
+        name: str = "judge",
+    ) -> None:
+        require_torch_fidelity()
+        self.judge, self.real, self.training = judge, real, training
+        self.seed, self.name = seed, name
+        self._floor: tuple[float, tuple[float, float]] | None = None
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> FrechetFigures:
+        """Measure pictures, and once the floor.
+
+        Raises:
+            ValueError: there are fewer than two pictures.
+        """
+        if self._floor is None:
+            self._floor = self._measure(self.training)
+        distance, interval = self._measure(pictures)
+        floor, floor_interval = self._floor
+        return FrechetFigures(
+            judge=self.name,
+            num_pictures=len(pictures),
+            distance=distance,
+            interval=interval,
+            floor=floor,
+            floor_interval=floor_interval,
+            ratio=ratio_of(distance, floor),
+        )
+
+    def _measure(self, pictures: Sequence[Image.Image]) -> tuple[float, tuple[float, float]]:
+        distance, features, real = judged_distance(self.judge, pictures, self.real)
+        return distance, bootstrap_interval(distance, features, real, self.seed)
+
+
+def require_torch_fidelity() -> Any:
+    """Give the library.
+
+    Raises:
+        ImportError: it is missing; names the extra that has it.
+    """
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise ImportError(
+            "the Frechet distance needs torch-fidelity, which comes with the extra `eval`"
+        ) from error
+    return torch_fidelity
+
+
+def judged_distance(
+    judge: JudgeNetwork, pictures: Sequence[Image.Image], others: Sequence[Image.Image]
+) -> tuple[float, Tensor, Tensor]:
+    """Measure the Frechet distance of two sets of pictures in the features of a judge.
+
+    Returns:
+        the distance, and the features of both, (picture, feature) in float64, as its extractor saw
+        them.
+
+    Raises:
+        ImportError: torch-fidelity is missing.
+        ValueError: a set has fewer than two pictures.
+    """
+    if min(len(pictures), len(others)) < 2:
+        raise ValueError(
+            f"sets of {len(pictures)} and {len(others)} pictures have no covariance: pass at least "
+            "2 of each."
+        )
+    seen: list[Tensor] = []
+    _register_extractor()
+    found = require_torch_fidelity().calculate_metrics(
+        input1=_Pictures(judge, pictures),
+        input2=_Pictures(judge, others),
+        fid=True,
+        feature_extractor=EXTRACTOR,
+        cuda=judge.head.weight.is_cuda,
+        cache=False,
+        save_cpu_ram=True,  # no processes that load what is in memory already
+        verbose=False,
+        judge=judge,
+        seen=seen,
+    )
+    features, real = torch.cat(seen).split([len(pictures), len(others)])
+    return found["frechet_inception_distance"], features, real
+
+
+class _Pictures(Dataset[Tensor]):
+    """Pictures as a judge reads them, (channels, height, width) uint8."""
+
+    def __init__(self, judge: JudgeNetwork, pictures: Sequence[Image.Image]) -> None:
+        self.pixels = pictures_to_tensor(pictures, judge.config)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.pixels[index]
+
+
+@cache
+def _register_extractor() -> None:
+    """Tell torch-fidelity of an extractor that is given its judge, and notes what it saw."""
+    library = require_torch_fidelity()
+
+    class JudgeFeatures(library.FeatureExtractorBase):
+        def __init__(
+            self, name: str, features: list[str], judge: JudgeNetwork, seen: list[Tensor], **_: Any
+        ) -> None:
+            super().__init__(name, features)
+            self.features, self.seen = judge.features, seen  # a method: no part of this module
+
+        @staticmethod
+        def get_provided_features_list() -> tuple[str, ...]:
+            return ("features",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric: str) -> str:
+            return "features"
+
+        @staticmethod
+        def can_be_compiled() -> bool:
+            return False
+
+        def forward(self, pixels: Tensor) -> tuple[Tensor]:
+            found = self.features(to_unit_range(pixels)).double()
+            self.seen.append(found.cpu())
+            return (found,)
+
+    library.register_feature_extractor(EXTRACTOR, JudgeFeatures)
+
+
+def frechet_distance(features: Tensor, others: Tensor) -> float:
+    """Frechet distance in closed form of two sets of features, (picture, feature) in float64."""
+    difference = features.mean(0) - others.mean(0)
+    first, second = features.T.cov(), others.T.cov()  # (feature, feature)
+    # tr (S_1 S_2)^(1/2) is the sum of the singular values of S_1^(1/2) S_2^(1/2).
+    common = torch.linalg.svdvals(_square_root(first) @ _square_root(second)).sum()
+    return float(difference.square().sum() + first.trace() + second.trace() - 2 * common)
+
+
+def _square_root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def bootstrap_interval(
+    distance: float, features: Tensor, others: Tensor, seed: int = 0, draws: int = NUM_DRAWS
+) -> tuple[float, float]:
+    """Where 95 % of the distances lie when the pictures of both sets are drawn again.
+
+    The pictures are drawn with repetition from the features that the extractor gave, and their
+    distance is `frechet_distance`'s closed form. Repeated pictures make sets look further apart, by
+    as much on the average as the measured sets are too far apart for being finite; this is taken
+    off, so that the interval lies about the distance of so many pictures.
+
+    Args:
+        distance: of the sets as they are.
+        features, others: (picture, feature) in float64.
+        seed: of the draws. draws: how many.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = [
+        frechet_distance(_drawn_again(features, rng), _drawn_again(others, rng))
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(drawn - np.mean(drawn) + distance, [0.025, 0.975])
+    return max(float(low), 0.0), float(high)
+
+
+def _drawn_again(features: Tensor, rng: np.random.Generator) -> Tensor:
+    return features[torch.from_numpy(rng.integers(len(features), size=len(features)))]

@@ -33,8 +33,8 @@ from modeling_mdm.evaluation.frechet import FrechetDistance, require_torch_fidel
 from modeling_mdm.evaluation.inpainting import InpaintingFigures, half_judges, inpainting_figures
 from modeling_mdm.evaluation.judge import JudgeArguments
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
-from modeling_mdm.evaluation.questions import question_figures, reply_figures
 from modeling_mdm.evaluation.panel import Panel, as_seen, balanced
+from modeling_mdm.evaluation.questions import question_figures, reply_figures
 from modeling_mdm.evaluation.reconstruction import reconstruction_figures
 from modeling_mdm.precision import use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument

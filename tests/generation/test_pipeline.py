@@ -82,6 +82,18 @@ def test_samples_are_those_of_generate_item_by_item(joint, parts):
     assert [item[0]["prompt"] for item in items] == prompts
 
 
+@pytest.mark.parametrize("where", ["at the call", "as a default"])
+def test_words_lead_and_restart_as_in_generate(where, parts):
+    options = {"joint_lead": 2.0, "num_restarts": 1, "restart_log_snr": {"image": -3.0}}
+    options |= {"guidance_window": {"image": (-5.0, -1.0)}, "guidance_scale": 3.0}
+    default, asked = (options, {}) if where == "as a default" else ({}, options)
+    made = pipeline(JOINT_TASK, **parts, **QUIET, **default)("one", generator=seeded(), **asked)
+    inputs = parts["processor"](text="one", generate="joint", return_tensors="pt")
+    out = parts["model"].generate(**inputs, generator=seeded(), **QUIET, **options)
+    sample = parts["processor"].post_process(out, inputs)[0]
+    assert made[0]["image"].tobytes() == sample.image.tobytes() and made[0]["text"] == sample.text
+
+
 def test_one_item_gives_its_samples_and_a_list_gives_lists(joint):
     (sample,) = joint(generator=seeded())
     assert isinstance(sample["text"], str) and sample["image"].size == (8, 8)

@@ -39,7 +39,8 @@ BY_MODALITY = (
     *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "guidance_window"),
     *("restart_log_snr", "solver"),
 )
-# Log-SNR in nats at the first and the last evaluation of a run by a clock.
+# Log-SNR in nats from which to which the equal steps of a run by a clock go; the last of them goes
+# to what is clean.
 CLOCK_START, CLOCK_END = -9.0, 8.0
 MAX_LEAD = CLOCK_END - CLOCK_START
 _READ = ("max_new_tokens", "return_dict_in_generate")  # beside `DEFAULTS`

@@ -24,10 +24,10 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Span:
-    """Log-SNR from which and to which one modality goes in one pass, before it becomes clean.
+    """Log-SNR from which and to which one modality goes in one pass.
 
-    Without an end the steps are equal in time, otherwise in log-SNR; without a start they begin at
-    t = 1.
+    Without an end the steps are equal in time, otherwise in log-SNR, and the last of them goes to
+    what is clean and not to the end; without a start they begin at t = 1.
     """
 
     start: float | None = None
@@ -39,13 +39,12 @@ class Span:
         """Descending times (num_steps + 1,), the last of them 0, in float32 at least."""
         if self.start is None:
             return sampling_times(num_steps, device, dtype)
-        count = 1 if self.end is None else num_steps
-        end = self.start if self.end is None else self.end
-        log_snr = torch.linspace(self.start, end, count, dtype=torch.float64)
-        times = schedule.time_of(log_snr)
+        start = torch.tensor(self.start, dtype=torch.float64)
         if self.end is None:
-            return sampling_times(num_steps, device, dtype, float(times))
-        times = torch.cat([times, times.new_zeros(1)])
+            return sampling_times(num_steps, device, dtype, float(schedule.time_of(start)))
+        log_snr = torch.linspace(self.start, self.end, num_steps + 1, dtype=torch.float64)
+        times = schedule.time_of(log_snr)
+        times[-1] = 0  # the last step goes to what is clean
         return times.to(device, torch.promote_types(dtype, torch.float32))
 
 

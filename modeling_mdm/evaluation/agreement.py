@@ -4,7 +4,7 @@
 
 ::
 
-    python -m benchmarks.agreement --checkpoint examples/checkpoints/mdm-fashion --label shipped
+    python -m modeling_mdm.evaluation.agreement --checkpoint FOLDER --label shipped
 
 Every point goes to the JSON file as soon as it is measured, and a point that is there is not
 measured again, so that the command may be cut off and repeated. It ends by drawing the figure.
@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mdm_cli.endings import perform
+from mdm_cli.places import require_writable_file
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.evaluation.evaluate import write
 from modeling_mdm.evaluation.figures import joint_figures
@@ -171,12 +173,17 @@ def _line(
         axes.errorbar(x, share, errors, label=label, color=colour, linestyle=style, capsize=2)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and draw as the command line says."""
-    words = sys.argv[1:] if argv is None else argv
-    (chosen,) = read_command_line((AgreementArguments,), words, __doc__)
+def parse(argv: Sequence[str]) -> tuple[AgreementArguments]:
+    """Read the command line."""
+    return read_command_line((AgreementArguments,), argv, __doc__)
+
+
+def run(chosen: AgreementArguments) -> None:
+    """Measure and draw."""
+    require_writable_file("output", chosen.output)
+    require_writable_file("plot", chosen.plot)
     plot(measure(chosen), chosen.plot)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(perform("agreement", lambda: (parse, run), sys.argv[1:]))

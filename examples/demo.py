@@ -29,11 +29,13 @@ from PIL import Image
 
 from mdm_cli.places import require_writable
 from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm.display.animation import trajectory_strip
 from modeling_mdm.display.pictures import contact_sheet
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 from modeling_mdm.training.command_line import read_command_line
 
 EXAMPLES = Path(__file__).resolve().parent
+STRIPS = 3
 PROMPTS = (
     "a photo of a dress",
     "this is an ankle boot",
@@ -79,21 +81,30 @@ class Demo:
         self.processor = MDMProcessor.from_pretrained(arguments.checkpoint)
         self.model = MDMForJointGeneration.from_pretrained(arguments.checkpoint).eval()
 
-    def generate(self, inputs, **options):
-        """Run one diffusion process over `inputs` and decode what it wrote."""
-        out = self.model.generate(
+    def run(self, inputs, **options):
+        """Run one diffusion process over `inputs`."""
+        return self.model.generate(
             **inputs,
             num_inference_steps=self.arguments.num_inference_steps,
             generator=torch.Generator().manual_seed(self.arguments.seed),
             **options,
         )
-        return self.processor.post_process(out, inputs)
+
+    def generate(self, inputs, **options):
+        """Run one diffusion process over `inputs` and decode what it wrote."""
+        return self.processor.post_process(self.run(inputs, **options), inputs)
 
     def joint(self) -> list[Pair]:
         """Write pictures and their captions together, from nothing."""
         inputs = self.processor(generation_mode="joint", return_tensors="pt")
         samples = self.generate(inputs, num_return_sequences=self.arguments.num_samples)
         return [Pair(sample.text, sample.image) for sample in samples]
+
+    def together(self) -> Image.Image:
+        """Draw how the first joint samples become clear, picture and words side by side."""
+        inputs = self.processor(generation_mode="joint", return_tensors="pt")
+        out = self.run(inputs, num_return_sequences=STRIPS, output_trajectory=True)
+        return trajectory_strip(out, self.processor, range(STRIPS))
 
     def text_to_image(self) -> list[Pair]:
         """Write two pictures for every prompt."""
@@ -156,4 +167,7 @@ def run(arguments: DemoArguments) -> None:
         print(f"\n{title} -> {path}")
         for number, pair in enumerate(pairs, 1):
             print(f"  {number:2d}. {pair.text}")
+    path = output_dir / "together.png"
+    demo.together().save(path)
+    print(f"\nThe first of them, step by step -> {path}")
     print(f"\nDone in {time.perf_counter() - start:.0f} s.")

@@ -14,6 +14,7 @@ from transformers import TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from modeling_mdm import MDMForJointGeneration, MDMStreamer, save_trajectory
+from modeling_mdm.display.animation import shown_steps, trajectory_strip
 from modeling_mdm.display.streamer import half_blocks
 
 STEPS = 3
@@ -196,6 +197,27 @@ def test_a_trajectory_is_saved_as_an_animated_picture(parts, tmp_path, ending):
     for place in ((0, 0), (7, 3), (2, 6)):
         found = last.getpixel(tuple(28 * side + 14 for side in place))
         assert max(abs(a - b) for a, b in zip(found, picture.getpixel(place), strict=True)) < 24
+
+
+def test_a_strip_shows_steps_of_each_sample_from_the_first_to_the_last(parts):
+    model, processor = parts
+    inputs = processor(generate="joint", return_tensors="pt")
+    options = {"num_inference_steps": STEPS, "num_return_sequences": 2, "show_progress": False}
+    out = model.generate(**inputs, **options, output_trajectory=True)
+    # Three steps of two samples, each of its own grey, so that a cell tells which it is.
+    levels = torch.linspace(-1, 1, 6).view(2, STEPS, 1, 1, 1)
+    out.trajectory["image"] = levels.expand(2, STEPS, 1, 8, 8).clone()
+    for columns, steps in ((2, [0, 2]), (3, [0, 1, 2]), (9, [0, 1, 2])):
+        strip = trajectory_strip(out, processor, [1, 0], columns, picture_size=16)
+        assert strip.width == 8 + len(steps) * 24
+        greys = {strip.getpixel((8 + 24 * n + 8, 8 + 8))[0] for n in range(len(steps))}
+        assert greys == {round((3 + step) * 255 / 5) for step in steps}
+    (words,) = {step.text for step in shown_steps(out, processor, 1)[-1:]}
+    assert words == processor.post_process(out)[1].text
+    with pytest.raises(ValueError, match=r"`columns` is 1"):
+        trajectory_strip(out, processor, columns=1)
+    with pytest.raises(ValueError, match=r"`item` is 2"):
+        trajectory_strip(out, processor, [2])
 
 
 def test_what_cannot_be_animated_or_drawn_is_named(parts, tmp_path):

@@ -225,7 +225,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Where 95 % of the distances lie when the pictures of both sets are drawn again.
 
-    The pictures are drawn with repetition from the features that the extractor gave, and their
+    The pictures are drawn with repetition, each set for itself (for pictures and what was made of
+    the same ones the interval is too wide), from the features that the extractor gave; their
     distance is `frechet_distance`'s closed form. Repeated pictures make sets look further apart, by
     as much on the average as the measured sets are too far apart for being finite; this is taken
     off, so that the interval lies about the distance of so many pictures.

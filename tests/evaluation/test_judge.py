@@ -236,7 +236,7 @@ def test_the_shipped_second_judge():
     assert sum(f.stat().st_size for f in SECOND.iterdir()) < 2e6
     judge = JudgeNetwork.from_pretrained(SECOND)
     assert judge.config.architecture == "mixer"
-    assert judge.description["test"]["accuracy"] >= 0.915
+    assert judge.description["test"]["accuracy"] >= 0.92
     assert judge.description["num_test"] == 10_000
     files = sorted((EXAMPLES / "pictures" / "fashion_mnist").glob("*.png"))
     assert judge.classify([Image.open(f) for f in files]) == list(range(10))

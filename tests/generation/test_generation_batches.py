@@ -102,7 +102,7 @@ def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_mixer(mixer, s
 
 @pytest.mark.parametrize(
     "changes",
-    [{"self_conditioning": False}, {"kernel_backend": "reference"}],
+    [{"self_conditioning": False}, {"kernel_backend": "reference"}, {"image_decoder_layers": 2}],
     ids=str,
 )
 def test_an_item_alone_equals_the_same_item_in_a_batch_with_every_option(changes):

@@ -214,7 +214,8 @@ class MDMProcessor(SampleReader):
         conversations, is_batch = read_conversations(conversation)
         _check_chat_arguments(chat_template, processor_kwargs)
         if not tokenize:
-            return super().apply_chat_template(conversation, chat_template, **asks, **kwargs)
+            plain = conversations if is_batch else conversations[0]
+            return super().apply_chat_template(plain, chat_template, **asks, **kwargs)
         options, keywords = self._read_chat_keywords(kwargs, processor_kwargs or {}, return_tensors)
         if options.generation_mode and not any(asks.values()):
             raise ValueError(

@@ -40,7 +40,7 @@ from modeling_mdm.evaluation.judge_network import (
     pictures_to_tensor,
     to_unit_range,
 )
-from modeling_mdm.precision import autocast, describe_processor, use_bfloat16
+from modeling_mdm.precision import describe_processor, use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
 
 
@@ -157,7 +157,8 @@ def _fit(judge: JudgeNetwork, images: Tensor, labels: Tensor, arguments: JudgeAr
         for chosen in order[: num_batches * batch_size].split(batch_size):
             batch = _augmented(to_unit_range(images[chosen]), arguments.mirror, draw)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            with autocast(arguments.bf16, "cpu"):
+            # Weights cast for an evaluation around this one would be those of before the step.
+            with torch.autocast("cpu", torch.bfloat16, bool(arguments.bf16), cache_enabled=False):
                 logits = judge(batch)  # (batch, classes)
             loss = functional.cross_entropy(logits.float(), labels[chosen])
             optimizer.zero_grad()

@@ -133,6 +133,18 @@ def test_only_the_training_split_is_learned():
     assert any((p != q).any() for p, q in zip(first.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("bf16", ["true", "false"])
+@pytest.mark.filterwarnings("ignore:.*bfloat16.*")
+def test_training_within_an_evaluation_in_bfloat16_is_as_without(bf16):
+    """Weights cast to bfloat16 for the evaluation around it would never change."""
+    asked = arguments(bf16=bf16)
+    alone = train_judge(bars(64), bars(8, 1), asked).state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        within = train_judge(bars(64), bars(8, 1), asked).state_dict()
+    for name, weight in alone.items():
+        torch.testing.assert_close(within[name], weight, rtol=0, atol=0, msg=name)
+
+
 def test_training_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     before = torch.get_rng_state()

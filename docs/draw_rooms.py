@@ -33,7 +33,7 @@ FLOORS = [
         (
             "generation",
             "generate() in numbered stages",
-            "generation_mdm _settings _regions _sampling _guidance _outputs",
+            "generation_mdm _settings _regions _steps _sampling _guidance _outputs",
         ),
         ("scoring", "a bound on log p", "scoring"),
     ],

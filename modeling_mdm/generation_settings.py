@@ -39,7 +39,7 @@ BY_MODALITY = (
     *("num_inference_steps", "guidance_scale", "joint_guidance_scale", "guidance_window"),
     *("restart_log_snr", "solver"),
 )
-# Log-SNR in nats from which to which the equal steps of a run by a clock go; the last of them goes
+# Log-SNR in nats from which to which the steps of a run by a clock go; the last of them goes
 # to what is clean.
 CLOCK_START, CLOCK_END = -9.0, 8.0
 MAX_LEAD = CLOCK_END - CLOCK_START
@@ -93,9 +93,10 @@ class MDMGenerationConfig(GenerationConfig):
             begins. Each modality then has fewer of the steps.
         joint_lead (`float`): in the place of `joint_overlap`, nats of log-SNR by which the words
             lead while text and image are both written. Both are noisy until the last step: one
-            clock goes from a log-SNR of -9 to 8 in equal steps, the words are at it plus half of
-            the lead, the picture at it minus that half. Both take the same number of steps. At
-            most 17; default None, off. Of the two, what a nearer layer names counts.
+            clock goes from a log-SNR of -9 to 8, most of its steps about -2.5, where both are
+            decided; the words are at it plus half of the lead, the picture at it minus that half.
+            Both take the same number of steps. At most 17; default None, off. Of the two, what a
+            nearer layer names counts.
         guidance_window (pair of `float`, or `dict`): lowest and highest log-SNR of a modality, in
             nats, between which both kinds of its guidance act; outside they are off. Default None,
             everywhere; (-20, 20) is everywhere too.

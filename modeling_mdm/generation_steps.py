@@ -8,7 +8,7 @@ over the picture, the picture at the clock minus that half.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,16 +22,44 @@ from .solvers import sampling_times
 logger = logging.get_logger(__name__)
 
 
+# A clock takes its steps where words and picture decide what they are: the number of steps a nat is
+# 1 + 3 exp(-x^2 / 2), x the distance from a log-SNR of -2.5 in widths of 2.5.
+DECIDING, DECIDING_WIDTH, DECIDING_WEIGHT = -2.5, 2.5, 3.0
+
+
+def clock_points(start: float, end: float, num_steps: int) -> Tensor:
+    """Where a clock from start to end is after each of its steps, (num_steps + 1,) float64."""
+    low = torch.full((num_steps + 1,), start, dtype=torch.float64)
+    high = torch.full_like(low, end)
+    shares = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    due = torch.lerp(_steps_before(low), _steps_before(high), shares)
+    for _ in range(60):  # halving is exact to rounding after as many
+        middle = (low + high) / 2
+        is_before = _steps_before(middle) < due
+        low, high = torch.where(is_before, middle, low), torch.where(is_before, high, middle)
+    points = (low + high) / 2
+    points[0], points[-1] = start, end
+    return points
+
+
+def _steps_before(log_snr: Tensor) -> Tensor:
+    """The integral of the number of steps a nat, up to a constant and a factor."""
+    bell = torch.erf((log_snr - DECIDING) / (DECIDING_WIDTH * math.sqrt(2)))
+    return log_snr + DECIDING_WEIGHT * DECIDING_WIDTH * math.sqrt(math.pi / 2) * bell
+
+
 @dataclass(frozen=True)
 class Span:
     """Log-SNR from which and to which one modality goes in one pass.
 
-    Without an end the steps are equal in time, otherwise in log-SNR, and the last of them goes to
-    what is clean and not to the end; without a start they begin at t = 1.
+    Without an end the steps are equal in time, otherwise they are those of a clock that the
+    modality is `ahead` of, and the last of them goes to what is clean and not to the end; without a
+    start they begin at t = 1.
     """
 
     start: float | None = None
     end: float | None = None
+    ahead: float = 0.0
 
     def times(
         self, num_steps: int, schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype
@@ -42,8 +70,8 @@ class Span:
         start = torch.tensor(self.start, dtype=torch.float64)
         if self.end is None:
             return sampling_times(num_steps, device, dtype, float(schedule.time_of(start)))
-        log_snr = torch.linspace(self.start, self.end, num_steps + 1, dtype=torch.float64)
-        times = schedule.time_of(log_snr)
+        clock = clock_points(self.start - self.ahead, self.end - self.ahead, num_steps)
+        times = schedule.time_of(clock + self.ahead)
         times[-1] = 0  # the last step goes to what is clean
         return times.to(device, torch.promote_types(dtype, torch.float32))
 
@@ -170,7 +198,7 @@ def clock_spans(
             f"is {reached[latest]:.2f} on the clock: both modalities start there, and not at "
             f"{CLOCK_START:g}."
         )
-    spans = {g: Span(start + offset, CLOCK_END + offset) for g, offset in offsets.items()}
+    spans = {g: Span(start + ahead, CLOCK_END + ahead, ahead) for g, ahead in offsets.items()}
     return (start, CLOCK_END), spans
 
 
@@ -200,7 +228,7 @@ def _by_clock(
         )
     (start, end), spans = clock_spans(settings.joint_lead, schedules)
     ends = {g: span.end for g, span in spans.items()}
-    again = {g: Span(settings.restart_log_snr[g], ends[g]) for g in steps}
+    again = {g: replace(spans[g], start=settings.restart_log_snr[g]) for g in steps}
     if settings.num_restarts:
         for g, span in again.items():
             if span.start >= span.end:

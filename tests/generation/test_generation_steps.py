@@ -63,8 +63,11 @@ def log_snrs(model, inputs, **options):
 
 
 def grid(start, end, count):
-    """Where equal steps begin."""
-    return [start + (end - start) * k / count for k in range(count)]
+    """Where each step of a clock begins: equal shares of 1 + 3 exp(-x^2 / 2) a nat, summed up."""
+    fine = np.linspace(start, end, 400_001)
+    density = 1 + 3 * np.exp(-(((fine + 2.5) / 2.5) ** 2) / 2)
+    work = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return list(np.interp(work[-1] * np.arange(count) / count, work, fine))
 
 
 def assert_near(values, expected, tolerance=1e-4):
@@ -254,8 +257,8 @@ def test_a_restart_on_a_clock_is_a_piece_of_one(exact):
     """17 nats, then 11 (the picture from -4 to 7, the words from 0 to 9): 28 steps."""
     options = {"joint_lead": 2.0, "num_restarts": 1, "num_inference_steps": 28}
     read, out = log_snrs(exact, rows(*JOINT), **options)
-    assert_near(read["text"], [c + 1 for c in grid(-9, 8, 17)] + grid(0, 9, 11))
-    assert_near(read["image"], [c - 1 for c in grid(-9, 8, 17)] + grid(-4, 7, 11))
+    assert_near(read["text"], [c + 1 for c in grid(-9, 8, 17) + grid(-1, 8, 11)])
+    assert_near(read["image"], [c - 1 for c in grid(-9, 8, 17) + grid(-3, 8, 11)])
     assert out.num_evaluations == 28
 
 
@@ -420,7 +423,8 @@ def test_guidance_acts_inside_its_window_alone(exact, monkeypatch):
         words = exact.expected_latent(logits + 2 * (logits - plain), call.candidates["text"])
         noisy = ~rows(7)["text_given"] & rows(7)["attention_mask"].bool()
         assert (estimates["text"] - words)[noisy].abs().max() < 1e-12  # guided everywhere
-    assert acts == [-5.5 <= log_snr <= -1.5 for log_snr in range(-10, 7)]
+    assert acts == [-5.5 <= clock - 1 <= -1.5 for clock in grid(-9, 8, 17)]
+        assert 0 < sum(acts) < len(acts)
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -424,7 +424,7 @@ def test_guidance_acts_inside_its_window_alone(exact, monkeypatch):
         noisy = ~rows(7)["text_given"] & rows(7)["attention_mask"].bool()
         assert (estimates["text"] - words)[noisy].abs().max() < 1e-12  # guided everywhere
     assert acts == [-5.5 <= clock - 1 <= -1.5 for clock in grid(-9, 8, 17)]
-        assert 0 < sum(acts) < len(acts)
+    assert 0 < sum(acts) < len(acts)
 
 
 @pytest.mark.parametrize("joint", [False, True])

@@ -48,13 +48,13 @@ def run_demo(folders, output_dir, seed=0):
     )
 
 
-def test_demo_writes_three_sheets_and_prints_the_words(folders, tmp_path, capsys):
+def test_demo_writes_four_sheets_and_prints_the_words(folders, tmp_path, capsys):
     run_demo(folders, tmp_path / "a")
     printed = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        *("joint.png", "text_to_image.png", "captioning.png")
+        *("joint.png", "text_to_image.png", "captioning.png", "together.png")
     }
-    for name in ("joint", "text_to_image", "captioning"):
+    for name in ("joint", "text_to_image", "captioning", "together"):
         assert str(tmp_path / "a" / f"{name}.png") in printed
         with Image.open(tmp_path / "a" / f"{name}.png") as sheet:
             assert len(sheet.convert("L").getcolors()) > 10

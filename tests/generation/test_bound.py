@@ -43,7 +43,7 @@ def linear_gaussian_model(latent_noise, factor, pixel_noise):
         logvar = (variance * scale.square()).log()
         return statistics.mean + scale * mean, logvar.expand_as(mean)
 
-    def decode(latents, modality):
+    def decode(latents, modality, grid, valid):
         return factor * snr / (1 + snr) * latents @ rotation.T
 
     def denoise(inputs, candidates):
@@ -104,7 +104,7 @@ def words_drawn_independently():
         log_snr = model.schedules["text"].log_snr(inputs.times["text"])[0]
         return Denoised({}, {"text": log_odds(inputs.z_t["text"], log_snr)}, {})
 
-    def decode(latents, modality):
+    def decode(latents, modality, grid, valid):
         log_snr = torch.tensor(first_log_snr(model.config), dtype=F64)
         return log_odds(latents * torch.sigmoid(log_snr).sqrt(), log_snr)
 

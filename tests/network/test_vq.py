@@ -125,7 +125,7 @@ def test_codes_are_chosen_in_float32_in_a_model_of_a_short_type(model, dtype, mo
     chosen = {}
     monkeypatch.setattr(model.vq, "decode", lambda codes, grid: chosen.setdefault("codes", codes))
     patches = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    monkeypatch.setattr(model.vae, "decode", lambda latents, modality: patches)
+    monkeypatch.setattr(model.vae, "decode", lambda latents, modality, grid, valid: patches)
     encoded = model.encode_inputs(**make_batch())
     writer = OutputWriter(model, encoded, {"pixel_values": make_batch()["pixel_values"]})
     writer.pictures(torch.zeros(3, 16, 6))

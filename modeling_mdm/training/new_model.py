@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
@@ -129,9 +130,9 @@ def _go_on(place: str, overrides: dict[str, Any]) -> MDMForJointGeneration:
             f"config_overrides vocab_size={size} would take words from the trained model in "
             f"{place!r}, which has {config.vocab_size}: name its number of words, or more."
         )
-    model, found = load_pretrained(
-        MDMForJointGeneration, "config", place, output_loading_info=True, **changes
-    )
+    # Weights stored in half precision would be trained in it: small steps would be lost.
+    kept = {"output_loading_info": True, "dtype": torch.float32}
+    model, found = load_pretrained(MDMForJointGeneration, "config", place, **kept, **changes)
     if found["unexpected_keys"]:
         raise ValueError(
             f"config_overrides={changes} has no place for {sorted(found['unexpected_keys'])} of "

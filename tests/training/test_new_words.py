@@ -100,6 +100,19 @@ def test_words_that_were_never_trained_get_embeddings_like_the_others(trained, e
     assert torch.equal(once, go_on(folder, extended, "vocab_size=auto").vae.embed_tokens.weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_stored_in_half_precision_are_trained_in_full(trained, processor, dtype, tmp_path):
+    _, before = trained
+    before.to(dtype).save_pretrained(tmp_path / "half")
+    model = go_on(str(tmp_path / "half"), processor)
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    weights = model.state_dict()
+    halves = before.state_dict()
+    assert all(
+        torch.equal(weights[name], value.to(weights[name])) for name, value in halves.items()
+    )
+
+
 def test_what_only_training_reads_may_change(trained, processor):
     folder, before = trained
     model = go_on(folder, processor, "kl_weight=0.5", "selection_keep=[1.0, 0.5]")

@@ -262,6 +262,10 @@ class MDMGenerationMixin:
             values = generation_config.to_dict()
             self.generation_config = self.generation_config_class.from_dict(values)
         elif pretrained_model_name_or_path is not None:
+            # Fields of the model that this loading changes are none of how it generates.
+            kwargs = {
+                name: value for name, value in kwargs.items() if name not in vars(self.config)
+            }
             with contextlib.suppress(OSError):
                 self.generation_config = self.generation_config_class.from_pretrained(
                     pretrained_model_name_or_path,

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures whose patches are assembled: given ones are seen, known pixels stay, any grid goes."""
 
+import json
+
 import pytest
 import torch
 from tiny_generation import finish, generate, seeded
@@ -75,3 +77,18 @@ def test_an_older_checkpoint_gets_layers_that_change_nothing_at_first(tmp_path):
         for model in (old, new)
     ]
     assert torch.equal(*pictures)
+
+
+def test_what_loading_adds_to_a_model_does_not_go_into_how_it_generates(tmp_path):
+    model = make_model(torch.float32)
+    model.generation_config.joint_lead = 2.0
+    model.save_pretrained(tmp_path / "old")
+    changes = {"image_decoder_layers": 1, "use_mode_head": True}
+    new = MDMForJointGeneration.from_pretrained(tmp_path / "old", **changes)
+    assert new.generation_config.joint_lead == 2.0
+    new.save_pretrained(tmp_path / "new")
+    names = {
+        folder: json.loads((tmp_path / folder / "generation_config.json").read_text()).keys()
+        for folder in ("old", "new")
+    }
+    assert names["new"] == names["old"]

@@ -154,11 +154,13 @@ def build(sources: Sources, arguments: EmojiArguments) -> dict[str, Any]:
     archive = f"emoji-world-{arguments.size}.tar"
     command = f"python examples/data/emoji_world.py --size {arguments.size}"
     with written_aside(Path(arguments.output_dir)) as folder:
-        (folder / TALKS).mkdir()
+        for name in (TALKS, EDITS):
+            (folder / name).mkdir()
         for split in SPLITS:
             write_pictures(folder / f"{split}.parquet", items[split])
             write_talks(folder / TALKS / f"{split}.parquet", talks[split])
-        write_edits(folder / EDITS, builder.edits)
+            own = [edit for edit in builder.edits if edit.split == split]
+            write_edits(folder / EDITS / f"{split}.parquet", own)
         write_definitions(folder / DEFINITIONS, definitions)
         (folder / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
         (folder / LICENCES).write_text(licences_of(sources, wordnet is not None), encoding="utf-8")

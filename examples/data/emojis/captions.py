@@ -17,7 +17,7 @@ STYLE_TEMPLATES = ("{}, {} style", "{} in the {} style", "{}, drawn in the {} st
 TEMPLATE_WORDS = (
     "style on a background an in the drawn picture of keywords left right above below to and at "
     "top bottom side zero one two three four five there is are what how many which colour yes no "
-    "make change put swap them draw it remove add take away more fewer replace with it say means word"
+    "make change put swap them draw it remove add take away more replace with say means word"
 )
 PLACED = {"left": "on the left", "right": "on the right", "above": "at the top"}
 PLACED |= {"below": "at the bottom", "centre": "in the middle"}

@@ -81,6 +81,11 @@ configs:
   - {{split: train, path: talks/train.parquet}}
   - {{split: test, path: talks/test.parquet}}
   - {{split: held_out, path: talks/held_out.parquet}}
+- config_name: edits
+  data_files:
+  - {{split: train, path: edits/train.parquet}}
+  - {{split: test, path: edits/test.parquet}}
+  - {{split: held_out, path: edits/held_out.parquet}}
 ---
 # Emoji world, {size} x {size}
 
@@ -107,9 +112,9 @@ BODY = """\
 `image` (WebP without loss), `text` (the full caption), `captions` (from full to short, then
 keywords and gloss), `layout` (single, count, beside, stacked, alone), `style`, `background`,
 `objects` (`concept`, `name`, `code` points, `count`, `place`, `colour` of most of it or null, main
-`colours`, `boxes` of left, top, right, bottom in pixels), `questions` (`kind`, `question`, `answer`).
-`edits.jsonl` leads from one picture's id to another's, `definitions.jsonl` from words to glosses;
-`talks/` holds all of it as conversations.
+`colours`, `boxes` of left, top, right, bottom in pixels), `questions` (`kind`, `question`,
+`answer`). `edits/` leads from one picture's id to another's, `definitions.jsonl` from words to
+glosses; `talks/` holds all of it as conversations.
 
     mdm train --dataset THIS_FOLDER ...
     mdm finetune --talks THIS_FOLDER/talks/train.parquet ...

@@ -95,7 +95,7 @@ def resized(pixels: np.ndarray, size: int) -> np.ndarray:
     if size == len(pixels):
         return pixels
     premultiplied = Image.fromarray(pixels).convert("RGBa")  # else edges take on hidden colours
-    small = premultiplied.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=None)
+    small = premultiplied.resize((size, size), Image.Resampling.HAMMING)
     return np.asarray(small.convert("RGBA"))
 
 
@@ -121,7 +121,8 @@ _PLACES = _lab(
 
 def colours_of(pixels: np.ndarray) -> dict[str, float]:
     """Return the share of each colour among the opaque pixels of a drawing, largest first."""
-    seen = pixels[pixels[..., 3] > 127][:, :3].astype(np.float64) / 255  # (pixel, 3)
+    some = pixels[::2, ::2]  # a quarter tells as much
+    seen = some[some[..., 3] > 127][:, :3].astype(np.float64) / 255  # (pixel, 3)
     distance = ((_lab(seen)[:, None] - _PLACES) ** 2).sum(-1)  # (pixel, example)
     counts = np.bincount(_OWNERS[distance.argmin(1)], minlength=len(COLOURS)) / max(len(seen), 1)
     order = np.argsort(-counts, kind="stable")

@@ -23,7 +23,7 @@ from .scenes import (
 from .words import with_article
 
 BACKGROUND_WORDS = ("make the background {}", "change the background to {}")
-STYLE_WORDS = ("draw it in the {} style", "make it {} style")
+STYLE_WORDS = ("draw it in the {} style", "change the style to {}")
 
 
 @dataclass(frozen=True)

@@ -150,3 +150,10 @@ NOT_IN_SCENES = _lines(
     "chart increasing|chart decreasing|chart increasing with yen|page facing up|page with a curl|"
     "new moon|volcano|mountain railway|love hotel|fight cloud|collision|sweat droplets"
 )
+
+# Nouns of which WordNet's most frequent sense of the kind is not what the emoji shows.
+NOT_MEANT = _lines(
+    "ghost|alien|hole|merman|family|black cat|peacock|phoenix|dolphin|rosette|crown|notebook|hut|"
+    "fire|ribbon|hammer|pick|link|hook|pill|toilet|ice|spaghetti|chestnut|cityscape|joystick|headstone|"
+    "lotus|peach|person|lime|coconut|lollipop|card index"
+)

@@ -18,8 +18,7 @@ KINDS = ("questions", "describe", "draw", "edit", "define", "which word")
 DESCRIBE = ("what is in the picture?", "describe the picture", "say what you see")
 DRAW = ("draw {}", "please draw {}", "show me {}")
 DEFINE = ("what is {}?", "define {}")
-WHICH_WORD = ("which word means {}?", "what is called {}?")
-WHICH_WORD = WHICH_WORD[:1]
+WHICH_WORD = "which word means {}?"
 PICTURE: Mapping[str, Any] = {"type": "image"}
 
 
@@ -68,7 +67,7 @@ def talks_of_definition(definition: Definition, rng: Random) -> Iterator[dict[st
     """Make the conversations of a definition: word to gloss, and back."""
     asked = rng.choice(DEFINE).format(with_article(definition.word))
     yield _talk("define", [(asked, False, definition.gloss)], [])
-    asked = rng.choice(WHICH_WORD).format(f'"{definition.gloss}"')
+    asked = WHICH_WORD.format(f'"{definition.gloss}"')
     yield _talk("which word", [(asked, False, definition.word)], [])
 
 
@@ -114,7 +113,7 @@ def all_talks(
         own, theirs = items[split], [edit for edit in edits if edit.split == split]
         images = {item.id: item.image for item in own}
         about = _some(own, num_pictures / max(total, 1), rng)
-        changed = _some(theirs, num_edits / max(len(edits), 1), rng)
+        changed = _of_all_kinds(theirs, round(num_edits * len(theirs) / max(len(edits), 1)), rng)
         found = [talk_about(item, rng) for item in about]
         found += [talk_of_edit(edit, images) for edit in changed]
         for definition in definitions:
@@ -128,3 +127,12 @@ def all_talks(
 def _some(things: Sequence[Any], share: float, rng: Random) -> list[Any]:
     count = min(len(things), round(share * len(things)))
     return [things[n] for n in sorted(rng.sample(range(len(things)), count))]
+
+
+def _of_all_kinds(edits: Sequence[EditPair], count: int, rng: Random) -> list[EditPair]:
+    """Choose edits, about as many of each kind as there are: most would change a background."""
+    by_kind: dict[str, list[EditPair]] = {}
+    for edit in rng.sample(edits, len(edits)):
+        by_kind.setdefault(edit.kind, []).append(edit)
+    ranked = [(n, edit) for own in by_kind.values() for n, edit in enumerate(own)]
+    return [edit for _, edit in sorted(ranked, key=lambda pair: pair[0])][:count]

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .reviewed import NOT_MEANT
+
 FILES = ("index.noun", "data.noun")
-MAX_WORDS = 16
+MIN_WORDS, MAX_WORDS = 3, 16
 # WordNet's lexicographer files by emojibase's groups: which senses of a word can be meant.
 ANIMAL, ARTIFACT, BODY, FOOD, OBJECT, PERSON, PHENOMENON, PLANT, SHAPE = (
     5,
@@ -62,16 +64,14 @@ class WordNet:
                     "database files (Debian: apt-get install wordnet-base), or an empty one to go "
                     "without glosses."
                 )
-        self._offsets: dict[str, list[int]] = {}
-        for line in (folder / FILES[0]).read_text(encoding="utf-8").splitlines():
-            if line and not line.startswith(" "):
-                words = line.split()
-                self._offsets[words[0]] = [int(word) for word in words[-int(words[2]) :]]
+        lines = (folder / FILES[0]).read_text(encoding="utf-8").splitlines()
+        self._lines = {line.partition(" ")[0]: line for line in lines}
         self._data = (folder / FILES[1]).read_bytes()
 
     def senses(self, noun: str) -> list[Sense]:
         """Return the senses of a noun, the most frequent first; none of one that is unknown."""
-        return [self._sense(at) for at in self._offsets.get(noun.lower().replace(" ", "_"), [])]
+        words = self._lines.get(noun.lower().replace(" ", "_"), "").split()
+        return [self._sense(int(at)) for at in words[-int(words[2]) :]] if words else []
 
     def _sense(self, at: int) -> Sense:
         line = self._data[at : self._data.find(b"\n", at)].decode("utf-8")
@@ -80,25 +80,15 @@ class WordNet:
             raise ValueError(f"data.noun has no synset at {at}: it does not belong to index.noun.")
         return Sense(int(fields.split()[1]), _shortened(gloss))
 
-    def gloss(self, noun: str, group: str, keywords: Collection[str]) -> str | None:
-        """Return what a noun means, of the senses that fit a group: one that keywords name first.
+    def gloss(self, noun: str, group: str) -> str | None:
+        """Return what a noun means: its most frequent sense that fits a group of emojibase's.
 
-        Args:
-            noun: in the singular.
-            group: emojibase's group.
-            keywords: words of which a sense's gloss may hold some.
+        None where no sense fits, the gloss is too long to be a caption, or it was found wrong.
         """
-        fitting = [s for s in self.senses(noun) if s.file in SENSES.get(group, ())]
-        own = set(noun.lower().split())
-        wanted = {word.lower() for word in keywords} - own
-
-        def fit(sense: Sense) -> int:
-            return len(wanted & set(re.findall(r"[a-z]+", sense.gloss)))
-
-        best = max(fitting, key=fit, default=None)  # the first of the best
-        if best is None or not 3 <= len(best.gloss.split()) <= MAX_WORDS:
+        best = next((s for s in self.senses(noun) if s.file in SENSES.get(group, ())), None)
+        if best is None or noun in NOT_MEANT:
             return None
-        return best.gloss
+        return best.gloss if MIN_WORDS <= len(best.gloss.split()) <= MAX_WORDS else None
 
 
 def _shortened(gloss: str) -> str:

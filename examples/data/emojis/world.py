@@ -140,8 +140,5 @@ def read_world(
 
 
 def _glosses(concepts: Mapping[str, Concept], wordnet: WordNet) -> dict[str, str]:
-    found = {
-        code: wordnet.gloss(concept.name, concept.group, concept.keywords)
-        for code, concept in concepts.items()
-    }
+    found = {code: wordnet.gloss(concept.name, concept.group) for code, concept in concepts.items()}
     return {code: gloss for code, gloss in found.items() if gloss is not None}

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from .talks import Definition
 
 ROWS = 1000  # of a row group
 LICENCES, CARD, COUNTS = "LICENSES.md", "README.md", "counts.json"
-EDITS, DEFINITIONS, TALKS = "edits.jsonl", "definitions.jsonl", "talks"
+EDITS, DEFINITIONS, TALKS = "edits", "definitions.jsonl", "talks"
 
 
 @contextmanager
@@ -34,14 +33,11 @@ def written_aside(folder: Path) -> Iterator[Path]:
     """
     require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(
-        tempfile.mkdtemp(prefix=f".{folder.name}-", suffix="-unfinished", dir=folder.parent)
-    )
+    aside = folder.with_name(f".{folder.name}-{os.getpid()}-unfinished")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had this number
+    aside.mkdir()
     try:
         yield aside
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o777 & ~umask)  # mkdtemp's are the owner's alone
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -148,8 +144,11 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], features: Any)
 
 
 def write_edits(path: Path, edits: Sequence[EditPair]) -> None:
-    """Write edits as JSON lines: two ids of pictures and the request between them."""
-    _write_lines(path, [vars(edit) for edit in edits])
+    """Write the edits of a split: two ids of its pictures, and the request between them."""
+    from datasets import Features, Value
+
+    features = Features({name: Value("string") for name in ("kind", "request", "given", "edited")})
+    _write_parquet(path, [{name: getattr(e, name) for name in features} for e in edits], features)
 
 
 def write_definitions(path: Path, definitions: Sequence[Definition]) -> None:
@@ -165,9 +164,10 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_archive(folder: Path, name: str) -> Path:
     """Pack all but the conversations into one file, the same bytes from the same files."""
     path = folder / name
+    files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != TALKS and p != path]
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for file in sorted(p for p in folder.iterdir() if p.is_file() and p != path):
-            info = tarfile.TarInfo(f"{Path(name).stem}/{file.name}")
+        for file in sorted(files):
+            info = tarfile.TarInfo(f"{Path(name).stem}/{file.relative_to(folder).as_posix()}")
             info.size, info.mode = file.stat().st_size, 0o644
             with file.open("rb") as content:
                 archive.addfile(info, content)

@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from emojis.build import SHARES, Builder
 from emojis.card import card_of, counts_of
 from emojis.licences import licences_of
@@ -52,8 +54,6 @@ from emojis.writing import (
     write_talks,
     written_aside,
 )
-from tqdm.auto import tqdm
-
 from mdm_cli.places import require_folder, require_writable
 from modeling_mdm.training.command_line import read_command_line
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import tiny_emojis
+
 from emojis.sources import NAMES, STYLES, fetch, read_icons, read_names, read_sources
 
 
@@ -121,7 +122,9 @@ def test_what_is_read(folder):
     assert "ghost" not in plain.icons and len(plain.icons) == len(sources.names.emojis)
     lamp = plain.icons["lamp"]
     assert {k: lamp[k] for k in ("left", "top", "width", "height")} == {
-        **{"left": 0, "top": 0},
-        **{"width": 64, "height": 64},
+        "left": 0,
+        "top": 0,
+        "width": 64,
+        "height": 64,
     }
     assert sources.names.licence.startswith("MIT License")

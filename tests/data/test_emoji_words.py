@@ -4,6 +4,7 @@
 
 import pytest
 import tiny_emojis
+
 from emojis.names import noun_phrase, slug
 from emojis.wordnet import WordNet, read_wordnet
 from emojis.words import counted, is_countable, listed, plural, with_article, words_of
@@ -16,10 +17,19 @@ pytest.importorskip("inflect", reason='articles need inflect: pip install "model
     [
         *{"red apple": "a red apple", "hourglass": "an hourglass", "unicorn": "a unicorn"}.items(),
         *{"ewe": "a ewe", "OK button": "an OK button", "A button": "an A button"}.items(),
-        *{"grapes": "grapes", "cooked rice": "cooked rice", "people hugging": "people hugging"}.items(),
+        *{
+            "grapes": "grapes",
+            "cooked rice": "cooked rice",
+            "people hugging": "people hugging",
+        }.items(),
         *{"headphones": "a pair of headphones", "glasses": "a pair of glasses"}.items(),
         *{"flag of Brazil": "the flag of Brazil", "Kaaba": "the Kaaba"}.items(),
-        *{"octopus": "an octopus", "bus": "a bus", "compass": "a compass", "fish": "a fish"}.items(),
+        *{
+            "octopus": "an octopus",
+            "bus": "a bus",
+            "compass": "a compass",
+            "fish": "a fish",
+        }.items(),
     ],
 )
 def test_articles(name, phrase):
@@ -31,7 +41,10 @@ def test_articles(name, phrase):
     [
         *{"red apple": "red apples", "mouse": "mice", "goose": "geese", "wolf": "wolves"}.items(),
         *{"ear of corn": "ears of corn", "glass of milk": "glasses of milk"}.items(),
-        *{"cup with a straw": "cups with a straw", "house with a garden": "houses with a garden"}.items(),
+        *{
+            "cup with a straw": "cups with a straw",
+            "house with a garden": "houses with a garden",
+        }.items(),
         *{"man feeding a baby": "men feeding a baby", "woman dancing": "women dancing"}.items(),
         *{"face blowing a kiss": "faces blowing a kiss", "woman's hat": "women's hats"}.items(),
         *{"jeans": "pairs of jeans", "burrito": "burritos", "banjo": "banjos"}.items(),
@@ -45,7 +58,9 @@ def test_plurals(name, several):
     assert is_countable(name)
 
 
-@pytest.mark.parametrize("name", ["bread", "grapes", "popcorn", "Santa Claus", "Kaaba", "ping pong"])
+@pytest.mark.parametrize(
+    "name", ["bread", "grapes", "popcorn", "Santa Claus", "Kaaba", "ping pong"]
+)
 def test_what_is_not_counted(name):
     assert not is_countable(name)
 

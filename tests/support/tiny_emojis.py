@@ -29,7 +29,7 @@ def code_of(label):
 
 
 def icon(label, style):
-    """Some shapes that depend on a label and a style; flat and glossy ones differ in shade alone."""
+    """Some shapes that a label and a style tell; flat and glossy ones differ in shade alone."""
     drawn = {"classic": "plain"}.get(style, style) if label in SAME_DRAWING else style
     dice = random.Random(f"{label} {'flat' if drawn == 'glossy' else drawn}")
     shapes = []

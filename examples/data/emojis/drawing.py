@@ -146,5 +146,6 @@ def nearest_on_any_background(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _layers(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    opacity = pixels[..., 3:].astype(np.float64) / 255
-    return 2 * pixels[..., :3] / 255 * opacity, opacity
+    """Return premultiplied colours, as they differ in [-1, 1], and opacities."""
+    shares = pixels.astype(np.float64) / 255
+    return 2 * shares[..., :3] * shares[..., 3:], shares[..., 3:]

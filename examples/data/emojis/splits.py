@@ -37,7 +37,7 @@ def share_of(*words: str) -> float:
 def choose_held_out(
     concepts: Iterable[Concept], styles: Mapping[str, Collection[str]], reserved: Collection[str]
 ) -> frozenset[str]:
-    """Choose the concepts that are never seen, among those that have a word of their own.
+    """Choose the concepts that are never seen, among those that have their words alone.
 
     Args:
         concepts: all of them.
@@ -57,13 +57,12 @@ def choose_held_out(
         c
         for c in concepts
         if c.is_object
-        and c.name.isalpha()
         and len(styles.get(c.code, ())) >= MIN_STYLES
         and not forms(c.name) & never
         and all(named[word] == 1 for word in forms(c.name))
     ]
     fitting.sort(key=lambda c: share_of("held out", c.code))
-    return frozenset(c.code for c in fitting[: min(NUM_HELD_OUT, len(fitting) // 3)])
+    return frozenset(c.code for c in fitting[: min(NUM_HELD_OUT, len(fitting) // 2)])
 
 
 def forms(name: str) -> set[str]:

@@ -14,7 +14,7 @@ from emojis.drawing import (
     NothingDrawnError,
     colours_of,
     draw,
-    nearest_on_any_background,
+    nearest_error,
     resized,
 )
 from emojis.edits import edits_of
@@ -85,9 +85,12 @@ def test_the_nearest_background_is_the_one_of_ten_painted():
         mean_squared_error(paint(single(first, bg))[0], paint(single(second, bg))[0])
         for bg in BACKGROUNDS
     ]
-    found = nearest_on_any_background(first.pixels, second.pixels)
+    found = nearest_error(first.pixels, second.pixels, BACKGROUNDS)
     assert found == pytest.approx(min(painted), rel=1e-3)
-    assert nearest_on_any_background(first.pixels, first.pixels) == 0
+    white = nearest_error(first.pixels, second.pixels, ["white"])
+    assert white == pytest.approx(painted[0], rel=1e-3) and white > found
+    assert nearest_error(first.pixels, first.pixels, BACKGROUNDS) == 0
+    assert nearest_error(first.pixels, first.pixels, []) == np.inf
 
 
 def test_resizing_does_not_mix_in_hidden_colours():
@@ -139,9 +142,7 @@ def test_edits_change_one_thing():
     box, seen = drawing("box", colour=(90, 60, 20)), {}
     for scene in (two, three):
         for seed in range(30):
-            for edit in edits_of(
-                scene, lambda style: drawing("box", colour=(90, 60, 20)), Random(seed)
-            ):
+            for edit in edits_of(scene, lambda style: box, Random(seed)):
                 seen.setdefault((edit.kind, scene is two), []).append((scene, edit))
     kinds = {"background", "swap", "move", "remove", "replace", "more", "less"}
     assert {kind for kind, _ in seen} == kinds
@@ -186,22 +187,29 @@ def check_edit(kind, scene, edit):
 def test_like_drawings_are_grouped():
     """By design, as near copies, and by way of a third."""
     far = disc(radius=12, colour=GREEN, middle=(12, 12))
-    shifted = [disc(middle=(30 + step, 30)) for step in (0, 1, 2, 3, 4)]
-    styles = {"flat": shifted[0], "glossy": far, "plain": disc(colour=GREEN)}
+    shifted = [half_shifted(step) for step in range(5)]
+    styles = {"flat": shifted[0], "glossy": far, "plain": disc(radius=20, colour=(52, 110, 220))}
     given = {style: [Drawing(concept("x"), style, 0, px)] for style, px in styles.items()}
     assert sorted(alike(given)) == [["flat", "glossy"], ["plain"]]
     chain = {f"s{n}": [Drawing(concept("x"), f"s{n}", 0, px)] for n, px in enumerate(shifted)}
-    steps = [nearest_on_any_background(shifted[0], px) for px in shifted]
+    grounds = backgrounds_for([chain["s0"][0]])
+    steps = [nearest_error(shifted[0], px, grounds) for px in shifted]
     assert steps[1] <= 0.02 < steps[4]  # neighbours are near, the ends are not
     assert alike(chain) == [[f"s{n}" for n in range(5)]]
 
 
+def half_shifted(step):
+    """A red disc with a green one that lies a little to the right."""
+    pixels, spot = disc(), disc(radius=7, colour=GREEN, middle=(26 + step, 30))
+    return np.where(spot[..., 3:] > 0, spot, pixels)
+
+
 def test_near_copies_of_training_pictures_are_found():
     known = Neighbours()
-    scene = single(drawing(), "white")
+    scene = single(Drawing(concept("ball"), "plain", 0, half_shifted(0)), "white")
     known.add(scene, paint(scene)[0])
-    for middle, near in (((30, 30), True), ((31, 30), True), ((38, 30), False)):
-        other = single(drawing(middle=middle), "white")
+    for step, near in ((0, True), (1, True), (9, False)):
+        other = single(Drawing(concept("ball"), "classic", 0, half_shifted(step)), "white")
         assert known.has_near_copy(other, paint(other)[0]) is near
         error = mean_squared_error(paint(scene)[0], paint(other)[0])
         assert (error <= 0.02) is near

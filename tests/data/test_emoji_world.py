@@ -200,7 +200,7 @@ def test_without_wordnet(sources, tmp_path, capsys):
 
 def with_bad_icons(sources, count):
     plain = sources.icon_sets["plain"]
-    bad, info = [*plain.icons][:count], plain.info
+    bad = [*plain.icons][:count]
     icons = {n: {**icon, "body": "<g"} if n in bad else icon for n, icon in plain.icons.items()}
     sets = {
         **sources.icon_sets,
@@ -253,7 +253,6 @@ def run_python(words, **options):
     options |= {"env": {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}}
     return subprocess.run(
         [sys.executable, *words],
-        env=environment,
         capture_output=True,
         text=True,
         check=False,

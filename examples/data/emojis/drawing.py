@@ -8,7 +8,7 @@ Axis legend: height, width, channel.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -129,20 +129,20 @@ def colours_of(pixels: np.ndarray) -> dict[str, float]:
     return {COLOURS[n]: float(counts[n]) for n in order if counts[n] > 0}
 
 
-def nearest_on_any_background(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the least mean squared error of two drawings on one background, in [-1, 1].
+def nearest_error(first: np.ndarray, second: np.ndarray, backgrounds: Iterable[str]) -> float:
+    """Return the least mean squared error of two drawings on one of some backgrounds, in [-1, 1].
 
     With premultiplied colours p and opacities a, pixels on a background b are p + (1 - a) b, so the
     squared difference of two is (dp - da b)^2, quadratic in b: one pass serves all backgrounds.
+    Without any background they are never alike.
     """
     colour, opacity = (x - y for x, y in zip(_layers(first), _layers(second), strict=True))
     squares, mixed = (colour**2).mean((0, 1)), (colour * opacity).mean((0, 1))  # (channel,)
     opaque = float((opacity**2).mean())
     share = (DRAWN / CANVAS) ** 2  # the rim is background in both
-    return share * min(
-        float((squares - 2 * b * mixed + b**2 * opaque).mean())
-        for b in (2 * np.array(rgb) / 255 for rgb in BACKGROUNDS.values())
-    )
+    levels = [2 * np.array(BACKGROUNDS[name]) / 255 for name in backgrounds]
+    errors = [float((squares - 2 * b * mixed + b**2 * opaque).mean()) for b in levels]
+    return share * min(errors, default=float("inf"))
 
 
 def _layers(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 
-from .drawing import COLOURS, nearest_on_any_background
+from .drawing import COLOURS, nearest_error
 from .names import Concept
-from .scenes import Drawing
+from .scenes import Drawing, backgrounds_for
 from .sources import SHARED_DRAWINGS
 from .words import plural, words_of
 
@@ -81,7 +81,7 @@ def split_pairs(
     """Give each pair of a concept and a style its split.
 
     Styles whose drawings of a concept are alike stay together: those that share theirs by design,
-    and those that are near copies on some background.
+    and those that are near copies on a background on which both are seen.
     """
     by_concept: dict[str, list[str]] = {}
     for code, style in drawings:
@@ -116,13 +116,15 @@ def alike(drawings: Mapping[str, Sequence[Drawing]]) -> list[list[str]]:
     for first, second in combinations(sorted(drawings), 2):
         if groups[first] is groups[second]:
             continue
-        if any(
-            nearest_on_any_background(x.pixels, y.pixels) <= NEAR_COPY * 1.05  # of rounded pixels
-            for x in drawings[first]
-            for y in drawings[second]
-        ):
+        both = product(drawings[first], drawings[second])
+        if any(error_of(x, y) <= NEAR_COPY * 1.05 for x, y in both):  # pixels are rounded later
             join(first, second)
     return [sorted(group) for group in {id(g): g for g in groups.values()}.values()]
+
+
+def error_of(first: Drawing, second: Drawing) -> float:
+    """Compare two drawings, alone, on the backgrounds on which both are seen."""
+    return nearest_error(first.pixels, second.pixels, backgrounds_for([first, second]))
 
 
 def split_of_combination(combination: Sequence[str], held_out: Collection[str]) -> str:

@@ -10,7 +10,8 @@ Glosses are taken from WordNet where it is (Debian: `apt-get install wordnet-bas
 
 Minutes on a CPU. The same command makes the same bytes. Artwork and names come from npm's registry,
 in fixed versions whose content is checked; nothing of them is run. Whose work it is stands in the
-folder's `LICENSES.md`. `mdm train --dataset runs/emoji-64` trains on it.
+folder's `LICENSES.md`. `mdm train --dataset runs/emoji-64` trains on its pictures, and
+`--talks runs/emoji-64/talks` on conversations about them.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from emojis.writing import (
     DEFINITIONS,
     EDITS,
     LICENCES,
+    SPLIT_FILE,
     TALKS,
     require_free,
     write_archive,
@@ -154,13 +156,12 @@ def build(sources: Sources, arguments: EmojiArguments) -> dict[str, Any]:
     archive = f"emoji-world-{arguments.size}.tar"
     command = f"python examples/data/emoji_world.py --size {arguments.size}"
     with written_aside(Path(arguments.output_dir)) as folder:
-        for name in (TALKS, EDITS):
-            (folder / name).mkdir()
         for split in SPLITS:
-            write_pictures(folder / f"{split}.parquet", items[split])
-            write_talks(folder / TALKS / f"{split}.parquet", talks[split])
+            name = SPLIT_FILE.format(split)
+            write_pictures(folder / name, items[split])
+            write_talks(folder / TALKS / name, talks[split])
             own = [edit for edit in builder.edits if edit.split == split]
-            write_edits(folder / EDITS / f"{split}.parquet", own)
+            write_edits(folder / EDITS / name, own)
         write_definitions(folder / DEFINITIONS, definitions)
         (folder / COUNTS).write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
         (folder / LICENCES).write_text(licences_of(sources, wordnet is not None), encoding="utf-8")

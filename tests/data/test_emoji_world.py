@@ -14,10 +14,9 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import tiny_emojis
-from emoji_checks import check_no_leaks, check_truth, read_all, words
+from emoji_checks import check_no_leaks, check_truth, read, read_all, words
 from PIL import Image
 
 import emoji_world
@@ -128,8 +127,9 @@ def test_the_same_bytes_again(made, sources, wordnet_dir, tmp_path):
     first, second = (contents(folder) for folder in (made[0], tmp_path / "again"))
     assert first.keys() == second.keys() and len(first) == 14
     assert [name for name in first if first[name] != second[name]] == []
+    name = "data/train-00000-of-00001.parquet"
     make(sources, tmp_path / "other", wordnet_dir=wordnet_dir, seed=1)
-    assert contents(tmp_path / "other")["train.parquet"] != first["train.parquet"]
+    assert contents(tmp_path / "other")[name] != first[name]
 
 
 def contents(folder):
@@ -159,14 +159,23 @@ def test_the_loaders_of_training_read_it(made, rows):
         assert len(data) == len(rows[split]) and data.labels is None
         assert data[0]["text"] == rows[split][0]["captions"][0]
         assert data[0]["image"].size == (64, 64) and not data.skipped
-    talks = load_talks(str(made[0] / "talks" / "train.parquet"))
-    kinds = set(pq.read_table(made[0] / "talks" / "train.parquet")["kind"].to_pylist())
+    talks = load_talks(str(made[0] / "talks"), "train")
+    kinds = {row["kind"] for row in read(made[0] / "talks", "train", columns=["kind"])}
     assert kinds == {"questions", "describe", "draw", "edit", "define", "which word"}
     for number in range(len(talks)):
         messages = talks[number]["messages"]
         pieces = [piece for message in messages for piece in message["content"]]
         assert all(piece.get("text") or piece["image"].size == (64, 64) for piece in pieces)
-    assert not talks.skipped and len(load_talks(str(made[0] / "talks"), "test"))
+    assert not talks.skipped and len(load_talks(str(made[0] / "talks"), "held_out"))
+
+
+def test_what_is_made_anew_is_read_anew(sources, tmp_path):
+    """Under a path where another set was: `datasets` keeps what it read."""
+    for scenes in (20, 40):
+        shutil.rmtree(tmp_path / "world", ignore_errors=True)
+        make(sources, tmp_path / "world", num_scenes=scenes, num_talks=0, num_edit_talks=0)
+        data = load_training_data(str(tmp_path / "world"))
+        assert len(data) == len(read(tmp_path / "world", "train"))
 
 
 def test_one_file_holds_all_but_the_conversations(made, tmp_path):

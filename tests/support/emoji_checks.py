@@ -28,8 +28,12 @@ BACKGROUNDS = {
 }
 
 
-def read_all(folder, name="{}.parquet"):
-    return {split: pq.read_table(folder / name.format(split)).to_pylist() for split in SPLITS}
+def read(folder, split, **how):
+    return pq.read_table(folder / f"data/{split}-00000-of-00001.parquet", **how).to_pylist()
+
+
+def read_all(folder):
+    return {split: read(folder, split) for split in SPLITS}
 
 
 def pixels_of(row):
@@ -62,7 +66,7 @@ def texts_of(row):
 
 def check_no_leaks(folder):
     """Nothing that is tested stands in the training split: pair, combination, word or picture."""
-    rows, edits = read_all(folder), read_all(folder, "edits/{}.parquet")
+    rows, edits = read_all(folder), read_all(folder / "edits")
     train = rows["train"]
     held = {n for row in rows["held_out"] if row["layout"] == "single" for n in names_of(row)}
     assert held
@@ -94,12 +98,12 @@ def check_words(folder, train, edits, held):
     lines = map(json.loads, (folder / "definitions.jsonl").read_text().splitlines())
     glosses = {line["word"]: line for line in lines}
     said += [f"{x['word']} {x['gloss']}" for x in glosses.values() if x["split"] == "train"]
-    for row in pq.read_table(folder / "talks" / "train.parquet", columns=["messages"]).to_pylist():
+    for row in read(folder / "talks", "train", columns=["messages"]):
         for message in row["messages"]:
             said += [piece["text"] for piece in message["content"] if piece["text"]]
-    read = set().union(*map(words, said))
+    found = set().union(*map(words, said))
     forbidden = {form for name in held for word in words(name) for form in (word, f"{word}s")}
-    assert not read & forbidden
+    assert not found & forbidden
     captions = {caption for row in train for caption in row["captions"]}
     known = {line["gloss"] for line in glosses.values() if line["split"] == "train"}
     assert all(line["gloss"] in known or line["gloss"] not in captions for line in glosses.values())
@@ -128,7 +132,7 @@ def check_truth(folder):
             check_captions(row)
             for question in row["questions"]:
                 check_question(row, question)
-        for edit in pq.read_table(folder / "edits" / f"{split}.parquet").to_pylist():
+        for edit in read(folder / "edits", split):
             check_edit(edit, known[edit["given"]], known[edit["edited"]])
 
 

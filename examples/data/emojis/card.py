@@ -69,23 +69,6 @@ license_name: several, see LICENSES.md
 task_categories: [text-to-image, image-to-text, visual-question-answering]
 language: [en]
 pretty_name: Emoji world
-configs:
-- config_name: pictures
-  default: true
-  data_files:
-  - {{split: train, path: train.parquet}}
-  - {{split: test, path: test.parquet}}
-  - {{split: held_out, path: held_out.parquet}}
-- config_name: talks
-  data_files:
-  - {{split: train, path: talks/train.parquet}}
-  - {{split: test, path: talks/test.parquet}}
-  - {{split: held_out, path: talks/held_out.parquet}}
-- config_name: edits
-  data_files:
-  - {{split: train, path: edits/train.parquet}}
-  - {{split: test, path: edits/test.parquet}}
-  - {{split: held_out, path: edits/held_out.parquet}}
 ---
 # Emoji world, {size} x {size}
 
@@ -116,8 +99,8 @@ keywords and gloss), `layout` (single, count, beside, stacked, alone), `style`, 
 `answer`). `edits/` leads from one picture's id to another's, `definitions.jsonl` from words to
 glosses; `talks/` holds all of it as conversations.
 
-    mdm train --dataset THIS_FOLDER ...
-    mdm finetune --talks THIS_FOLDER/talks/train.parquet ...
+    python examples/train.py --dataset THIS_FOLDER --talks THIS_FOLDER/talks ...
+    python examples/finetune.py --dataset THIS_FOLDER/talks ...
 
 `{archive}` is all but the conversations in one file.
 

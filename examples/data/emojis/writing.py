@@ -20,6 +20,9 @@ from .scenes import Thing
 from .talks import Definition
 
 ROWS = 1000  # of a row group
+# As the Hub calls files, so that `datasets` finds the splits by their names. A card that lists them
+# would have it load what it read under the same path before, whatever the files hold now.
+SPLIT_FILE = "data/{}-00000-of-00001.parquet"
 LICENCES, CARD, COUNTS = "LICENSES.md", "README.md", "counts.json"
 EDITS, DEFINITIONS, TALKS = "edits", "definitions.jsonl", "talks"
 
@@ -136,6 +139,7 @@ def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]], features: Any)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     schema = features.arrow_schema
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=9) as writer:
         for start in range(0, max(len(rows), 1), ROWS):
@@ -164,7 +168,11 @@ def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def write_archive(folder: Path, name: str) -> Path:
     """Pack all but the conversations into one file, the same bytes from the same files."""
     path = folder / name
-    files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != TALKS and p != path]
+    files = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and p.relative_to(folder).parts[0] != TALKS and p != path
+    ]
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         for file in sorted(files):
             info = tarfile.TarInfo(f"{Path(name).stem}/{file.relative_to(folder).as_posix()}")

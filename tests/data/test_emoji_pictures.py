@@ -137,6 +137,7 @@ def test_copies_are_as_many_as_is_said(count):
 
 def test_edits_change_one_thing():
     """What a request does not name stays, pixel by pixel."""
+    pytest.importorskip("inflect", reason='needs inflect: pip install "modeling-mdm[emoji]"')
     two = pair(drawing("ball"), drawing("cup", colour=GREEN), BESIDE, "white", Random(1))
     three = several(drawing("ball"), 3, "white", Random(2))
     box, seen = drawing("box", colour=(90, 60, 20)), {}

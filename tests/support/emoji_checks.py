@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 SPLITS = ("train", "test", "held_out")
+RELATION = re.compile(r"(?:is|are) the (.+) (?:left or right of|above or below) the (.+)\?")
 NUMBERS = ("zero", "one", "two", "three", "four")
 BACKGROUNDS = {
     "white": (255, 255, 255),
@@ -180,16 +181,24 @@ def check_question(row, question):
         counts = [NUMBERS[thing["count"]] for thing in things]
         assert answer in (*counts, "zero")
     elif kind == "place":
-        assert answer in [thing["place"] for thing in things]
-        assert asked.split(f" {answer}")[0].count("the ") >= 1 and " or " in asked
+        first, second = RELATION.fullmatch(asked).groups()
+        assert {first, second} == {*names_of(row)}
+        assert answer == {thing["name"]: thing["place"] for thing in things}[first]
+    elif kind == "what" and len(things) == 2:
+        named = [t for t in things if asked.endswith(f" the {t['name']}?")]
+        told = [t for t in things if t["concept"] == answer and t not in named]
+        place = asked.replace("top", "above").replace("bottom", "below")
+        assert len(told) == 1 and told[0]["place"] in words(place.split(" the ")[0] + place[-8:])
     elif kind == "what":
-        assert any(answer == t["concept"] or t["count"] > 1 for t in things)
+        assert answer == things[0]["concept"] or things[0]["count"] > 1
     else:
         assert kind == "yes or no" and answer in ("yes", "no")
         if "background" in asked:
             assert (row["background"] in asked.split("background")[1]) == (answer == "yes")
         elif asked.startswith("is it in the"):
             assert (f" {row['style']} style" in asked) == (answer == "yes")
+        elif placed := re.fullmatch(r"(?:is|are) the (.+) (?:left of|above) the (.+)\?", asked):
+            assert (list(placed.groups()) == names_of(row)) == (answer == "yes")
         elif asked.startswith("is there "):
             there = any(asked == f"is there {thing['concept']}?" for thing in things)
             assert there == (answer == "yes"), (asked, row["text"])

@@ -60,6 +60,12 @@ EVAL = [
 
 APP = ["gradio>=6.31,<7"]
 
+# Of examples/data/emoji_world.py.
+EMOJI = [
+    "inflect>=7.5,<8",
+    "resvg-py>=0.5,<0.6",  # another release may draw other pixels
+]
+
 # CUDA kernels, Linux only. mamba-ssm is a source release whose build imports torch:
 # MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation ".[kernels]"
 KERNELS = [
@@ -119,9 +125,10 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "app": APP,
+        "emoji": EMOJI,
         "kernels": KERNELS,
         "docs": DOCS,
-        "dev": sorted({*TRAIN, *EVAL, *DOCS, *DEV}),
+        "dev": sorted({*TRAIN, *EVAL, *EMOJI, *DOCS, *DEV}),
     },
     entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
     zip_safe=False,

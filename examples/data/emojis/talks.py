@@ -1,0 +1,138 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Conversations for instruction tuning: questions, captions, drawings, edits, definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from .build import EditPair, Item
+from .splits import SPLITS, TRAIN, split_of_gloss
+from .words import with_article, words_of
+from .world import World
+
+KINDS = ("questions", "describe", "draw", "edit", "define", "which word")
+DESCRIBE = ("what is in the picture?", "describe the picture", "say what you see")
+DRAW = ("draw {}", "please draw {}", "show me {}")
+DEFINE = ("what is {}?", "define {}")
+WHICH_WORD = "which word means {}?"
+PICTURE: Mapping[str, Any] = {"type": "image"}
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A word and what it means."""
+
+    split: str
+    word: str
+    gloss: str
+
+
+def definitions_of(world: World) -> list[Definition]:
+    """Return the words that have a gloss, each in the split that may read it.
+
+    Both the word and its gloss are of held-out words free where the split is the training one.
+    """
+    found = []
+    for code, gloss in world.glosses.items():
+        name = world.concepts[code].name
+        split = split_of_gloss(code, world.held_out)
+        if split == TRAIN and words_of(f"{name} {gloss}") & world.forbidden:
+            continue
+        found.append(Definition(split, name, gloss))
+    return found
+
+
+def talk_about(item: Item, rng: Random) -> dict[str, Any]:
+    """Make a conversation about a picture: questions with answers, a caption, or a drawing."""
+    kind = rng.choice(KINDS[:3])
+    if kind == "draw":
+        text = rng.choice(DRAW).format(rng.choice(item.captions[:2]))
+        return _talk(kind, [(text, False, None)], [item.image])
+    if kind == "describe":
+        return _talk(kind, [(rng.choice(DESCRIBE), True, item.captions[0])], [item.image])
+    turns = [(q.question, n == 0, q.answer) for n, q in enumerate(item.questions)]
+    return _talk(kind, turns, [item.image])
+
+
+def talk_of_edit(edit: EditPair, images: Mapping[str, bytes]) -> dict[str, Any]:
+    """Make the conversation of an edit: a picture and a request, then a picture."""
+    return _talk("edit", [(edit.request, True, None)], [images[edit.given], images[edit.edited]])
+
+
+def talks_of_definition(definition: Definition, rng: Random) -> Iterator[dict[str, Any]]:
+    """Make the conversations of a definition: word to gloss, and back."""
+    asked = rng.choice(DEFINE).format(with_article(definition.word))
+    yield _talk("define", [(asked, False, definition.gloss)], [])
+    asked = WHICH_WORD.format(f'"{definition.gloss}"')
+    yield _talk("which word", [(asked, False, definition.word)], [])
+
+
+def _talk(
+    kind: str, turns: Sequence[tuple[str, bool, str | None]], images: Sequence[bytes]
+) -> dict[str, Any]:
+    """Lay out turns of (request, whether a picture comes with it, answer or None for a picture)."""
+    messages = []
+    for request, shows, answer in turns:
+        asked = [*([PICTURE] if shows else []), {"type": "text", "text": request}]
+        said = [PICTURE] if answer is None else [{"type": "text", "text": answer}]
+        messages.append({"role": "user", "content": asked})
+        messages.append({"role": "assistant", "content": said})
+    return {"kind": kind, "messages": messages, "images": [_image(image) for image in images]}
+
+
+def _image(content: bytes) -> dict[str, Any]:
+    return {"bytes": content, "path": None}
+
+
+def all_talks(
+    world: World,
+    items: Mapping[str, Sequence[Item]],
+    edits: Iterable[EditPair],
+    num_pictures: int,
+    num_edits: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """Make the conversations of each split: about some pictures, some edits, and all definitions.
+
+    Args:
+        world: what is drawn.
+        items: the pictures of each split.
+        edits: between them.
+        num_pictures: about so many pictures of all splits, spread over them.
+        num_edits: so many edits of all splits.
+    """
+    edits = list(edits)
+    total = sum(map(len, items.values()))
+    talks: dict[str, list[dict[str, Any]]] = {}
+    definitions = definitions_of(world)
+    for split in SPLITS:
+        rng = world.rng("talks", split)
+        own, theirs = items[split], [edit for edit in edits if edit.split == split]
+        images = {item.id: item.image for item in own}
+        about = _some(own, num_pictures / max(total, 1), rng)
+        changed = _of_all_kinds(theirs, round(num_edits * len(theirs) / max(len(edits), 1)), rng)
+        found = [talk_about(item, rng) for item in about]
+        found += [talk_of_edit(edit, images) for edit in changed]
+        for definition in definitions:
+            if definition.split == split:
+                found += talks_of_definition(definition, rng)
+        rng.shuffle(found)
+        talks[split] = found
+    return talks
+
+
+def _some(things: Sequence[Any], share: float, rng: Random) -> list[Any]:
+    count = min(len(things), round(share * len(things)))
+    return [things[n] for n in sorted(rng.sample(range(len(things)), count))]
+
+
+def _of_all_kinds(edits: Sequence[EditPair], count: int, rng: Random) -> list[EditPair]:
+    """Choose edits, about as many of each kind as there are: most would change a background."""
+    by_kind: dict[str, list[EditPair]] = {}
+    for edit in rng.sample(edits, len(edits)):
+        by_kind.setdefault(edit.kind, []).append(edit)
+    ranked = [(n, edit) for own in by_kind.values() for n, edit in enumerate(own)]
+    return [edit for _, edit in sorted(ranked, key=lambda pair: pair[0])][:count]

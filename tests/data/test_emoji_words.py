@@ -6,6 +6,7 @@ import pytest
 import tiny_emojis
 
 from emojis.names import noun_phrase, slug
+from emojis.splits import forms
 from emojis.wordnet import WordNet, read_wordnet
 from emojis.words import counted, is_countable, listed, plural, with_article, words_of
 
@@ -98,6 +99,12 @@ def test_noun_phrases(label, subgroup, name):
 def test_names_of_icons_are_found_by_their_letters():
     assert slug("Flag: Côte d’Ivoire") == slug("flag-cote-divoire") == "flagcotedivoire"
     assert slug("piñata") == slug("pinata") and slug("a & b") == slug("a and b")
+
+
+def test_forms_of_a_name():
+    """What a training text must not hold where the name is held out."""
+    assert forms("pea pod") == {"pea", "peas", "pod", "pods"}
+    assert forms("piñata") == {"piñata", "piñatas"} and forms("wolf") == {"wolf", "wolves"}
 
 
 def test_joining():

@@ -43,7 +43,7 @@ def pixels_of(row):
 
 
 def words(text):
-    return set(re.findall(r"[a-z]+", text.lower()))
+    return set(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 def names_of(row):
@@ -188,7 +188,9 @@ def check_question(row, question):
         named = [t for t in things if asked.endswith(f" the {t['name']}?")]
         told = [t for t in things if t["concept"] == answer and t not in named]
         place = asked.replace("top", "above").replace("bottom", "below")
-        assert len(told) == 1 and told[0]["place"] in words(place.split(" the ")[0] + place[-8:])
+        assert len(told) == 1 and told[0]["place"] in words(
+            f"{place.split(' the ')[0]} {place[-8:]}"
+        )
     elif kind == "what":
         assert answer == things[0]["concept"] or things[0]["count"] > 1
     else:

@@ -66,8 +66,9 @@ def choose_held_out(
 
 
 def forms(name: str) -> set[str]:
-    """Return the words of a name, in the singular and the plural."""
-    return words_of(name) | words_of(plural(name))
+    """Return the words of a name, each in the singular and the plural."""
+    words = words_of(name)
+    return words | words_of(plural(name)) | {form for w in words for form in words_of(plural(w))}
 
 
 def held_out_words(concepts: Mapping[str, Concept], held_out: Collection[str]) -> frozenset[str]:

@@ -119,4 +119,4 @@ def listed(names: list[str]) -> str:
 
 def words_of(text: str) -> set[str]:
     """Return the words of a text: letters alone, in lower case."""
-    return set(re.findall(r"[a-z]+", text.lower()))
+    return set(re.findall(r"[^\W\d_]+", text.lower()))

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from modeling_mdm.data.tasks import item_rng
 
 MAX_SHIFT = 1  # pixels
 
@@ -41,16 +42,10 @@ class AugmentsGiven:
         pixels = pixels.view(len(items), -1, *pixels.shape[-3:])  # (batch, pictures, ...)
         given = batch["image_given"].bool().view(len(items), -1, *shape[-2:]).flatten(2).all(-1)
         for row, item in enumerate(items):
-            rng = self._rng(item)
+            rng = item_rng(self.seed, item, 1)  # another stream than the collator's
             for picture in given[row].nonzero().flatten().tolist():
                 pixels[row, picture] = augmented(pixels[row, picture], rng)
         return {**batch, "pixel_values": pixels.view_as(batch["pixel_values"])}
-
-    def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
-        seed = item.get("seed")
-        own = int(torch.randint(2**62, ())) if seed is None else int(seed)
-        # Another stream than that of the collator, which has (seed, own).
-        return np.random.default_rng((self.seed, own, 1))
 
 
 def augmented(picture: Tensor, rng: np.random.Generator) -> Tensor:

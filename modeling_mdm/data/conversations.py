@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from modeling_mdm.data.tasks import item_rng
+
 Messages = list[dict[str, Any]]
 
 # From this time on two answers of a trained model can hardly be told apart through their noise.
@@ -65,7 +67,7 @@ class ConversationCollator:
 
         These are NaN where the model is to draw them.
         """
-        rngs = [self._rng(item) for item in items]
+        rngs = [item_rng(self.seed, item) for item in items]
         rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
         batch: dict[str, Any] = stack_inputs(
             rows, self.processor.tokenizer.pad_token_id, self.pad_to_multiple_of
@@ -74,11 +76,6 @@ class ConversationCollator:
             times = [self._time(row, rng) for row, rng in zip(rows, rngs, strict=True)]
             batch["times"] = {"text": torch.tensor(times)}
         return batch
-
-    def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
-        seed = item.get("seed")
-        own = int(torch.randint(2**62, ())) if seed is None else seed
-        return np.random.default_rng((self.seed, own))
 
     def _time(self, row: Mapping[str, torch.Tensor], rng: np.random.Generator) -> float:
         draws_picture = "image_given" in row and not bool(row["image_given"].all())

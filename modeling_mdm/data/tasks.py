@@ -172,6 +172,17 @@ def with_seeds(dataset: Any, seed: int) -> Any:
     return SeededItems(dataset, seed)
 
 
+def item_rng(seed: int, item: Mapping[str, Any], *stream: int) -> np.random.Generator:
+    """Make the generator of what is drawn for an item, by (seed, item["seed"]) and a stream.
+
+    Without a seed of its own the item gets one from torch's random state.
+    """
+    own = item.get("seed")
+    if own is None:
+        own = int(torch.randint(2**62, ()))
+    return np.random.default_rng((seed, int(own), *stream))
+
+
 class MDMDataCollator:
     """Makes a batch of items, each with a task of its own.
 
@@ -212,7 +223,7 @@ class MDMDataCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Draw a task for each item, and make a batch of them."""
-        rngs = [self._rng(item) for item in items]
+        rngs = [item_rng(self.seed, item) for item in items]
         tasks = [TASKS[self.mixture.draw(item, rng)] for item, rng in zip(items, rngs, strict=True)]
         encoded = self._encode(items)
         batch: dict[str, torch.Tensor] = {}
@@ -228,12 +239,6 @@ class MDMDataCollator:
         if any(task.from_prompt for task in tasks):
             self._put_prompts_first(batch, items, tasks)
         return batch
-
-    def _rng(self, item: Mapping[str, Any]) -> np.random.Generator:
-        seed = item.get("seed")
-        if seed is None:
-            seed = int(torch.randint(2**62, ()))
-        return np.random.default_rng((self.seed, int(seed)))
 
     def _encode(self, items: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
         """Run the processor once, over what the items have of each modality."""

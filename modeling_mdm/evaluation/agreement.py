@@ -30,6 +30,7 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
+from modeling_mdm.training.loading import load_pretrained
 
 # The same guidance for all: of a picture by its words while both are noisy, or once they are given.
 GUIDANCE: dict[str, Any] = {
@@ -101,8 +102,9 @@ def measure(chosen: AgreementArguments) -> list[dict[str, Any]]:
     found = json.loads(path.read_text())["points"] if path.is_file() else []
     keys = ("label", "route", "steps", "num_samples", "seed")
     known = {tuple(point[key] for key in keys) for point in found}
-    processor = MDMProcessor.from_pretrained(chosen.checkpoint)
-    model = MDMForJointGeneration.from_pretrained(chosen.checkpoint, dtype=load_dtype(chosen.bf16))
+    processor = load_pretrained(MDMProcessor, "checkpoint", chosen.checkpoint)
+    dtype = load_dtype(chosen.bf16)
+    model = load_pretrained(MDMForJointGeneration, "checkpoint", chosen.checkpoint, dtype=dtype)
     judge = JudgeNetwork.from_pretrained(chosen.judge)
     captions = CaptionTable.from_json(chosen.captions)
     for route, steps, options in points(chosen):

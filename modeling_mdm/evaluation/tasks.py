@@ -134,25 +134,23 @@ MEASURES: dict[str, Callable[[Bench], dict[str, Callable[..., Any]]]] = {
 }
 
 
-def _joint(bench: Bench) -> Measurement:
+def _judged(measure: Any, bench: Bench, **more: Any) -> Measurement:
     return partial(
-        joint_figures,
+        measure,
         *(bench.model, bench.processor, bench.judge, bench.captions),
         num_samples=bench.chosen.num_samples,
         sampling=bench.sampling,
         panel=bench.panel,
+        **more,
     )
+
+
+def _joint(bench: Bench) -> Measurement:
+    return _judged(joint_figures, bench)
 
 
 def _text_to_image(bench: Bench) -> Measurement:
-    return partial(
-        text_to_image_figures,
-        *(bench.model, bench.processor, bench.judge, bench.captions),
-        num_samples=bench.chosen.num_samples,
-        guidance_scales=bench.chosen.guidance_scale,
-        sampling=bench.sampling,
-        panel=bench.panel,
-    )
+    return _judged(text_to_image_figures, bench, guidance_scales=bench.chosen.guidance_scale)
 
 
 def _captioning(bench: Bench) -> Measurement:

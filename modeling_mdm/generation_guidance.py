@@ -187,9 +187,11 @@ class GuidedDenoiser:
         reader: PromptReader,
     ) -> None:
         self.network, self.settings, self.reader, self.noise = network, settings, reader, noise
+        self.content = encoded.content
         self.given = {
             modality: positions.latents for modality, positions in encoded.content.items()
         }
+        self.known: dict[str, Tensor] = {}  # noisy positions (b, n, 1) whose content is known
         branches = self.branches = Branches.of(network, encoded, noise, settings)
         # The noisy part, or all of the sequence where nothing is cached.
         self.part, self.cache = whole(branches.sequence, branches.content), None
@@ -206,15 +208,20 @@ class GuidedDenoiser:
         self._fed_back: dict[str, Tensor] = {}
 
     def continued(self, encoded: EncodedInputs) -> "GuidedDenoiser":
-        """Make the denoiser of the modality that is left, once the other is finished.
+        """Make the denoiser of the same batch with other positions given than so far.
 
         Args:
-            encoded: the batch with the finished modality in the place of its noisy positions.
+            encoded: the batch with a finished modality in the place of its noisy positions, or with
+                pixels noisy that were given: their estimate stays what they are.
         """
         noise = {modality: self.noise[modality] for modality in written(encoded.content)}
         reader = self.reader.of_samples()
         rest = GuidedDenoiser(self.network, encoded, noise, self.settings, reader)
         rest.evaluations, rest.last = self.evaluations, self.last
+        for modality, noisy in written(encoded.content).items():
+            known = noisy & self.content[modality].given
+            if bool(known.any()):
+                rest.known[modality] = known[..., None]
         rest._estimates = rest._of_conditional(self, self._estimates)
         rest._fed_back = rest._of_conditional(self, self._fed_back)
         return rest
@@ -303,7 +310,9 @@ class GuidedDenoiser:
             guided = self.network.expected_latent(logits, self.candidates[modality])
         features = self.branches.split(denoised.features[modality])["conditional"]
         self.last[modality] = LastOutput(self.conditional, logits, features)
-        return self.conditional.put(modality, guided.to(given.dtype), given)
+        estimate = self.conditional.put(modality, guided.to(given.dtype), given)
+        known = self.known.get(modality)
+        return estimate if known is None else torch.where(known, given, estimate)
 
     def _choose_evaluation(self) -> Callable[[DecoderInputs, dict[str, Tensor]], Denoised]:
         """One evaluation of the network: as it is, compiled, or replayed as a CUDA graph."""

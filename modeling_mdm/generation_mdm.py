@@ -162,7 +162,8 @@ class MDMGenerationMixin:
         feed = None if streamer is None else StreamFeed(streamer, writer)
         plan = plan_steps(noisy, self.schedules, settings, is_mixed)
         dtype = next(iter(encoded.content.values())).latents.dtype
-        streams = NoiseStreams(noisy, self.config.latent_dim, dtype, generator)
+        again = encoded.with_whole_pictures_written() if settings.num_restarts else encoded
+        streams = NoiseStreams(written(again.content), self.config.latent_dim, dtype, generator)
         noise = {modality: streams.draw(modality) for modality in noisy}
         solvers = make_solvers(self.schedules, noise, settings.solver, plan, streams)
 
@@ -176,10 +177,16 @@ class MDMGenerationMixin:
             denoiser = denoiser.continued(writer.with_words_given(latents))
             return denoiser
 
+        def on_restart() -> Denoiser:
+            nonlocal denoiser  # known pixels have become noisy with those around them
+            if again is not encoded:
+                denoiser = denoiser.continued(again)
+            return denoiser
+
         with logging.tqdm(total=plan.total, disable=not settings.show_progress) as progress:
             show = None if feed is None else feed.step
             watcher = StepWatcher(progress, show, output_trajectory, callback_on_step_end)
-            final = run_solvers(solvers, plan, denoiser, watcher, on_finish)
+            final = run_solvers(solvers, plan, denoiser, watcher, on_finish, on_restart)
 
         # 6. Write: latents become words and pictures.
         content = writer.decode(final)

@@ -136,6 +136,7 @@ def run_solvers(
     denoise: Denoiser,
     on_step: Callable[[StepInfo], bool],
     on_finish: Callable[[str, Tensor], Denoiser] | None = None,
+    on_restart: Callable[[], Denoiser] | None = None,
 ) -> dict[str, Tensor]:
     """Drive one solver for each modality in lockstep, with one evaluation of the network for both.
 
@@ -148,6 +149,8 @@ def run_solvers(
         on_step: called after every sampler step; True ends the run at the clean estimates.
         on_finish: told when one modality is finished before the other, with its final state; gives
             the denoiser to go on with.
+        on_restart: called once, when what was clean has become noisy again; gives the denoiser to
+            go on with.
 
     Returns:
         final states by modality.
@@ -164,6 +167,8 @@ def run_solvers(
             pending[modality] = Evaluation(stop.value, torch.zeros_like(pending[modality].t))
 
     for step, moving in enumerate(plan.turns()):
+        if on_restart and step == plan.restarts_at:
+            denoise = on_restart()
         # 1. One evaluation for all modalities; those whose turn it is take their step.
         before, shown = set(finished), dict(pending)
         estimates = {**_evaluate(denoise, shown, moved), **finished}

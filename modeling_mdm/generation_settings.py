@@ -102,7 +102,9 @@ class MDMGenerationConfig(GenerationConfig):
             everywhere; (-20, 20) is everywhere too.
         num_restarts (`int`): how often what is clean is made noisy again, up to `restart_log_snr`,
             and denoised once more. Passes share the steps by the log-SNR that they cover, from -9
-            to 8 at first. Not while words go ahead by `joint_overlap`. Default 0.
+            to 8 at first. Known pixels of a picture become noisy with those around them and come
+            back as they were, which mends seams (RePaint). Not while words go ahead by
+            `joint_overlap`. Default 0.
         restart_log_snr (`float` or `dict`): log-SNR that a restart begins at, in nats, from -9 to
             below 8. Default -4 for images, 0 for text.
         solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or

@@ -114,6 +114,11 @@ class StepPlan:
         """Sampler steps of the run."""
         return len(self.turns())
 
+    @property
+    def restarts_at(self) -> int | None:
+        """The first sampler step after what was clean has been made noisy again."""
+        return len(self.passes[0].turns()) if len(self.passes) > 1 else None
+
     def turns(self) -> list[list[str]]:
         """The modalities that take a step of their own, by sampler step of the run."""
         return [moving for one in self.passes for moving in one.turns()]

@@ -74,6 +74,19 @@ class EncodedInputs:
         modalities = {modality: own.rows(index) for modality, own in self.modalities.items()}
         return EncodedInputs(modalities, self.class_labels.index_select(0, index), self.grid)
 
+    def with_whole_pictures_written(self) -> "EncodedInputs":
+        """The same, with no patch given of a picture that is partly written."""
+        own = self.modalities.get("image")
+        if own is None:
+            return self
+        noisy = own.content.noisy.unflatten(1, (self.grid[0], -1))  # (b, pictures, patches)
+        repainted = noisy.any(-1, keepdim=True).expand_as(noisy).flatten(1)  # (b, n)
+        if not bool((own.content.given & repainted).any()):
+            return self
+        content = replace(own.content, given=own.content.given & ~repainted)
+        modalities = {**self.modalities, "image": replace(own, content=content)}
+        return EncodedInputs(modalities, self.class_labels, self.grid)
+
     def sample_posterior(self, noise: dict[str, Tensor], vae: MDMVAE) -> dict[str, Tensor]:
         """Draw standardised z_0 of every position (b, n, d), by modality."""
         return {

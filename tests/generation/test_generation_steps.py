@@ -388,9 +388,37 @@ def test_what_is_known_stays_with_restarts(options, exact):
     assert torch.equal(out.sequences, whole.sequences)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_known_pixels_are_noised_with_those_around_them_by_a_restart(solver, exact, monkeypatch):
+    """Then the network sees all patches at one time, the known ones at alpha z_0 + sigma noise."""
+    calls, batch = record(monkeypatch, exact), rows(0, 1, 5)
+    known = patch_mask(batch["image_given"])  # item 1 is a given picture, half of item 2 is known
+    clean = exact.encode_inputs(**batch).content["image"].latents.detach()
+    options = {"num_inference_steps": 9, "num_restarts": 2, "use_cache": False, **OFF}
+    out = generate(exact, batch, seed=3, solver=solver, **options)
+    first = next(n for n, call in enumerate(calls) if not call.content["image"].given[2].any())
+    assert 0 < first < len(calls) - 1
+    for call in calls[:first]:
+        assert torch.equal(call.content["image"].given, known)
+    noises = []
+    for call in calls[first:]:
+        given = call.content["image"].given
+        assert given[1].all() and not given[[0, 2]].any()
+        t = float(call.times["image"][0])
+        alpha = math.exp(-np.logaddexp(0, -cosine_log_snr(t)) / 2)
+        sigma = math.exp(-np.logaddexp(0, cosine_log_snr(t)) / 2)
+        noises.append(((call.z_t["image"] - alpha * clean) / sigma)[2, known[2]])
+    assert all(0.2 < noise.std() < 3 for noise in noises)
+    if solver in ("dpm_solver_2m", "ddim"):  # one path to what is known, in each pass
+        each = {round(float(noise.sum()), 6) for noise in noises}
+        assert len(each) == 2
+    assert torch.equal(out.images[2, :, :, 3:], batch["pixel_values"].to(out.images)[2, :, :, 3:])
+
+
 def test_the_last_clean_estimate_is_fed_back_after_a_restart(exact, monkeypatch):
     calls = record(monkeypatch, exact)
-    generate(exact, mixed_batch(), num_inference_steps=4, num_restarts=1, solver="ddim")
+    batch = rows(0, 1, 2, 3, 4, 6, 7)  # none with known pixels, which are fed back as they are
+    generate(exact, batch, num_inference_steps=4, num_restarts=1, solver="ddim")
     for before, call in pairwise(calls):
         for g in ("image", "text"):
             assert torch.equal(call.estimates[g], before.out.clean[g])

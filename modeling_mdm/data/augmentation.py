@@ -10,13 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-from torch.nn import functional
+import torch
 
+from modeling_mdm.data.pictures import mirrored_and_shifted
 from modeling_mdm.data.tasks import item_rng
-
-MAX_SHIFT = 1  # pixels
 
 
 class AugmentsGiven:
@@ -44,15 +41,8 @@ class AugmentsGiven:
         for row, item in enumerate(items):
             rng = item_rng(self.seed, item, 1)  # another stream than the collator's
             for picture in given[row].nonzero().flatten().tolist():
-                pixels[row, picture] = augmented(pixels[row, picture], rng)
+                shown = pixels[row, picture].movedim(0, -1).numpy()
+                pixels[row, picture] = torch.from_numpy(mirrored_and_shifted(shown, rng)).movedim(
+                    -1, 0
+                )
         return {**batch, "pixel_values": pixels.view_as(batch["pixel_values"])}
-
-
-def augmented(picture: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mirror a picture (channels, height, width) or not, and shift it; its edges are repeated."""
-    if rng.random() < 0.5:
-        picture = picture.flip(-1)
-    down, right = rng.integers(0, 2 * MAX_SHIFT + 1, 2).tolist()
-    height, width = picture.shape[-2:]
-    padded = functional.pad(picture[None], (MAX_SHIFT,) * 4, mode="replicate")[0]
-    return padded[:, down : down + height, right : right + width]

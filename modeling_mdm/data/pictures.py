@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.columns import read_columns
@@ -164,19 +164,24 @@ def plain_picture(image: Image.Image) -> Image.Image:
 
 
 def flip_and_shift(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Mirror a picture left to right half of the time and shift it by -1, 0 or 1 pixel each way.
+    """Mirror and shift a picture, see `mirrored_and_shifted`."""
+    return Image.fromarray(mirrored_and_shifted(np.asarray(plain_picture(image)), rng))
+
+
+def mirrored_and_shifted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror pixels (height, width, ...) left to right half of the time, shift them by up to one.
 
     The row or column that enters repeats the border.
     """
     flip = bool(rng.integers(2))
     down, right = (int(x) for x in rng.integers(0, 3, size=2))
-    image = plain_picture(image)
-    if flip:
-        image = ImageOps.mirror(image)
-    pixels = np.asarray(image)  # (height, width[, 3])
     height, width = pixels.shape[:2]
-    padded = np.pad(pixels, ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2), mode="edge")
-    return Image.fromarray(padded[down : down + height, right : right + width].copy())
+    padded = np.pad(
+        pixels[:, ::-1] if flip else pixels,
+        ((1, 1), (1, 1)) + ((0, 0),) * (pixels.ndim - 2),
+        "edge",
+    )
+    return padded[down : down + height, right : right + width].copy()
 
 
 def load_training_data(

@@ -47,6 +47,7 @@ ROUTES: dict[str, dict[str, Any]] = {
         "num_restarts": 1,
         "restart_log_snr": {"image": -4.0, "text": -2.0},
     },
+    "clock, lead 2, picture by ddpm": {"joint_lead": 2.0, "solver": "ddpm"},
 }
 LEADS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 LEAD_STEPS = 30

@@ -136,10 +136,13 @@ class ModeHead(nn.Module):
         Returns:
             (b, modes), float32 at least.
         """
-        found = [self.in_proj.bias.new_full((len(turn), 1, self.in_proj.out_features), LOWEST)]
+        dtype = self.in_proj.bias.dtype
+        # On the device of what is read, not that of a weight, which may be offloaded.
+        nothing = (len(turn), 1, self.in_proj.out_features)
+        found = [turn.new_full(nothing, LOWEST, dtype=dtype)]
         for modality, positions in content.items():
             read = positions.valid & positions.given & (positions.turn == turn[:, None])
-            hidden_states = F.silu(self.in_proj(features[modality].to(found[0].dtype)))
+            hidden_states = F.silu(self.in_proj(features[modality].to(dtype)))
             found.append(hidden_states.masked_fill(~read[..., None], LOWEST))
         logits: Tensor = self.out_proj(torch.cat(found, dim=1).amax(1))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -29,8 +29,8 @@ def assert_same_samples(first, second):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A model's folder and its samples."""
-    model = make_model(torch.float32, **EVEN)
+    """A model's folder and its samples; the model has every optional part."""
+    model = make_model(torch.float32, use_mode_head=True, image_decoder_layers=2, **EVEN)
     folder = tmp_path_factory.mktemp("saved")
     model.save_pretrained(folder)
     return folder, sample(model)
@@ -82,6 +82,7 @@ MAPS = {
         "image_head": "cpu",
         "text_head": "disk",
         "score_entropy_head": "cpu",
+        "mode_head": "disk",
     },
     "automatic": "auto",
 }
@@ -208,8 +209,8 @@ def test_weights_in_few_bits_by_bitsandbytes(bits, tolerance, saved):
     pytest.importorskip("bitsandbytes")
     folder, expected = saved
     # In 4 bits a block is 64 wide.
-    narrow = ["vae", "decoder.latent_proj", "text_head", "image_head", "score_entropy_head"]
-    skipped = None if bits == 8 else [*narrow, "selection"]
+    heads = ["text_head", "image_head", "score_entropy_head", "mode_head"]
+    skipped = None if bits == 8 else ["vae", "decoder.latent_proj", *heads, "selection"]
     settings = BitsAndBytesConfig(
         load_in_8bit=bits == 8, load_in_4bit=bits == 4, llm_int8_skip_modules=skipped
     )

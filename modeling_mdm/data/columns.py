@@ -12,11 +12,12 @@ from mdm_cli.places import require_place
 from modeling_mdm.data.known_sets import FASHION_MNIST_HELP, FASHION_MNIST_ID
 from modeling_mdm.data.shards import alternatives, is_picture
 from modeling_mdm.data.sources import Source, warn_of_what_is_lacking
+from modeling_mdm.data.stream_sources import is_string
 
 # Where several columns could serve, these names settle it.
 USUAL_NAMES = {
     "image": ("image", "img", "picture"),
-    "text": ("text", "caption"),
+    "text": ("text", "caption", "captions"),
     "label": ("label", "labels"),
 }
 
@@ -125,6 +126,8 @@ def _find_columns(features: Mapping[str, Any], role: str, named: Any) -> list[st
     for usual in USUAL_NAMES[role]:
         if usual in fitting:
             return [usual]
+    # A list of strings, such as tags, is taken for captions where nothing else could be one.
+    fitting = [name for name in fitting if not _is_list(features[name])] or fitting
     if role == "image" and all(map(is_picture, fitting)):
         return fitting  # files of several kinds in tar shards
     if len(fitting) > 1:
@@ -144,7 +147,13 @@ def _fits(feature: Any, role: str) -> bool:
         )
     if role == "label":
         return isinstance(feature, datasets.ClassLabel)
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    return is_string(feature.feature if _is_list(feature) else feature)
+
+
+def _is_list(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
 def _described(features: Mapping[str, Any]) -> str:

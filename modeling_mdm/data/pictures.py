@@ -19,7 +19,7 @@ from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.columns import read_columns
 from modeling_mdm.data.damage import MAX_SKIPPED, StandIns
 from modeling_mdm.data.known_sets import FASHION_MNIST_ID, read_digits, read_fashion_mnist
-from modeling_mdm.data.shards import read_image, read_text
+from modeling_mdm.data.shards import read_captions, read_image
 from modeling_mdm.data.sources import Source, split_off
 from modeling_mdm.processor.image_processing_pil_mdm import read_picture, set_channels
 
@@ -37,7 +37,7 @@ class Item(TypedDict):
 class PictureDataset(StandIns):
     """Pictures whose captions are drawn afresh in every epoch.
 
-    What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
+    A picture has one text, or a list of several of which one is drawn, each equally often. What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
     run that was cut off and resumed sees the same captions and the same augmentation. In place of
     an item that cannot be read the next one is given that can, so that batches keep their shape;
     each is counted in `skipped` and warned of once, by its name.
@@ -110,39 +110,44 @@ class PictureDataset(StandIns):
         return [_label_or_none(self.source.labels[i]) for i in range(self._length)]
 
     def __getitem__(self, index: int) -> Item:
-        number, (image, text) = self._read_near(index)
+        number, (image, texts) = self._read_near(index)
         if self.augment and image is not None:
             image = flip_and_shift(image, self._rng(number, AUGMENT_STREAM))
         labels = self.source.labels
         label = None if labels is None else _label_or_none(labels[number])
-        if text is None and label is not None and self.captions is not None:
-            text = self.captions.draw(label, self._rng(number, CAPTION_STREAM))
-        return {"image": image, "text": text, "label": label}
+        return {"image": image, "text": self._caption(number, texts, label), "label": label}
+
+    def _caption(self, number: int, texts: list[str] | None, label: int | None) -> str | None:
+        rng = self._rng(number, CAPTION_STREAM)
+        if texts is not None:
+            return texts[int(rng.integers(len(texts)))]
+        if label is not None and self.captions is not None:
+            return self.captions.draw(label, rng)
+        return None
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Give the name and the text of each item that has one of its own and can be read."""
+        """Give each text that an item has of its own and that can be read, with its name."""
         for index in range(self._length if self.source.texts is not None else 0):
             try:
-                text = read_text(self.source.texts[index], "text")  # type: ignore[index]
+                texts = read_captions(self.source.texts[index])  # type: ignore[index]
             except Exception:  # read again, and reported, when it is drawn
                 continue
-            if text is not None:
-                yield self.name(index), text
+            yield from ((self.name(index), text) for text in texts or ())
 
     def name(self, index: int) -> str:
         """Say where an item comes from."""
         names = self.source.names
         return f"item {index}" + (f", {names[index]}" if names is not None else "")
 
-    def _read(self, index: int) -> tuple[Image.Image | None, str | None]:
+    def _read(self, index: int) -> tuple[Image.Image | None, list[str] | None]:
         image, texts = self.source.images[index], self.source.texts
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image = read_image(image)
-        text = None if texts is None else read_text(texts[index], "text")
-        if image is None and text is None and self.source.labels is None:
+        own = None if texts is None else read_captions(texts[index])
+        if image is None and own is None and self.source.labels is None:
             raise ValueError("it holds neither a picture nor a text")
-        return image, text
+        return image, own
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.epoch, index, stream))
@@ -205,7 +210,8 @@ def load_training_data(
             from the set's own class names.
         columns: `datasets` columns by role, for example `{"image": "scan", "text": "title"}`. Roles
             that are not named are found by feature type. Several columns, of which an item has one,
-            are `"jpg;png"`, as WebDataset writes them, or a list.
+            are `"jpg;png"`, as WebDataset writes them, or a list. A text column may hold lists of
+            strings: of a picture's several captions one is drawn each time.
         seed: seed of captions and augmentation.
         augment: see `PictureDataset`.
         limit: use the first `limit` items only.

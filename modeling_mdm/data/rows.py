@@ -16,9 +16,9 @@ from modeling_mdm.data.shards import (
     Row,
     is_picture,
     pick,
+    read_captions,
     read_image,
     read_label,
-    read_text,
     readers,
 )
 from modeling_mdm.data.sources import Source
@@ -115,7 +115,7 @@ class _Decoded(Sequence[Any]):
         value = pick(row.values, self.columns)
         if self.role == "image":
             return read_image(value, row.values.get("__folder__", ""))
-        return read_text(value, self.role)
+        return read_captions(value, self.role)
 
     def lacking(self) -> list[int]:
         """Return the indices of intact rows that have no value."""
@@ -136,6 +136,8 @@ def _feature(name: str, value: Any) -> Any:
     if isinstance(value, str):
         is_number = isinstance(value, Cell) and _is_number(value)
         return datasets.Value("float64" if is_number else "string")
+    if isinstance(value, list) and all(isinstance(piece, str) for piece in value):
+        return datasets.List(datasets.Value("string"))
     return datasets.Value("int64") if isinstance(value, int) else datasets.Value("binary")
 
 

@@ -17,12 +17,13 @@ class Source(NamedTuple):
     """What a data set holds, before captions are drawn.
 
     `images` gives arrays (height, width[, 3]) or PIL pictures by index; `texts` and `labels` may be
-    None, as may single values of them; `class_names` is known for some labelled sets. An item whose
-    picture or text raises an error when it is asked for is damaged; `names` says what it is called.
+    None, as may single values of them; a text is a string, or a list of several of which one is
+    drawn; `class_names` is known for some labelled sets. An item whose picture or text raises an
+    error when it is asked for is damaged; `names` says what it is called.
     """
 
     images: Sequence[Any] | np.ndarray
-    texts: Sequence[str | None] | None = None
+    texts: Sequence[str | list[str] | None] | None = None
     labels: Sequence[int | None] | np.ndarray | None = None
     class_names: Sequence[str] | None = None
     names: Sequence[str] | None = None

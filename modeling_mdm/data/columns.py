@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mdm_cli.places import require_place
+from modeling_mdm.data.archives import is_archive, unpacked
 from modeling_mdm.data.known_sets import FASHION_MNIST_HELP, FASHION_MNIST_ID
 from modeling_mdm.data.shards import alternatives, is_picture
 from modeling_mdm.data.sources import Source, warn_of_what_is_lacking
@@ -47,6 +48,11 @@ def _load(name_or_path: str, split: str, data_dir: str | None) -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(f"{name_or_path!r} needs `pip install datasets`.") from error
+    data_files = None
+    if is_archive(name_or_path):
+        folder_of_it = unpacked(name_or_path)
+        data_files = None if folder_of_it else name_or_path
+        name_or_path = folder_of_it or "webdataset"
     require_place("dataset", name_or_path)
     folder = Path(name_or_path)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
@@ -60,7 +66,7 @@ def _load(name_or_path: str, split: str, data_dir: str | None) -> Any:
         if name_or_path != FASHION_MNIST_ID:
             from modeling_mdm.data.rows import read_rows
 
-            rows = read_rows(name_or_path, data_dir, split)
+            rows = read_rows(name_or_path, data_dir, split, data_files)
             if rows is not None:
                 return rows
         return datasets.load_dataset(name_or_path, data_dir=data_dir, split=split)

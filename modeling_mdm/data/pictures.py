@@ -37,9 +37,10 @@ class Item(TypedDict):
 class PictureDataset(StandIns):
     """Pictures whose captions are drawn afresh in every epoch.
 
-    A picture has one text, or a list of several of which one is drawn, each equally often. What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
-    run that was cut off and resumed sees the same captions and the same augmentation. In place of
-    an item that cannot be read the next one is given that can, so that batches keep their shape;
+    A picture has one text, or a list of several of which one is drawn, each equally often. What
+    item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a run
+    that was cut off and resumed sees the same captions and the same augmentation. In place of an
+    item that cannot be read the next one is given that can, so that batches keep their shape;
     each is counted in `skipped` and warned of once, by its name.
 
     Args:
@@ -202,7 +203,8 @@ def load_training_data(
     Args:
         name_or_path: `"digits"` (scikit-learn, 8 x 8), `"fashion_mnist"`, a folder that `datasets`
             can read (pictures with metadata.jsonl or in one folder a class, Parquet, JSON lines,
-            CSV, tar shards, `save_to_disk`), or the id of a data set on the Hub.
+            CSV, tar shards, `save_to_disk`), such a folder packed into one tar file, a tar shard,
+            or the id of a data set on the Hub.
         split: `"train"`, `"test"` or, for `datasets`, any split or slice.
         data_dir: for `"fashion_mnist"`, the folder with its four IDX files; None takes the Hub's.
             For other names, `datasets`' argument of that name.

@@ -296,7 +296,7 @@ def read_captions(value: Any, role: str = "text") -> list[str] | None:
     """
     if isinstance(value, Member) and _is_json(value):
         value = json.loads(value.read())
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, list):
         text = read_text(value, role)
         return None if text is None else [text]
     if not value:

@@ -35,9 +35,9 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', 'fashion_mnist', a folder, the id of a data set on the Hub with an "
-            "image column and a text and/or label column, or a YAML file that names several to "
-            "stream, such as configuration/data/paper.yaml."
+            "help": "'digits', 'fashion_mnist', a folder, one packed into a tar file, the id of a "
+            "data set on the Hub with an image column and a text and/or label column, or a YAML "
+            "file that names several to stream, such as configuration/data/paper.yaml."
         }
     )
     data_dir: str | None = field(
@@ -61,7 +61,10 @@ class DataArguments:
     )
     columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Columns by role, as role=column; roles are image, text, label."},
+        metadata={
+            "help": "Columns by role, as role=column; roles are image, text, label. Where text is "
+            "a column of lists of strings, one of a picture's captions is drawn each time."
+        },
     )
     augment: bool = field(default=False, metadata={"help": "Flip and shift training pictures."})
     augment_given: bool = field(

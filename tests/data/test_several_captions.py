@@ -191,7 +191,7 @@ def test_a_column_of_other_lists_is_refused(tmp_path):
     )
     data = datasets.Dataset.from_dict({"image": images, "sizes": [[1, 2]]}, features)
     data.to_parquet(str(tmp_path / "train.parquet"))
-    with pytest.raises(ValueError, match="columns names 'sizes' as the text: .* is no text"):
+    with pytest.raises(ValueError, match=r"columns names 'sizes' as the text: .* is no text"):
         load_training_data(str(tmp_path), columns={"text": "sizes"})
     with pytest.raises(ValueError, match="no column holds a text"):
         load_training_data(str(tmp_path))
@@ -220,7 +220,7 @@ def test_lists_are_found_where_nothing_else_could_be_the_text(tmp_path):
 def test_every_caption_of_a_list_is_measured():
     processor = make_processor()
     source = Source(np.zeros((2, 8, 8), np.uint8), [["a", "a"], ["a", "b " * 40]])
-    with pytest.raises(ValueError, match="1 of 4 texts are too long.*item 1"):
+    with pytest.raises(ValueError, match=r"1 of 4 texts are too long.*item 1"):
         check_texts(processor, PictureDataset(source))
 
 

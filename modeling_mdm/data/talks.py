@@ -55,10 +55,14 @@ class Conversations(StandIns):
 
     def answers(self) -> Iterator[tuple[str, str]]:
         """Give the name and the words of each answer that can be read."""
+        return self.texts(("assistant",))
+
+    def texts(self, roles: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Give the name and the words of each message of some roles that can be read."""
         for index, row in enumerate(self.rows):
             try:
                 messages = read_messages(row.values["messages"]) or []
-                said = [words_and_pictures(m)[0] for m in messages if m["role"] == "assistant"]
+                said = [words_and_pictures(m)[0] for m in messages if m["role"] in roles]
             except Exception:  # read again, and reported, when it is drawn
                 continue
             yield from ((self.name(index), words) for words in said)

@@ -19,7 +19,7 @@ conversations. That of the emoji world (examples/data/emoji_world.py), of its tr
 
     python processing/train_tokenizer.py --dataset runs/emoji-64 --columns text=captions \
         --talks runs/emoji-64/talks --vocab_size 2000 --max_text_length 24 \
-        --image_size 32 --patch_size 4 --num_channels 3 --output_dir processing/mdm-emoji
+        --image_size 32 --patch_size 8 --num_channels 3 --output_dir processing/mdm-emoji
 
 From plain text, one text per line:
 

@@ -7,7 +7,7 @@ Axis legend: item, height, width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -74,6 +74,7 @@ class PictureDataset(StandIns):
         self.captions = captions
         self.seed = seed
         self.augment = augment
+        self.left_out: Collection[str] = frozenset()  # texts that are never drawn
         super().__init__(min(len(source.images), limit or len(source.images)), max_skipped)
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -127,10 +128,10 @@ class PictureDataset(StandIns):
         return None
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Give each text that an item has of its own and that can be read, with its name."""
+        """Give each text that may be drawn of those that items have, and its item's name."""
         for index in range(self._length if self.source.texts is not None else 0):
             try:
-                texts = read_captions(self.source.texts[index])  # type: ignore[index]
+                texts = self._texts(index)
             except Exception:  # read again, and reported, when it is drawn
                 continue
             yield from ((self.name(index), text) for text in texts or ())
@@ -140,12 +141,21 @@ class PictureDataset(StandIns):
         names = self.source.names
         return f"item {index}" + (f", {names[index]}" if names is not None else "")
 
+    def _texts(self, index: int) -> list[str] | None:
+        texts = self.source.texts
+        found = None if texts is None else read_captions(texts[index])
+        if not found or not self.left_out:
+            return found
+        if left := [text for text in found if text not in self.left_out]:
+            return left
+        raise ValueError(f"each of its texts is left out, such as {found[0]!r:.60}")
+
     def _read(self, index: int) -> tuple[Image.Image | None, list[str] | None]:
-        image, texts = self.source.images[index], self.source.texts
+        image = self.source.images[index]
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image = read_image(image)
-        own = None if texts is None else read_captions(texts[index])
+        own = self._texts(index)
         if image is None and own is None and self.source.labels is None:
             raise ValueError("it holds neither a picture nor a text")
         return image, own

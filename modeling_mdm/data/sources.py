@@ -29,7 +29,7 @@ class Source(NamedTuple):
     names: Sequence[str] | None = None
 
 
-class _Chosen(Sequence[Any]):
+class Chosen(Sequence[Any]):
     """Some of the values of a sequence that reads them one by one."""
 
     def __init__(self, values: Sequence[Any], indices: np.ndarray) -> None:
@@ -59,7 +59,7 @@ def split_off(source: Source, held_out: float, takes_held_out: bool) -> Source:
     order = np.random.default_rng(0).permutation(count)
     indices = np.sort(order[:apart] if takes_held_out else order[apart:])
     images, texts, labels, names = (
-        None if values is None else _Chosen(values, indices)
+        None if values is None else Chosen(values, indices)
         for values in (source.images, source.texts, source.labels, source.names)
     )
     return Source(images, texts, labels, source.class_names, names)

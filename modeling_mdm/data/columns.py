@@ -88,7 +88,7 @@ def _source_of(dataset: Any, columns: dict[str, str | list[str]]) -> Source:
 
     if unknown := sorted(set(columns) - set(USUAL_NAMES)):
         raise ValueError(f"columns has the roles {unknown}: only {[*USUAL_NAMES]} exist.")
-    from modeling_mdm.data.rows import FirstOf, PathsOf, Rows
+    from modeling_mdm.data.rows import AsStored, FirstOf, PathsOf, Rows
 
     features = dataset.features
     found = {role: _find_columns(features, role, columns.get(role)) for role in USUAL_NAMES}
@@ -109,10 +109,10 @@ def _source_of(dataset: Any, columns: dict[str, str | list[str]]) -> Source:
             raise ValueError(f"columns names {name!r} as the text: {features[name]} is no text.")
     for name in found["image"]:
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    labels = [list(dataset[name]) for name in found["label"]]
+    labels, texts = [list(dataset[name]) for name in found["label"]], found["text"]
     return Source(
         images=FirstOf([dataset[name] for name in found["image"]]),
-        texts=FirstOf([dataset[name] for name in found["text"]]) if found["text"] else None,
+        texts=FirstOf([AsStored(dataset[name]) for name in texts]) if texts else None,
         labels=list(FirstOf(labels)) if labels else None,
         class_names=getattr(features[found["label"][0]], "names", None) if found["label"] else None,
         names=PathsOf(dataset[found["image"][0]]),

@@ -134,7 +134,8 @@ class PictureDataset(StandIns):
                 texts = self._texts(index)
             except Exception:  # read again, and reported, when it is drawn
                 continue
-            yield from ((self.name(index), text) for text in texts or ())
+            name = self.name(index)
+            yield from ((name, text) for text in texts or ())
 
     def name(self, index: int) -> str:
         """Say where an item comes from."""

@@ -15,6 +15,7 @@ from tiny_digits import make_processor
 from modeling_mdm.data.damage import TooManySkippedError
 from modeling_mdm.data.lengths import check_texts
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
+from modeling_mdm.data.rows import AsStored, PathsOf
 from modeling_mdm.data.sources import Source, split_off
 from modeling_mdm.data.streams import MixedStream, StreamSource
 from modeling_mdm.data.tasks import SeededItems
@@ -228,3 +229,16 @@ def test_a_held_out_share_draws_too():
     source = Source(np.zeros((20, 4, 4), np.uint8), [captions_of(n) for n in range(20)])
     held = PictureDataset(split_off(source, 0.25, True))
     assert len(held) == 5 and all(isinstance(item["text"], str) for item in held)
+
+
+def test_stored_columns_follow_what_is_chosen_of_a_set(tmp_path):
+    images = [{"bytes": png(n), "path": f"{n}.png"} for n in range(6)]
+    columns = {"image": images, "captions": [captions_of(n) for n in range(6)]}
+    whole = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image(decode=False))
+    for data, order in ((whole, range(6)), (whole.select([4, 0, 2]), (4, 0, 2))):
+        stored, paths = AsStored(data["captions"]), PathsOf(data["image"])
+        assert list(stored) == [captions_of(n) for n in order]
+        assert list(paths) == [f"{n}.png" for n in order]
+        for index in (-1, len(order)):
+            with pytest.raises(IndexError):
+                stored[index]

@@ -29,8 +29,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +124,8 @@ def names_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return names
 
 
-class Examples(NamedTuple):
+@dataclass(frozen=True)
+class Examples:
     """Pictures and what they show, as numbers of classes; `ABSENT` where there is none."""
 
     images: Tensor  # uint8 (batch, 3, height, width)
@@ -259,7 +260,8 @@ def measure(judge: EmojiJudge, examples: Examples) -> dict[str, float | None]:
     is_there = examples.concepts != ABSENT
     rows = torch.arange(len(examples))[:, None].expand(-1, 2)
     true = examples.concepts[is_there]
-    most = seen[CONCEPT][rows[is_there], examples.regions[is_there]].topk(TOP).indices
+    of_things = seen[CONCEPT][rows[is_there], examples.regions[is_there]]  # (thing, class)
+    most = of_things.topk(min(TOP, of_things.shape[-1])).indices
     is_right = most == true[:, None]  # (thing, place in the list)
     for name, chosen in (("", true >= 0), (f", {FREQUENT} most frequent", true < FREQUENT)):
         found[f"concept{name}"] = _share(is_right[chosen, 0])
@@ -275,7 +277,7 @@ def soft_copy(examples: Examples) -> Examples:
     """Return the same pictures, softened as a model's may be."""
     images = examples.images.float()
     soft = softened(images, torch.full((len(images),), SOFTNESS))
-    return examples._replace(images=soft.round().to(torch.uint8))
+    return replace(examples, images=soft.round().to(torch.uint8))
 
 
 def parse(argv: Sequence[str]) -> tuple[JudgeArguments, ...]:

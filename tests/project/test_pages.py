@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages' Python runs as it stands, with the shipped checkpoint, and their links hold."""
 
-import os
 import json
+import os
 import re
 import subprocess
 import sys

@@ -14,6 +14,13 @@ the Hub, all that `mdm train --dataset` takes:
     python processing/train_tokenizer.py --dataset path/to/folder --vocab_size 8000 \
         --output_dir outputs/processor --image_size 64 --patch_size 8 --num_channels 3
 
+Where a picture has a list of captions, all are read, and with `--talks` all that is said in
+conversations. That of the emoji world (examples/data/emoji_world.py), of its training split:
+
+    python processing/train_tokenizer.py --dataset runs/emoji-64 --columns text=captions \
+        --talks runs/emoji-64/talks --vocab_size 2000 --max_text_length 24 \
+        --image_size 32 --patch_size 8 --num_channels 3 --output_dir processing/mdm-emoji
+
 From plain text, one text per line:
 
     python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 \
@@ -74,6 +81,13 @@ class ScriptArguments:
         default=None,
         metadata={"help": "A folder of pictures with captions, or the id of a set on the Hub."},
     )
+    talks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Conversations to read as well: a file, folder or Hub id with a column "
+            "`messages`."
+        },
+    )
     extend: str | None = field(
         default=None,
         metadata={
@@ -81,7 +95,9 @@ class ScriptArguments:
             "the options of shape below are its own. Words of captions stay as they are cut."
         },
     )
-    split: str = field(default="train", metadata={"help": "The split of dataset to read."})
+    split: str = field(
+        default="train", metadata={"help": "The split of dataset and talks to read."}
+    )
     columns: list[str] | None = field(
         default=None,
         metadata={"help": "Columns of dataset by role, as role=column: image, text, label."},
@@ -351,15 +367,18 @@ def _unigram(
     )
 
 
-def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
+def read_texts(arguments: ScriptArguments) -> tuple[list[str], list[str], int | None]:
     """Gather the corpus that the arguments name.
 
     Returns:
-        The texts, and the number of classes if a caption table tells it.
+        The texts that are to be written, captions and answers; those that are only read, the rest
+        of conversations; and the number of classes if a caption table tells it.
     """
-    if not arguments.text_files and arguments.captions is None and arguments.dataset is None:
-        raise ValueError("Nothing to train on: give --text_files, --captions or --dataset.")
-    texts, num_classes = [], None
+    if not (arguments.text_files or arguments.captions or arguments.dataset or arguments.talks):
+        raise ValueError(
+            "Nothing to train on: give --text_files, --captions, --dataset or --talks."
+        )
+    texts, requests, num_classes = [], [], None
     for path in arguments.text_files:
         require_file("text_files", path)
         texts += Path(path).read_text(encoding="utf-8").splitlines()
@@ -372,7 +391,13 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], int | None]:
     if arguments.dataset is not None:
         found, classes = read_captions(arguments)
         texts, num_classes = texts + found, num_classes or classes
-    return texts, num_classes
+    if arguments.talks is not None:
+        from modeling_mdm.data.talks import load_talks
+
+        talks = load_talks(arguments.talks, arguments.split)
+        texts += [words for _, words in talks.answers()]
+        requests = [words for _, words in talks.texts(("system", "user"))]
+    return texts, requests, num_classes
 
 
 def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
@@ -431,15 +456,19 @@ def extend(arguments: ScriptArguments) -> None:
     from modeling_mdm.processor.processing_mdm import MDMProcessor
     from modeling_mdm.training.loading import load_pretrained
 
-    if not arguments.text_files and arguments.dataset is None:
-        raise ValueError("extend has no new words: give --text_files or --dataset.")
+    if not (arguments.text_files or arguments.dataset or arguments.talks):
+        raise ValueError("extend has no new words: give --text_files, --dataset or --talks.")
     processor = load_pretrained(MDMProcessor, "extend", arguments.extend)
     kept = (
-        read_texts(replace(arguments, text_files=[], dataset=None))[0] if arguments.captions else []
+        read_texts(replace(arguments, text_files=[], dataset=None, talks=None))[0]
+        if arguments.captions
+        else []
     )
-    texts, _ = read_texts(replace(arguments, captions=None))
+    texts, requests, _ = read_texts(replace(arguments, captions=None))
     before = len(processor.tokenizer)
-    processor.tokenizer = extend_tokenizer(processor.tokenizer, texts, kept, arguments.vocab_size)
+    processor.tokenizer = extend_tokenizer(
+        processor.tokenizer, texts + requests, kept, arguments.vocab_size
+    )
     processor.save_pretrained(arguments.output_dir)
     print(
         f"{len(processor.tokenizer)} tokens, {len(processor.tokenizer) - before} of them new; "
@@ -456,8 +485,8 @@ def run(arguments: ScriptArguments) -> None:
     if arguments.extend is not None:
         extend(arguments)
         return
-    texts, num_classes = read_texts(arguments)
-    tokenizer = train_tokenizer(texts, arguments.vocab_size)
+    texts, requests, num_classes = read_texts(arguments)
+    tokenizer = train_tokenizer(texts + requests, arguments.vocab_size)
     say_what_is_too_long(texts, tokenizer, arguments.max_text_length)
     side = arguments.image_size
     processor = MDMProcessor(

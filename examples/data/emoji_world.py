@@ -10,8 +10,8 @@ Glosses are taken from WordNet where it is (Debian: `apt-get install wordnet-bas
 
 Minutes on a CPU. The same command makes the same bytes. Artwork and names come from npm's registry,
 in fixed versions whose content is checked; nothing of them is run. Whose work it is stands in the
-folder's `LICENSES.md`. `mdm train --dataset runs/emoji-64` trains on its pictures, and
-`--talks runs/emoji-64/talks` on conversations about them.
+folder's `LICENSES.md`. `examples/configs/emoji.yaml` trains on its pictures, with one of their
+captions drawn each time, and on conversations about them; `examples/judge_emoji.py` trains a judge.
 """
 
 from __future__ import annotations

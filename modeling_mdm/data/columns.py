@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mdm_cli.places import require_place
+from modeling_mdm.data.archives import is_archive, unpacked
 from modeling_mdm.data.known_sets import FASHION_MNIST_HELP, FASHION_MNIST_ID
 from modeling_mdm.data.shards import alternatives, is_picture
 from modeling_mdm.data.sources import Source, warn_of_what_is_lacking
+from modeling_mdm.data.stream_sources import is_string
 
 # Where several columns could serve, these names settle it.
 USUAL_NAMES = {
     "image": ("image", "img", "picture"),
-    "text": ("text", "caption"),
+    "text": ("text", "caption", "captions"),
     "label": ("label", "labels"),
 }
 
@@ -46,6 +48,11 @@ def _load(name_or_path: str, split: str, data_dir: str | None) -> Any:
         import datasets
     except ImportError as error:
         raise ImportError(f"{name_or_path!r} needs `pip install datasets`.") from error
+    data_files = None
+    if is_archive(name_or_path):
+        folder_of_it = unpacked(name_or_path)
+        data_files = None if folder_of_it else name_or_path
+        name_or_path = folder_of_it or "webdataset"
     require_place("dataset", name_or_path)
     folder = Path(name_or_path)
     if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
@@ -59,7 +66,7 @@ def _load(name_or_path: str, split: str, data_dir: str | None) -> Any:
         if name_or_path != FASHION_MNIST_ID:
             from modeling_mdm.data.rows import read_rows
 
-            rows = read_rows(name_or_path, data_dir, split)
+            rows = read_rows(name_or_path, data_dir, split, data_files)
             if rows is not None:
                 return rows
         return datasets.load_dataset(name_or_path, data_dir=data_dir, split=split)
@@ -81,7 +88,7 @@ def _source_of(dataset: Any, columns: dict[str, str | list[str]]) -> Source:
 
     if unknown := sorted(set(columns) - set(USUAL_NAMES)):
         raise ValueError(f"columns has the roles {unknown}: only {[*USUAL_NAMES]} exist.")
-    from modeling_mdm.data.rows import FirstOf, PathsOf, Rows
+    from modeling_mdm.data.rows import AsStored, FirstOf, PathsOf, Rows
 
     features = dataset.features
     found = {role: _find_columns(features, role, columns.get(role)) for role in USUAL_NAMES}
@@ -102,10 +109,10 @@ def _source_of(dataset: Any, columns: dict[str, str | list[str]]) -> Source:
             raise ValueError(f"columns names {name!r} as the text: {features[name]} is no text.")
     for name in found["image"]:
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
-    labels = [list(dataset[name]) for name in found["label"]]
+    labels, texts = [list(dataset[name]) for name in found["label"]], found["text"]
     return Source(
         images=FirstOf([dataset[name] for name in found["image"]]),
-        texts=FirstOf([dataset[name] for name in found["text"]]) if found["text"] else None,
+        texts=FirstOf([AsStored(dataset[name]) for name in texts]) if texts else None,
         labels=list(FirstOf(labels)) if labels else None,
         class_names=getattr(features[found["label"][0]], "names", None) if found["label"] else None,
         names=PathsOf(dataset[found["image"][0]]),
@@ -125,6 +132,8 @@ def _find_columns(features: Mapping[str, Any], role: str, named: Any) -> list[st
     for usual in USUAL_NAMES[role]:
         if usual in fitting:
             return [usual]
+    # A list of strings, such as tags, is taken for captions where nothing else could be one.
+    fitting = [name for name in fitting if not _is_list(features[name])] or fitting
     if role == "image" and all(map(is_picture, fitting)):
         return fitting  # files of several kinds in tar shards
     if len(fitting) > 1:
@@ -144,7 +153,13 @@ def _fits(feature: Any, role: str) -> bool:
         )
     if role == "label":
         return isinstance(feature, datasets.ClassLabel)
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string")
+    return is_string(feature.feature if _is_list(feature) else feature)
+
+
+def _is_list(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, (datasets.List, datasets.LargeList))
 
 
 def _described(features: Mapping[str, Any]) -> str:

@@ -8,9 +8,13 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from transformers.utils import logging
+
 from modeling_mdm.data.pictures import PictureDataset
 from modeling_mdm.processor.features import encode_texts
 from modeling_mdm.processor.request import TextOptions
+
+logger = logging.get_logger(__name__)
 
 AT_ONCE = 1024
 
@@ -47,8 +51,31 @@ def check_texts(processor: Any, data: PictureDataset) -> None:
         (pair for texts in (data.texts(), drawn) for pair in texts),
         processor.max_text_length,
         "texts",
-        "max_text_length={}: shorten them, or cut them with --truncation true",
+        "max_text_length={}: shorten them, cut them with --truncation true, or leave them out with "
+        "--leave_out_long true",
     )
+
+
+def leave_out_long(processor: Any, data: PictureDataset) -> None:
+    """Have a set never draw a text that is too long; an item of which none is left is damaged."""
+    data.left_out = long_texts(processor, data.texts(), processor.max_text_length, "texts")
+
+
+def long_texts(
+    processor: Any, texts: Iterable[tuple[str, str]], limit: int, kind: str
+) -> frozenset[str]:
+    """Find the texts that have more than so many tokens, `<end>` included, and say how many."""
+    texts, found, total = iter(texts), [], 0
+    while some := [text for _, text in islice(texts, AT_ONCE)]:
+        counts = num_tokens(processor, some)
+        total += len(some)
+        found += [text for count, text in zip(counts, some, strict=True) if count > limit]
+    if found:
+        logger.warning(
+            f"{len(found)} of {total} {kind} have more than {limit} tokens with <end> and are left "
+            f"out, such as {found[0]!r:.60}."
+        )
+    return frozenset(found)
 
 
 def check_answers(processor: Any, answers: Iterable[tuple[str, str]], max_new_tokens: int) -> None:

@@ -7,7 +7,7 @@ Axis legend: item, height, width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,7 +19,7 @@ from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.columns import read_columns
 from modeling_mdm.data.damage import MAX_SKIPPED, StandIns
 from modeling_mdm.data.known_sets import FASHION_MNIST_ID, read_digits, read_fashion_mnist
-from modeling_mdm.data.shards import read_image, read_text
+from modeling_mdm.data.shards import read_captions, read_image
 from modeling_mdm.data.sources import Source, split_off
 from modeling_mdm.processor.image_processing_pil_mdm import read_picture, set_channels
 
@@ -37,9 +37,10 @@ class Item(TypedDict):
 class PictureDataset(StandIns):
     """Pictures whose captions are drawn afresh in every epoch.
 
-    What item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a
-    run that was cut off and resumed sees the same captions and the same augmentation. In place of
-    an item that cannot be read the next one is given that can, so that batches keep their shape;
+    A picture has one text, or a list of several of which one is drawn, each equally often. What
+    item `index` is depends on (seed, epoch, index) alone, never on the order of access, so a run
+    that was cut off and resumed sees the same captions and the same augmentation. In place of an
+    item that cannot be read the next one is given that can, so that batches keep their shape;
     each is counted in `skipped` and warned of once, by its name.
 
     Args:
@@ -73,6 +74,7 @@ class PictureDataset(StandIns):
         self.captions = captions
         self.seed = seed
         self.augment = augment
+        self.left_out: Collection[str] = frozenset()  # texts that are never drawn
         super().__init__(min(len(source.images), limit or len(source.images)), max_skipped)
         # In shared memory: a set_epoch in the main process reaches persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -110,39 +112,54 @@ class PictureDataset(StandIns):
         return [_label_or_none(self.source.labels[i]) for i in range(self._length)]
 
     def __getitem__(self, index: int) -> Item:
-        number, (image, text) = self._read_near(index)
+        number, (image, texts) = self._read_near(index)
         if self.augment and image is not None:
             image = flip_and_shift(image, self._rng(number, AUGMENT_STREAM))
         labels = self.source.labels
         label = None if labels is None else _label_or_none(labels[number])
-        if text is None and label is not None and self.captions is not None:
-            text = self.captions.draw(label, self._rng(number, CAPTION_STREAM))
-        return {"image": image, "text": text, "label": label}
+        return {"image": image, "text": self._caption(number, texts, label), "label": label}
+
+    def _caption(self, number: int, texts: list[str] | None, label: int | None) -> str | None:
+        rng = self._rng(number, CAPTION_STREAM)
+        if texts is not None:
+            return texts[int(rng.integers(len(texts)))]
+        if label is not None and self.captions is not None:
+            return self.captions.draw(label, rng)
+        return None
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Give the name and the text of each item that has one of its own and can be read."""
+        """Give each text that may be drawn of those that items have, and its item's name."""
         for index in range(self._length if self.source.texts is not None else 0):
             try:
-                text = read_text(self.source.texts[index], "text")  # type: ignore[index]
+                texts = self._texts(index)
             except Exception:  # read again, and reported, when it is drawn
                 continue
-            if text is not None:
-                yield self.name(index), text
+            name = self.name(index)
+            yield from ((name, text) for text in texts or ())
 
     def name(self, index: int) -> str:
         """Say where an item comes from."""
         names = self.source.names
         return f"item {index}" + (f", {names[index]}" if names is not None else "")
 
-    def _read(self, index: int) -> tuple[Image.Image | None, str | None]:
-        image, texts = self.source.images[index], self.source.texts
+    def _texts(self, index: int) -> list[str] | None:
+        texts = self.source.texts
+        found = None if texts is None else read_captions(texts[index])
+        if not found or not self.left_out:
+            return found
+        if left := [text for text in found if text not in self.left_out]:
+            return left
+        raise ValueError(f"each of its texts is left out, such as {found[0]!r:.60}")
+
+    def _read(self, index: int) -> tuple[Image.Image | None, list[str] | None]:
+        image = self.source.images[index]
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image)
         image = read_image(image)
-        text = None if texts is None else read_text(texts[index], "text")
-        if image is None and text is None and self.source.labels is None:
+        own = self._texts(index)
+        if image is None and own is None and self.source.labels is None:
             raise ValueError("it holds neither a picture nor a text")
-        return image, text
+        return image, own
 
     def _rng(self, index: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, self.epoch, index, stream))
@@ -202,7 +219,8 @@ def load_training_data(
     Args:
         name_or_path: `"digits"` (scikit-learn, 8 x 8), `"fashion_mnist"`, a folder that `datasets`
             can read (pictures with metadata.jsonl or in one folder a class, Parquet, JSON lines,
-            CSV, tar shards, `save_to_disk`), or the id of a data set on the Hub.
+            CSV, tar shards, `save_to_disk`), such a folder packed into one tar file, a tar shard,
+            or the id of a data set on the Hub.
         split: `"train"`, `"test"` or, for `datasets`, any split or slice.
         data_dir: for `"fashion_mnist"`, the folder with its four IDX files; None takes the Hub's.
             For other names, `datasets`' argument of that name.
@@ -210,7 +228,8 @@ def load_training_data(
             from the set's own class names.
         columns: `datasets` columns by role, for example `{"image": "scan", "text": "title"}`. Roles
             that are not named are found by feature type. Several columns, of which an item has one,
-            are `"jpg;png"`, as WebDataset writes them, or a list.
+            are `"jpg;png"`, as WebDataset writes them, or a list. A text column may hold lists of
+            strings: of a picture's several captions one is drawn each time.
         seed: seed of captions and augmentation.
         augment: see `PictureDataset`.
         limit: use the first `limit` items only.

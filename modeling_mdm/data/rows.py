@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 
 from modeling_mdm.data.shards import (
     Cell,
@@ -16,9 +17,9 @@ from modeling_mdm.data.shards import (
     Row,
     is_picture,
     pick,
+    read_captions,
     read_image,
     read_label,
-    read_text,
     readers,
 )
 from modeling_mdm.data.sources import Source
@@ -54,18 +55,41 @@ def _is_null(column: Any) -> np.ndarray:
     return np.asarray(is_null)
 
 
+class AsStored(Sequence[Any]):
+    """A column of `datasets` of which nothing is to be decoded, a hundred times as fast.
+
+    Args:
+        column: the column. field: of its structs, the only field that is read.
+    """
+
+    def __init__(self, column: Any, field: str | None = None) -> None:
+        self.source, self.column_name = column.source, column.column_name
+        stored = self.source.data.column(self.column_name)
+        self._stored = stored if field is None else pc.struct_field(stored, field)
+        indices = self.source._indices
+        self._indices = None if indices is None else indices.column(0)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = index if self._indices is None else self._indices[index].as_py()
+        return self._stored[place].as_py()
+
+
 class PathsOf(Sequence[str]):
     """By index, the path of an undecoded picture of `datasets`."""
 
-    def __init__(self, images: Sequence[Any]) -> None:
-        self.images = images
+    def __init__(self, images: Any) -> None:
+        self.paths = AsStored(images, "path")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.paths)
 
     def __getitem__(self, index: Any) -> str:
-        value = self.images[index]
-        return str((value or {}).get("path") or "in memory")
+        return self.paths[index] or "in memory"
 
 
 class Rows:
@@ -115,7 +139,7 @@ class _Decoded(Sequence[Any]):
         value = pick(row.values, self.columns)
         if self.role == "image":
             return read_image(value, row.values.get("__folder__", ""))
-        return read_text(value, self.role)
+        return read_captions(value, self.role)
 
     def lacking(self) -> list[int]:
         """Return the indices of intact rows that have no value."""
@@ -136,6 +160,8 @@ def _feature(name: str, value: Any) -> Any:
     if isinstance(value, str):
         is_number = isinstance(value, Cell) and _is_number(value)
         return datasets.Value("float64" if is_number else "string")
+    if isinstance(value, list) and all(isinstance(piece, str) for piece in value):
+        return datasets.List(datasets.Value("string"))
     return datasets.Value("int64") if isinstance(value, int) else datasets.Value("binary")
 
 

@@ -288,6 +288,28 @@ def read_text(value: Any, role: str) -> str | None:
     return value
 
 
+def read_captions(value: Any, role: str = "text") -> list[str] | None:
+    """Decode the texts of an item: one string, or a list of strings of which one is drawn.
+
+    Raises:
+        ValueError: if one is no UTF-8, no JSON, or no string, or if the list is empty.
+    """
+    if isinstance(value, Member) and _is_json(value):
+        value = json.loads(value.read())
+    if not isinstance(value, list):
+        text = read_text(value, role)
+        return None if text is None else [text]
+    if not value:
+        raise ValueError(f"its {role} is an empty list: give a string or more, or null for none")
+    for number, text in enumerate(value):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"its {role} is a list whose item {number} is {type(text).__name__}, no string: "
+                "give strings alone"
+            )
+    return [cast(str, read_text(text, role)) for text in value]
+
+
 def read_label(value: Any) -> int | None:
     """Decode a class.
 

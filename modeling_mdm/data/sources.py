@@ -17,18 +17,19 @@ class Source(NamedTuple):
     """What a data set holds, before captions are drawn.
 
     `images` gives arrays (height, width[, 3]) or PIL pictures by index; `texts` and `labels` may be
-    None, as may single values of them; `class_names` is known for some labelled sets. An item whose
-    picture or text raises an error when it is asked for is damaged; `names` says what it is called.
+    None, as may single values of them; a text is a string, or a list of several of which one is
+    drawn; `class_names` is known for some labelled sets. An item whose picture or text raises an
+    error when it is asked for is damaged; `names` says what it is called.
     """
 
     images: Sequence[Any] | np.ndarray
-    texts: Sequence[str | None] | None = None
+    texts: Sequence[str | list[str] | None] | None = None
     labels: Sequence[int | None] | np.ndarray | None = None
     class_names: Sequence[str] | None = None
     names: Sequence[str] | None = None
 
 
-class _Chosen(Sequence[Any]):
+class Chosen(Sequence[Any]):
     """Some of the values of a sequence that reads them one by one."""
 
     def __init__(self, values: Sequence[Any], indices: np.ndarray) -> None:
@@ -58,7 +59,7 @@ def split_off(source: Source, held_out: float, takes_held_out: bool) -> Source:
     order = np.random.default_rng(0).permutation(count)
     indices = np.sort(order[:apart] if takes_held_out else order[apart:])
     images, texts, labels, names = (
-        None if values is None else _Chosen(values, indices)
+        None if values is None else Chosen(values, indices)
         for values in (source.images, source.texts, source.labels, source.names)
     )
     return Source(images, texts, labels, source.class_names, names)

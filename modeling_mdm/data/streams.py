@@ -19,6 +19,7 @@ from transformers.utils import logging
 from modeling_mdm.data.damage import check_max_skipped, check_skipped
 from modeling_mdm.data.shards import (
     alternatives,
+    read_captions,
     read_image,
     read_label,
     read_messages,
@@ -37,6 +38,7 @@ JUDGED_FROM = 200
 class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     """Items of several sources, drawn by weight, until the first source is at its end.
 
+    Of an item whose text is a list of strings one is drawn.
     A sample that cannot be read is skipped, counted in `skipped` and warned of by its name; one
     that lacks what a role of its source names is given without it, counted in `lacking` and warned
     of once. `state_dict` and `load_state_dict` go on in the middle, with no item twice and none
@@ -185,7 +187,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         called = f"sample {place}, of {self.sources[row['source']].path!r}"
         called += f", {row['name']}," if row["name"] else ","
         try:
-            item = self._decode(row)
+            item = self._decode(row, np.random.default_rng((self.seed, int(self._epoch), place)))
         except Exception as error:  # whatever a decoder raises, a run of weeks goes on
             self._skip(row, called, error)
             return None
@@ -193,14 +195,18 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         entropy = np.random.SeedSequence((self.seed, int(self._epoch), place))
         return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
 
-    def _decode(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _decode(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         if row["fault"] is not None:
             raise ValueError(row["fault"])
         values = {role: row[role] for role in ("text", "prompt")}
         if messages := read_messages(row["messages"]):
             first, second = messages[:2]
             values = {"prompt": first["content"], "text": second["content"]}
-        item: dict[str, Any] = {role: read_text(value, role) for role, value in values.items()}
+        texts = read_captions(values["text"]) or [None]
+        item: dict[str, Any] = {
+            "text": texts[int(rng.integers(len(texts)))],
+            "prompt": read_text(values["prompt"], "prompt"),
+        }
         for text in item.values():
             if text is not None and self.check_text is not None:
                 self.check_text(text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mdm_cli.places import require_file, require_place
 from modeling_mdm.data.augmentation import AugmentsGiven
@@ -15,11 +15,17 @@ from modeling_mdm.data.blocks import MixedCollator, MixedItems
 from modeling_mdm.data.conversations import ConversationCollator
 from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
 from modeling_mdm.data.garment_talks import PICTURES, TALK_KINDS, FashionTalks
-from modeling_mdm.data.lengths import check_answers, check_text, check_texts
+from modeling_mdm.data.lengths import (
+    check_answers,
+    check_text,
+    check_texts,
+    leave_out_long,
+    long_texts,
+)
 from modeling_mdm.data.pictures import PictureDataset, load_training_data
 from modeling_mdm.data.stream_sources import read_recipe
 from modeling_mdm.data.streams import MixedStream
-from modeling_mdm.data.talks import load_talks
+from modeling_mdm.data.talks import Conversations, load_talks
 from modeling_mdm.data.tasks import DEFAULT_WEIGHTS, TASKS, MDMDataCollator, TaskMixture
 from modeling_mdm.training.command_line import pairs
 
@@ -35,9 +41,9 @@ class DataArguments:
 
     dataset: str = field(
         metadata={
-            "help": "'digits', 'fashion_mnist', a folder, the id of a data set on the Hub with an "
-            "image column and a text and/or label column, or a YAML file that names several to "
-            "stream, such as configuration/data/paper.yaml."
+            "help": "'digits', 'fashion_mnist', a folder, one packed into a tar file, the id of a "
+            "data set on the Hub with an image column and a text and/or label column, or a YAML "
+            "file that names several to stream, such as configuration/data/paper.yaml."
         }
     )
     data_dir: str | None = field(
@@ -61,7 +67,10 @@ class DataArguments:
     )
     columns: list[str] | None = field(
         default=None,
-        metadata={"help": "Columns by role, as role=column; roles are image, text, label."},
+        metadata={
+            "help": "Columns by role, as role=column; roles are image, text, label. Where text is "
+            "a column of lists of strings, one of a picture's captions is drawn each time."
+        },
     )
     augment: bool = field(default=False, metadata={"help": "Flip and shift training pictures."})
     augment_given: bool = field(
@@ -78,6 +87,13 @@ class DataArguments:
     max_skipped: float = field(default=MAX_SKIPPED, metadata={"help": MAX_SKIPPED_HELP})
     truncation: bool = field(
         default=False, metadata={"help": "Cut texts that are longer than the model's text region."}
+    )
+    leave_out_long: bool = field(
+        default=False,
+        metadata={
+            "help": "Never draw a text that is longer than the model's text region, nor a "
+            "conversation with such an answer; of a picture's captions others are drawn."
+        },
     )
     tasks: list[str] = field(
         default_factory=lambda: list(DEFAULT_TASKS),
@@ -98,8 +114,9 @@ class DataArguments:
     talks_kinds: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"For {FASHION_TALKS}: how often each kind is drawn, as kind=weight; all "
-            f"equally if not named. Kinds: {', '.join(TALK_KINDS)}."
+            "help": "How often each kind of conversation is drawn, as kind=weight. A file's are "
+            "those of its column `kind`, drawn as often as they are there if none is named; those "
+            f"of {FASHION_TALKS}, then drawn equally, are {', '.join(TALK_KINDS)}."
         },
     )
     talks_late: float = field(
@@ -125,9 +142,11 @@ def load_data(
     else:
         train_data = load_split(args, args.train_split, args.limit, args.augment, seed)
     eval_data = load_evaluation_data(args, seed)
-    if not args.truncation:
-        for data in (train_data, eval_data):
-            if isinstance(data, PictureDataset):
+    for data in (train_data, eval_data):
+        if isinstance(data, PictureDataset):
+            if args.leave_out_long:
+                leave_out_long(processor, data)
+            if not args.truncation:
                 check_texts(processor, data)
     if args.talks is not None and isinstance(train_data, PictureDataset):
         train_data = with_talks(args, train_data, processor, seed)
@@ -142,28 +161,39 @@ def with_talks(
     Rows of one batch are as long as the longest.
 
     Raises:
-        ValueError: if talks_share is outside (0, 1), kinds are unknown or have no use, or an answer
-            is too long.
+        ValueError: if talks_share is outside (0, 1), kinds are unknown, or an answer is too long.
         OSError: if a file or folder is missing.
     """
     if not 0 < args.talks_share < 1:
         raise ValueError(
             f"talks_share={args.talks_share} must be between 0 and 1: leave talks out for none."
         )
-    if args.talks != FASHION_TALKS:
-        if args.talks_kinds is not None:
-            raise ValueError(f"talks_kinds is for talks={FASHION_TALKS!r}: leave it out.")
-        if not Path(args.talks).is_file():
-            require_place("talks", args.talks)
-        talks = load_talks(args.talks, max_skipped=args.max_skipped)
-        check_answers(processor, talks.answers(), processor.max_text_length)
-        parts, shares = [talks], [1.0]
-    else:
+    if args.talks == FASHION_TALKS:
         parts, shares = fashion_talks(args, pictures, seed)
+    else:
+        parts, shares = brought_talks(args, processor)
     whole = args.talks_share / sum(shares)
     return MixedItems(
         [pictures, *parts], [1 - args.talks_share, *(share * whole for share in shares)]
     )
+
+
+def brought_talks(args: DataArguments, processor: Any) -> tuple[list[Conversations], list[float]]:
+    """Load conversations, a set for each number of pictures that they show, or of each kind.
+
+    Returns:
+        the sets, and how often each is to be drawn.
+    """
+    name = cast(str, args.talks)
+    if not Path(name).is_file():
+        require_place("talks", name)
+    talks, longest = load_talks(name, "train", args.max_skipped), processor.max_text_length
+    if args.leave_out_long:
+        talks = talks.without(long_texts(processor, talks.answers(), longest, "answers"))
+    check_answers(processor, talks.answers(), longest)
+    kinds = None if args.talks_kinds is None else pairs("talks_kinds", args.talks_kinds)
+    parts, shares = zip(*talks.parts(kinds), strict=True)
+    return list(parts), list(shares)
 
 
 def fashion_talks(

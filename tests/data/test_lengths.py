@@ -58,3 +58,43 @@ def test_long_captions_of_a_table_are_found(tmp_path):
     data = PictureDataset(Source(np.zeros((2, 8, 8), np.uint8), labels=[0, 1]), table)
     with pytest.raises(ValueError, match=r"4 of 8 texts are too long.*the caption table"):
         check_texts(make_processor(), data)
+
+
+def test_long_texts_are_never_drawn_where_they_are_left_out(caplog):
+    """Of a list the others are; an item of which nothing is left is damaged."""
+    from modeling_mdm.data.lengths import check_texts, leave_out_long
+
+    processor, long = make_processor(), "one " * 30
+    texts = [["one", long, "two"], long, "one", None]
+    data = PictureDataset(Source(np.zeros((4, 8, 8), np.uint8), texts), max_skipped=0.5)
+    leave_out_long(processor, data)
+    (message,) = warned(caplog, "left out")
+    assert "2 of 5 texts have more than" in message
+    check_texts(processor, data)  # and finds nothing
+    drawn = set()
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        drawn.add(data[0]["text"])
+    assert drawn == {"one", "two"}
+    assert data[1]["text"] == "one" and data[3]["text"] is None and data.skipped == 1
+    assert warned(caplog, "each of its texts is left out")
+
+
+@pytest.mark.parametrize("answers", [["one"], ["one", "one " * 30]])
+def test_long_answers_are_left_out_of_a_run(answers, tmp_path):
+    from modeling_mdm.training.run_data import DataArguments, load_data
+
+    (tmp_path / "data").mkdir()
+    picture_folder(tmp_path / "data", {"png": png(10 + BAD)})
+    talks = [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]}
+        for answer in answers
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
+    arguments = DataArguments(dataset=str(tmp_path / "data"), talks=str(tmp_path / "talks.jsonl"))
+    if len(answers) > 1:
+        with pytest.raises(ValueError, match="1 of 2 answers are too long"):
+            load_data(arguments, make_processor(), 4, 0)
+    arguments.leave_out_long = True
+    data, _ = load_data(arguments, make_processor(), 4, 0)
+    assert [len(part) for part in data.parts] == [20, 1]

@@ -51,7 +51,7 @@ def test_the_large_presets_have_the_papers_blocks():
         assert blocks / 49 == pytest.approx(per_block, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["mdm-digits", "mdm-fashion"])
+@pytest.mark.parametrize("name", ["mdm-digits", "mdm-fashion", "mdm-emoji"])
 def test_presets_fit_their_processors(name):
     config = MDMConfig.from_pretrained(ROOT / "configuration" / name)
     processor = MDMProcessor.from_pretrained(ROOT / "processing" / name)

@@ -403,3 +403,31 @@ def test_going_on_without_new_words_is_refused(tokenizer, tmp_path):
     arguments.text_files = [__file__]
     with pytest.raises(OSError, match="extend='x'"):
         script.run(arguments)
+
+
+# Conversations
+
+
+def conversation(question, answer):
+    roles = zip(("user", "assistant"), (question, answer), strict=True)
+    return {"messages": [{"role": role, "content": words} for role, words in roles]}
+
+
+def test_words_of_conversations_are_learned_and_answers_measured(tmp_path, monkeypatch, capsys):
+    talks = [conversation("which xylophone is it, and whose?", "mauve"), conversation("why?", "so")]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks * 3))
+    words = ["--talks", str(tmp_path / "talks.jsonl"), "--output_dir", str(tmp_path / "made")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, "--max_text_length", "2"])
+    script.main()
+    made = PreTrainedTokenizerFast.from_pretrained(tmp_path / "made")
+    assert all(single(made, word) for word in (" xylophone", "mauve", "so"))
+    assert not capsys.readouterr().err.count("max_text_length")  # of answers, not of questions
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, "--max_text_length", "1"])
+    script.main()
+    assert "6 of 6 texts have more than max_text_length=1" in capsys.readouterr().err
+    (tmp_path / "more.jsonl").write_text(json.dumps(conversation("a zither?", "ochre")) + "\n")
+    words = ["--extend", str(tmp_path / "made"), "--talks", str(tmp_path / "more.jsonl")]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words, "--output_dir", str(tmp_path / "more")])
+    script.main()
+    more = PreTrainedTokenizerFast.from_pretrained(tmp_path / "more")
+    assert single(more, " zither") and single(more, "ochre")

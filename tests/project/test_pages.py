@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages' Python runs as it stands, with the shipped checkpoint, and their links hold."""
 
+import json
 import os
 import re
 import subprocess
@@ -102,7 +103,7 @@ def test_python_of_the_longest_page_runs_as_it_stands(monkeypatch, tmp_path):
 
 def test_the_schemas_of_ones_own_data(tmp_path):
     """Lines of JSON on the pages are read as they stand."""
-    (pictures,) = blocks("docs/own_pictures.md", "jsonl")
+    pictures, several = blocks("docs/own_pictures.md", "jsonl")
     (talks,) = blocks("docs/answer.md", "jsonl")
     for name in re.findall(r'"([^"]+\.(?:png|jpg))"', pictures + talks):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -114,6 +115,9 @@ def test_the_schemas_of_ones_own_data(tmp_path):
     data = load_training_data(str(tmp_path))
     assert [data[n]["text"] for n in range(2)] == ["a red scarf", "two gloves on a table"]
     assert all(data[n]["image"].size == (28, 28) for n in range(2)) and not data.skipped
+    (tmp_path / "metadata.jsonl").write_text(several, encoding="utf-8")
+    data = load_training_data(str(tmp_path))
+    assert [text for _, text in data.texts()] == json.loads(several)["captions"]
     talks = load_talks(str(tmp_path / "talks" / "talk.jsonl"))
     processor = MDMProcessor.from_pretrained(FASHION)
     batch = ConversationCollator(processor, 32)([talks[n] for n in range(2)])

@@ -202,7 +202,7 @@ def test_conversations_are_set_apart_by_their_pictures(arguments, shipped):
         ({"talks_late": 2.0}, r"late=2\.0 must"),
         ({"dataset": "digits", "captions": None, "data_dir": None}, "about the pictures"),
         ({"talks": "/nowhere/talks.jsonl"}, "talks='/nowhere/talks.jsonl'"),
-        ({"talks": str(FASHION_CAPTIONS), "talks_kinds": ["what=1"]}, "talks_kinds is for"),
+        ({"talks": str(FASHION_CAPTIONS)}, "it needs `messages`"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, shipped, change, message):

@@ -99,7 +99,8 @@ keywords and gloss), `layout` (single, count, beside, stacked, alone), `style`, 
 `answer`). `edits/` leads from one picture's id to another's, `definitions.jsonl` from words to
 glosses; `talks/` holds all of it as conversations.
 
-    python examples/train.py --dataset THIS_FOLDER --talks THIS_FOLDER/talks ...
+    python examples/train.py --dataset THIS_FOLDER --columns text=captions \\
+        --talks THIS_FOLDER/talks ...
     python examples/finetune.py --dataset THIS_FOLDER/talks ...
 
 `{archive}` is all but the conversations in one file.

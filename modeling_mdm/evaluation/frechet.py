@@ -13,23 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from modeling_mdm.evaluation.judge_network import (
-    JudgeNetwork,
-    pictures_to_tensor,
-    to_unit_range,
+from modeling_mdm.evaluation.fidelity import (
+    JudgeExtractor,
+    library_metrics,
+    require_torch_fidelity,
 )
+from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.panel import Comparison, ratio_of
 
-EXTRACTOR = "mdm-judge"
 NUM_DRAWS = 200
 
 
@@ -110,21 +107,6 @@ class FrechetDistance:
         return distance, bootstrap_interval(distance, features, real, self.seed)
 
 
-def require_torch_fidelity() -> Any:
-    """Give the library.
-
-    Raises:
-        ImportError: it is missing; names the extra that has it.
-    """
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise ImportError(
-            "the Frechet distance needs torch-fidelity, which comes with the extra `eval`"
-        ) from error
-    return torch_fidelity
-
-
 def judged_distance(
     judge: JudgeNetwork, pictures: Sequence[Image.Image], others: Sequence[Image.Image]
 ) -> tuple[float, Tensor, Tensor]:
@@ -143,67 +125,10 @@ def judged_distance(
             f"sets of {len(pictures)} and {len(others)} pictures have no covariance: pass at least "
             "2 of each."
         )
-    seen: list[Tensor] = []
-    _register_extractor()
-    found = require_torch_fidelity().calculate_metrics(
-        input1=_Pictures(judge, pictures),
-        input2=_Pictures(judge, others),
-        fid=True,
-        feature_extractor=EXTRACTOR,
-        cuda=judge.head.weight.is_cuda,
-        cache=False,
-        save_cpu_ram=True,  # no processes that load what is in memory already
-        verbose=False,
-        judge=judge,
-        seen=seen,
-    )
+    device = str(judge.head.weight.device)
+    found, seen = library_metrics(pictures, others, JudgeExtractor(judge), device, fid=True)
     features, real = torch.cat(seen).split([len(pictures), len(others)])
     return found["frechet_inception_distance"], features, real
-
-
-class _Pictures(Dataset[Tensor]):
-    """Pictures as a judge reads them, (channels, height, width) uint8."""
-
-    def __init__(self, judge: JudgeNetwork, pictures: Sequence[Image.Image]) -> None:
-        self.pixels = pictures_to_tensor(pictures, judge.config)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[index]
-
-
-@cache
-def _register_extractor() -> None:
-    """Tell torch-fidelity of an extractor that is given its judge, and notes what it saw."""
-    library = require_torch_fidelity()
-
-    class JudgeFeatures(library.FeatureExtractorBase):
-        def __init__(
-            self, name: str, features: list[str], judge: JudgeNetwork, seen: list[Tensor], **_: Any
-        ) -> None:
-            super().__init__(name, features)
-            self.features, self.seen = judge.features, seen  # a method: no part of this module
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "features"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, pixels: Tensor) -> tuple[Tensor]:
-            found = self.features(to_unit_range(pixels)).double()
-            self.seen.append(found.cpu())
-            return (found,)
-
-    library.register_feature_extractor(EXTRACTOR, JudgeFeatures)
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:

@@ -3,7 +3,7 @@
 """Who looks at GenEval's pictures: Mask2Former finds things, CLIP names their colours.
 
 GenEval's own detector runs in mmdet 2, which needs a Python of its time. Here it is a network of
-the same kind, trained on the same pictures, from transformers: figures are near GenEval's, not equal.
+the same kind, trained on the same pictures, from transformers: figures are close, not equal.
 
 Axes: q queries, h height, w width, c colours, d features.
 """

@@ -19,6 +19,7 @@ from PIL import Image
 
 from modeling_mdm.evaluation.tables.estimates import by_id
 from modeling_mdm.evaluation.tables.processes import rank, wait_for_all
+from modeling_mdm.evaluation.writing import write_json
 
 SETTINGS_FILE = "settings.json"
 
@@ -90,14 +91,6 @@ class Answers:
         partial = file.with_suffix(f".{rank()}.partial")
         picture.save(partial, format="PNG")
         os.replace(partial, file)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON, the old file staying whole until the new one is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
 
 
 def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:

@@ -174,7 +174,7 @@ def text_figures(
     Raises:
         ImportError: lm-eval is missing.
     """
-    evaluator, tasks = _lm_eval()
+    evaluator, tasks = require_lm_eval()
     from modeling_mdm.evaluation.tables.language_model import MDMLanguageModel
 
     column = TEXT_COLUMNS[name]
@@ -267,7 +267,12 @@ def _count(files: list[Path]) -> int:
     return sum(bool(line.strip()) for file in files for line in file.open("rb"))
 
 
-def _lm_eval() -> tuple[Any, Any]:
+def require_lm_eval() -> tuple[Any, Any]:
+    """Give lm-eval's evaluator and tasks.
+
+    Raises:
+        ImportError: it is missing; names the extra that has it.
+    """
     try:
         from lm_eval import evaluator, tasks
     except ImportError as error:

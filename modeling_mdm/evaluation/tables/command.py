@@ -43,7 +43,7 @@ from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained, require_device
 
-LIBRARIES = ("torch", "transformers", "torch-fidelity", "lm-eval", "pycocoevalcap", "modeling-mdm")
+LIBRARIES = ("transformers", "torch-fidelity", "lm-eval", "pycocoevalcap", "modeling-mdm")
 NUM_NAMED = 5
 TIMED_STEPS = 2
 
@@ -208,7 +208,11 @@ def _content(
         "table": chosen.table,
         "source_of_other_rows": TABLES[chosen.table].source,
         "settings": {**settings, **asdict(chosen)},
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **_versions(),
+        },
         "machine": {
             "processor": describe_processor(chosen.device),
             "dtype": "bfloat16" if chosen.bf16 else "float32",

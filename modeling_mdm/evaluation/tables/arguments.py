@@ -33,7 +33,8 @@ class TableArguments:
         default_factory=list, metadata={"help": "some of the table's columns (none: all)"}
     )
     limit: int | None = field(
-        default=None, metadata={"help": "items of each column, drawn by seed (None: all)"}
+        default=None,
+        metadata={"help": "items of each column, drawn by seed; of texts the first (None: all)"},
     )
     num_evaluations: int = field(
         default=32, metadata={"help": "of the network for each log-likelihood"}

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from modeling_mdm.evaluation.sampling import evaluating
 from modeling_mdm.evaluation.tables.answers import Answers
-from modeling_mdm.evaluation.tables.processes import item_noise, own_share, wait_for_all
+from modeling_mdm.evaluation.tables.estimates import require_same_ids
+from modeling_mdm.evaluation.tables.processes import item_noise, own_share, rank, wait_for_all
 
 # Inputs of the processor for some items: (items) -> tensors.
 Prepare = Callable[[Sequence[Any]], Any]
@@ -75,6 +76,9 @@ def write_samples(
     Returns:
         of every item its `text`, if words were written, `evaluations` and `seconds`; its picture,
         if one was, lies where `bench.answers.picture` says.
+
+    Raises:
+        ValueError: the folder has an answer that is of none of the items, or two of one.
     """
     kept = bench.answers.of(column)
     due = [name for name in own_share(list(items)) if name not in kept]
@@ -87,7 +91,10 @@ def write_samples(
             _write(bench, column, names, prepare([items[name] for name in names]))
             bar.update(len(names))
     wait_for_all()
-    return {name: one for name, one in bench.answers.of(column).items() if name in items}
+    found = bench.answers.of(column)
+    if rank() == 0:
+        require_same_ids(found, items, f"{str(bench.answers.folder)!r}, {column},")
+    return found
 
 
 def _write(bench: Bench, column: str, names: Sequence[str], inputs: Any) -> None:

@@ -3,10 +3,12 @@
 """`mdm evaluate --table` as a whole, on a tiny model that has learned nothing."""
 
 import json
+import sys
 
 import pytest
 import torch
 from tiny_digits import make_config, make_processor
+from tiny_text_sets import write_sets
 from tiny_vision_sets import write_coco, write_imagenet, write_questions, write_vizwiz
 
 from mdm_cli.main import main as mdm
@@ -191,6 +193,40 @@ def test_a_dry_run_says_what_it_would_take(world, tmp_path, capsys):
     assert any(x.startswith("| COCO FID | 20 | 40 | ") for x in said)
     assert any("missing: " in x and "geneval/evaluation_metadata.jsonl" in x for x in said)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("column, library", [("COCO", "pycocoevalcap"), ("PIQA", "lm-eval")])
+def test_a_missing_library_is_named_before_anything_is_made(
+    column, library, world, tmp_path, monkeypatch, capsys
+):
+    write_sets(world / "data", "piqa")
+    for module in ("lm_eval", "pycocoevalcap.cider.cider"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert mdm(words(world, 2, tmp_path, "--columns", column)) == 1
+    said = capsys.readouterr().err
+    assert f"{library}, which comes with the extra `eval-text`: pip install" in said
+    assert 'modeling-mdm[eval-text]"' in said and not (tmp_path / "answers").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_are_merged(world, tmp_path):
+    peft = pytest.importorskip("peft", reason='needs `pip install "modeling-mdm[train]"`')
+    model = MDMForJointGeneration.from_pretrained(world / "model")
+    linear = [n for n, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.normal_()
+    adapted.save_pretrained(tmp_path / "adapter")
+    more = ("--columns", "VizWiz")
+    outs = [tmp_path / "plain", tmp_path / "adapted"]
+    assert mdm(words(world, 2, outs[0], *more)) == 0
+    assert mdm(words(world, 2, outs[1], *more, adapter=tmp_path / "adapter")) == 0
+    assert "| model + adapter | " in (outs[1] / "table-2.md").read_text()
+    assert answers_of(outs[0], "VizWiz") != answers_of(outs[1], "VizWiz")
+    prints = [content_of(out, 2)["settings"]["weights"] for out in outs]
+    assert prints[0] != prints[1]
 
 
 @pytest.mark.parametrize(

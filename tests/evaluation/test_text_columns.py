@@ -5,6 +5,8 @@
 import math
 from types import SimpleNamespace
 
+import pyarrow.json
+import pyarrow.parquet
 import pytest
 import torch
 from tiny_text_sets import write_sets
@@ -207,6 +209,21 @@ def test_math_is_averaged_over_its_kinds(tmp_path):
     found = figures("MATH", tmp_path, Solver())
     assert found.accuracy.value == 50 and found.accuracy.num_items == 14
     assert set(found.by_task.values()) == {50.0} and len(found.by_task) == 7
+
+
+def test_parquet_is_read(tmp_path):
+    write_sets(tmp_path, "piqa")
+    lines = tmp_path / "piqa" / "validation.jsonl"
+    table = pyarrow.json.read_json(lines)
+    for n, part in enumerate((table.slice(0, 6), table.slice(6))):
+        pyarrow.parquet.write_table(part, lines.with_name(f"validation-0000{n}-of-00002.parquet"))
+    lines.unlink()
+    column = TEXT_COLUMNS["PIQA"]
+    assert wanted(column, tmp_path) == [] and num_items(column, tmp_path, None) == 10
+    answers = Answers.open(tmp_path / "out", {})
+    options = {"num_evaluations": 1, "num_draws": 1, "seed": 0, "disable_tqdm": True}
+    found = text_figures("PIQA", tmp_path, answers, Toy(SURE), Words(), **options)
+    assert found.accuracy.num_items == 10 and found.accuracy.value == 50
 
 
 def test_files_that_are_missing_are_listed(tmp_path):

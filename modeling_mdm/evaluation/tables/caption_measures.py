@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mdm_cli.endings import MissingExtra
 from modeling_mdm.evaluation.tables.estimates import Estimate, mean_of, require_same_ids
 from modeling_mdm.evaluation.tables.ptb_tokens import ptb_tokens
 
@@ -93,13 +94,17 @@ def _require_enough(captions: Mapping[Any, str], references: Mapping[Any, Sequen
             raise ValueError(f"references has no caption of {one!r}: leave the picture out.")
 
 
-def _library(module: str) -> Any:
+def require_library(module: str = "cider.cider") -> Any:
+    """Give a module of pycocoevalcap.
+
+    Raises:
+        ImportError: the library is missing; names the extra that has it.
+    """
     try:
         return importlib.import_module(f"pycocoevalcap.{module}")
     except ImportError as error:
-        raise ImportError(
-            "the measures of captions need pycocoevalcap, which comes with the extra `eval-text`"
-        ) from error
+        what = "the measures of captions need pycocoevalcap"
+        raise MissingExtra(what, "eval-text") from error
 
 
 def _lines(texts: Mapping[Any, Sequence[str]]) -> Tokenized:
@@ -113,18 +118,18 @@ def _by_our_rules(lines: Tokenized) -> Tokenized:
 
 def _by_stanford(lines: Tokenized) -> Tokenized:
     captions = {one: [{"caption": line} for line in some] for one, some in lines.items()}
-    return _library("tokenizer.ptbtokenizer").PTBTokenizer().tokenize(captions)
+    return require_library("tokenizer.ptbtokenizer").PTBTokenizer().tokenize(captions)
 
 
 def _measure(
     module: str, name: str, people: Tokenized, said: Tokenized, **options: Any
 ) -> tuple[Any, Any]:
     """Give a measure of all items together, and of each."""
-    return getattr(_library(module), name)().compute_score(people, said, **options)
+    return getattr(require_library(module), name)().compute_score(people, said, **options)
 
 
 def _meteor(people: Tokenized, said: Tokenized) -> float:
-    meteor = _library("meteor.meteor").Meteor()
+    meteor = require_library("meteor.meteor").Meteor()
     try:
         return 100 * float(meteor.compute_score(people, said)[0])
     finally:  # it leaves its pipes open

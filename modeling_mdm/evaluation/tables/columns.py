@@ -29,7 +29,7 @@ from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.panel import SHEET_SAMPLES
 from modeling_mdm.evaluation.tables import text_columns
 from modeling_mdm.evaluation.tables.arguments import TableArguments
-from modeling_mdm.evaluation.tables.caption_measures import caption_figures
+from modeling_mdm.evaluation.tables.caption_measures import caption_figures, require_library
 from modeling_mdm.evaluation.tables.estimates import Estimate
 from modeling_mdm.evaluation.tables.geneval import geneval_figures, judge, read_prompts
 from modeling_mdm.evaluation.tables.geneval_eyes import ColorNamer, Detector
@@ -260,8 +260,9 @@ def _geneval_prompts(chosen: TableArguments) -> list[dict[str, Any]]:
 
 
 def _geneval(bench: Bench, chosen: TableArguments) -> Any:
-    detector = Detector(chosen.detector, chosen.device)
-    namer = ColorNamer(chosen.color_model, chosen.device)
+    looks = rank() == 0  # the others make samples alone
+    detector = Detector(chosen.detector, chosen.device) if looks else None
+    namer = ColorNamer(chosen.color_model, chosen.device) if looks else None
     items = {
         f"{n:05d}-{sample}": prompt
         for n, prompt in enumerate(_geneval_prompts(chosen))
@@ -273,7 +274,7 @@ def _geneval(bench: Bench, chosen: TableArguments) -> Any:
 
     def measure() -> dict[str, Figure]:
         samples = write_samples(_for_pictures(bench, chosen), "geneval", items, prepare)
-        if rank() != 0:
+        if detector is None or namer is None:
             return {}
         verdicts, shown = [], []
         for name, prompt in items.items():
@@ -305,6 +306,7 @@ def _captioned(name: str, chosen: TableArguments) -> list[Captioned]:
 
 
 def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
+    require_library()
     items = {one.name: one for one in _captioned(name, chosen)}
 
     def prepare(some: Sequence[Captioned]) -> Any:

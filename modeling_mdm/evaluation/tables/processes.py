@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(weeks=1)
 
 
 def rank() -> int:
@@ -38,7 +40,8 @@ def wait_for_all() -> None:
     if num_processes() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        # By processors, whose patience can be told: one may measure for hours while others wait.
+        PartialState(cpu=True, timeout=PATIENCE).wait_for_everyone()
 
 
 def item_noise(seed: int, *item: Any) -> torch.Generator:

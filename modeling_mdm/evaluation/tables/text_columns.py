@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mdm_cli.endings import MissingExtra
 from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.estimates import Estimate
 
@@ -276,7 +277,5 @@ def require_lm_eval() -> tuple[Any, Any]:
     try:
         from lm_eval import evaluator, tasks
     except ImportError as error:
-        raise ImportError(
-            "the text columns need lm-eval, which comes with the extra `eval-text`"
-        ) from error
+        raise MissingExtra("the text columns need lm-eval", "eval-text") from error
     return evaluator, tasks

@@ -23,12 +23,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from modeling_mdm.evaluation.gaussians import bootstrap_interval
 from modeling_mdm.evaluation.judge_network import JudgeNetwork, pictures_to_tensor, to_unit_range
 
 INCEPTION = "inception-v3-compat"
 OWN_EXTRACTOR = "mdm-own"
 NUM_NEIGHBOURS = 3  # of precision and recall
 KID_SUBSET = 1000
+MAX_DRAWN_FEATURES = 256  # whose Frechet distance is worked out 200 times
 IS_SPLITS = 10
 IS_SPLIT = 500  # pictures at least: a score of few is near 1 whatever they show
 
@@ -83,6 +85,8 @@ class FidelityFigures:
         extractor: the network; the Frechet distance is FID only in "inception-v3-compat".
         num_pictures, num_real: how many were compared.
         frechet_distance: of the two sets of features.
+        frechet_interval: where 95 % of the distances lie when the pictures of both sets are drawn
+            again; None where the network has too many features to tell in minutes.
         kid, kid_deviation: kernel distance, a mean over subsets, and their standard deviation.
         inception_score, inception_score_deviation: a mean over splits, and their standard
             deviation; None where the network has no classes.
@@ -94,6 +98,7 @@ class FidelityFigures:
     num_pictures: int
     num_real: int
     frechet_distance: float
+    frechet_interval: tuple[float, float] | None
     kid: float
     kid_deviation: float
     inception_score: float | None
@@ -152,7 +157,7 @@ def fidelity_figures(
             f"sets of {len(pictures)} and {len(real)} pictures have no third-nearest neighbours: "
             f"pass at least {NUM_NEIGHBOURS + 1} of each."
         )
-    found, _ = library_metrics(
+    found, seen = library_metrics(
         *(pictures, real, extractor, device),
         isc=_has_classes(extractor, pictures[0]),
         fid=True,
@@ -164,11 +169,13 @@ def fidelity_figures(
         rng_seed=seed,
         **_cache(extractor, cache_dir, len(real)),
     )
+    distance = found["frechet_inception_distance"]
     return FidelityFigures(
         extractor=extractor.name,
         num_pictures=len(pictures),
         num_real=len(real),
-        frechet_distance=found["frechet_inception_distance"],
+        frechet_distance=distance,
+        frechet_interval=_interval(distance, seen, len(pictures), seed),
         kid=found["kernel_inception_distance_mean"],
         kid_deviation=found["kernel_inception_distance_std"],
         inception_score=found.get("inception_score_mean"),
@@ -176,6 +183,15 @@ def fidelity_figures(
         precision=found["precision"],
         recall=found["recall"],
     )
+
+
+def _interval(
+    distance: float, seen: Sequence[Tensor], count: int, seed: int
+) -> tuple[float, float] | None:
+    if not seen or seen[0].shape[-1] > MAX_DRAWN_FEATURES:
+        return None
+    features = torch.cat(list(seen))
+    return bootstrap_interval(distance, features[:count], features[count:], seed)
 
 
 def _cache(

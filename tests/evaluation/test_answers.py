@@ -4,18 +4,12 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from modeling_mdm.evaluation.tables.answers import Answers
-from modeling_mdm.evaluation.tables.estimates import (
-    bootstrapped,
-    by_id,
-    mean_of,
-    require_same_ids,
-)
+from modeling_mdm.evaluation.tables.estimates import by_id, mean_of, require_same_ids
 from modeling_mdm.evaluation.tables.processes import item_noise, own_share
 
 
@@ -26,15 +20,6 @@ def test_a_mean_and_its_error():
     assert mean_of([5.0]).standard_error is None
     with pytest.raises(ValueError, match="values is empty"):
         mean_of([])
-
-
-def test_items_drawn_again_tell_the_error_of_a_mean():
-    values = np.random.default_rng(0).normal(3, 2, 400)
-    found = bootstrapped(lambda chosen: float(values[chosen].mean()), 400)
-    assert found.value == pytest.approx(values.mean())
-    assert found.standard_error == pytest.approx(values.std(ddof=1) / 20, rel=0.1)
-    low, high = found.interval
-    assert high - low == pytest.approx(2 * 1.96 * values.std(ddof=1) / 20, rel=0.1)
 
 
 def test_ids_must_be_the_same():

@@ -55,6 +55,13 @@ def test_the_frechet_distance_of_two_gaussians():
     assert found.frechet_distance == pytest.approx(2 * 30**2 + 2 * (one - other) ** 2, rel=1e-5)
 
 
+def test_the_interval_of_a_frechet_distance():
+    real, made = clusters([0, 1, 2, 3], 40, seed=0), clusters([0, 1, 2, 3], 40, seed=1) + 5
+    found = measured(made, real)
+    low, high = found.frechet_interval
+    assert low < found.frechet_distance < high
+
+
 def test_the_kernel_distance():
     """The unbiased estimate of MMD² with the kernel (x y / d + 1)³, of all points."""
     rng = np.random.default_rng(0)
@@ -160,5 +167,7 @@ def test_networks_that_are_not_here_are_named(tmp_path):
 
 
 def test_only_inceptions_frechet_distance_is_called_fid():
-    figures = FidelityFigures("inception-v3-compat", 4, 4, 0.0, 0.0, 0.0, None, None, 1.0, 1.0)
+    figures = FidelityFigures(
+        "inception-v3-compat", 4, 4, 0.0, None, 0.0, 0.0, None, None, 1.0, 1.0
+    )
     assert figures.is_fid

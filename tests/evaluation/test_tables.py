@@ -67,6 +67,8 @@ def test_pictures_of_classes_and_of_captions(world, tmp_path, capsys):
     assert all(one["by"] == "mdm-judge" for one in content["columns"].values())
     assert content["columns"]["FID"]["estimate"]["num_items"] == 6
     assert content["columns"]["FID"]["details"]["effort"]["num_samples"] == 6
+    low, high = content["columns"]["FID"]["estimate"]["interval"]
+    assert low <= content["columns"]["FID"]["estimate"]["value"] <= high
     assert content["columns"]["COCO FID"]["details"]["num_prompts_cut"] >= 0
     assert content["settings"]["seed"] == 0 and content["versions"]["torch"] == torch.__version__
     assert "| DiT-XL/2 | Diff | 675M | 2.27 | 278.2 | 0.83 | 0.57 | - | - |" in printed

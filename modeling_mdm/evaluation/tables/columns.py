@@ -198,13 +198,13 @@ def _fidelity(
 def _values_of(found: FidelityFigures, columns: Sequence[str]) -> dict[str, Estimate]:
     count = found.num_pictures
     known = {
-        "FID": Estimate(found.frechet_distance, count),
-        "COCO FID": Estimate(found.frechet_distance, count),
+        "FID": Estimate(found.frechet_distance, count, interval=found.frechet_interval),
+        "COCO FID": Estimate(found.frechet_distance, count, interval=found.frechet_interval),
         "Precision": _share(found.precision, count),
         "Recall": _share(found.recall, found.num_real),
     }
     if found.inception_score is not None:
-        known["IS"] = Estimate(found.inception_score, count, found.inception_score_deviation)
+        known["IS"] = Estimate(found.inception_score, count)
     return {column: known[column] for column in columns if column in known}
 
 

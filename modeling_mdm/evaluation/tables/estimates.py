@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 Id = TypeVar("Id", bound=Hashable)
-NUM_DRAWS = 1000
 NUM_NAMED = 3
 
 
@@ -46,23 +45,6 @@ def mean_of(values: Sequence[float]) -> Estimate:
     numbers = np.asarray(values, dtype=np.float64)
     error = float(numbers.std(ddof=1) / len(numbers) ** 0.5) if len(numbers) > 1 else None
     return Estimate(float(numbers.mean()), len(numbers), error)
-
-
-def bootstrapped(
-    figure: Callable[[np.ndarray], float], num_items: int, seed: int = 0, draws: int = NUM_DRAWS
-) -> Estimate:
-    """Measure a figure of items, and again on items that are drawn with repetition.
-
-    Args:
-        figure: of the items at these indices.
-        num_items: how many there are.
-        seed: of the draws. draws: how many.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [figure(rng.integers(num_items, size=num_items)) for _ in range(draws)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    value = figure(np.arange(num_items))
-    return Estimate(value, num_items, float(np.std(drawn, ddof=1)), (float(low), float(high)))
 
 
 def by_id(pairs: Iterable[tuple[Id, Any]], what: str) -> dict[Id, Any]:

@@ -15,9 +15,11 @@ from modeling_mdm.evaluation.writing import markdown
 
 
 def shown(estimate: Estimate) -> str:
-    """Show a figure with its standard error."""
-    error = estimate.standard_error
-    return f"{estimate.value:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    """Show a figure with its standard error, or with its interval where it has that alone."""
+    value, error, interval = estimate.value, estimate.standard_error, estimate.interval
+    if error is not None:
+        return f"{value:.4g} ± {error:.2g}"
+    return f"{value:.4g}" + ("" if interval is None else " ({:.4g} to {:.4g})".format(*interval))
 
 
 def table_lines(table: PaperTable, name: str, figures: Mapping[str, Figure]) -> list[str]:

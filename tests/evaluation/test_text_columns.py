@@ -154,6 +154,8 @@ def test_what_is_kept_is_not_asked_again(tmp_path):
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="pass either pretrained= or model="):
         MDMLanguageModel()
+    with pytest.raises(ValueError, match="device='nowhere' cannot be used here"):
+        MDMLanguageModel(pretrained="x/y", device="nowhere")
     with pytest.raises(ValueError, match="num_evaluations=0 must be >= 1"):
         language_model(Toy(), num_evaluations=0)
 

@@ -5,7 +5,7 @@
 ::
 
     python -m modeling_mdm.evaluation.tables.language_model --model mdm --tasks hellaswag \\
-        --model_args pretrained=FOLDER,num_evaluations=32
+        --model_args pretrained=FOLDER,num_evaluations=32 --device cpu
 
 A context is what the user says, a continuation what the assistant answers, as the model learned
 them; a text without context stands alone. A log-likelihood is `score`'s lower bound in nats, noise
@@ -28,7 +28,7 @@ from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.processes import item_noise, own_share, wait_for_all
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processor.processing_mdm import MDMProcessor
-from modeling_mdm.training.loading import load_pretrained
+from modeling_mdm.training.loading import load_pretrained, require_device
 
 # A question of a task: its choices are answered together.
 Question = tuple[str | None, Any]
@@ -75,6 +75,7 @@ class MDMLanguageModel(LM):
         if (pretrained is None) == (model is None):
             raise ValueError("pass either pretrained= or model= with processor=, and not both.")
         if pretrained is not None:
+            require_device("device", device)  # lm-eval's command names an accelerator unasked
             processor = load_pretrained(MDMProcessor, "pretrained", pretrained)
             model = load_pretrained(MDMForJointGeneration, "pretrained", pretrained).to(device)
         self.model, self.processor = model, processor

@@ -16,7 +16,7 @@ from tiny_vision_sets import (
     write_vizwiz,
 )
 
-from modeling_mdm.evaluation.tables.columns import COCO_PICTURE, in_turns
+from modeling_mdm.evaluation.tables.picture_columns import in_turns
 from modeling_mdm.evaluation.tables.readers import (
     class_folders,
     coco_captions,
@@ -25,6 +25,7 @@ from modeling_mdm.evaluation.tables.readers import (
     vizwiz_questions,
     vqa_questions,
 )
+from modeling_mdm.evaluation.tables.word_columns import COCO_PICTURE
 
 
 def change(file, edit):

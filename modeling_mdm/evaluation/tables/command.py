@@ -30,7 +30,8 @@ import torch
 from mdm_cli.places import require_file, require_folder, require_place, require_writable
 from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.arguments import TableArguments
-from modeling_mdm.evaluation.tables.columns import MEASUREMENTS, Figure, Measurement
+from modeling_mdm.evaluation.tables.columns import MEASUREMENTS
+from modeling_mdm.evaluation.tables.measurement import Figure, Measurement
 from modeling_mdm.evaluation.tables.page import difference_lines, table_lines, write_page
 from modeling_mdm.evaluation.tables.paper import TABLES
 from modeling_mdm.evaluation.tables.processes import num_processes, rank

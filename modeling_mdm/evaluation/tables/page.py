@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modeling_mdm.evaluation.tables.columns import Figure
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.measurement import Figure
 from modeling_mdm.evaluation.tables.paper import PaperTable
 from modeling_mdm.evaluation.writing import markdown
 

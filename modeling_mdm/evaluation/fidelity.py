@@ -199,7 +199,9 @@ def _cache(
 ) -> dict[str, Any]:
     if folder is None or not isinstance(extractor, NamedExtractor):
         return {}
-    return {"cache": True, "cache_root": str(folder), "input2_cache_name": f"real-{count}"}
+    weights = f"-{Path(extractor.weights).stem}" if extractor.weights else ""
+    name = f"real-{count}{weights}"  # the library adds the network's
+    return {"cache": True, "cache_root": str(folder), "input2_cache_name": name}
 
 
 def library_metrics(

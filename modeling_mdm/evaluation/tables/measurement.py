@@ -47,7 +47,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement.
+    """What fills one column or several of a table.
 
     Args:
         columns: that it fills.

@@ -57,9 +57,6 @@ def _for_pictures(bench: Bench, chosen: TableArguments) -> Bench:
     )
 
 
-# ImageNet, and any folder of folders: pictures of classes.
-
-
 def _classes(chosen: TableArguments) -> list[list[Path]]:
     return class_folders(chosen.root / "imagenet" / "train")
 
@@ -151,9 +148,6 @@ def _share(share: float, count: int) -> Estimate:
     return Estimate(share, count, (share * (1 - share) / count) ** 0.5)
 
 
-# COCO: pictures of captions.
-
-
 def _coco_items(chosen: TableArguments) -> list[tuple[str, Path]]:
     root = chosen.root / "coco"
     found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
@@ -188,9 +182,6 @@ def _prompted(processor: Any, prompts: Sequence[str]) -> Any:
 def _is_cut(processor: Any, text: str) -> bool:
     words = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     return len(words) >= processor.max_text_length
-
-
-# GenEval.
 
 
 def _geneval_prompts(chosen: TableArguments) -> list[dict[str, Any]]:

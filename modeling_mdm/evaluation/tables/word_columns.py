@@ -44,9 +44,6 @@ NUM_SHOWN = 5  # best and worst
 COCO_PICTURE = "COCO_val2014_{:012d}.jpg"
 
 
-# Captions of pictures.
-
-
 def _captioned(name: str, chosen: TableArguments) -> list[Captioned]:
     if name == "COCO":
         root = chosen.root / "coco"
@@ -98,9 +95,6 @@ def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
         }
 
     return measure
-
-
-# Questions of pictures.
 
 
 def _asked(name: str, chosen: TableArguments) -> list[Asked]:
@@ -167,9 +161,6 @@ def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
 def _question(one: Asked) -> list[dict[str, Any]]:
     picture = {"type": "image", "image": open_picture(str(one.picture))}
     return [picture, {"type": "text", "text": one.question}]
-
-
-# Texts, by lm-eval.
 
 
 def _text_work(name: str, chosen: TableArguments) -> Work:

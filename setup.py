@@ -58,6 +58,13 @@ EVAL = [
     "torch-fidelity>=0.4,<0.5",  # the first whose extractors say whether they can be compiled
 ]
 
+# The text columns and the captions of `mdm evaluate --table 2`.
+EVAL_TEXT = [
+    "lm-eval>=0.4.13,<0.5",  # the first that `evaluate` takes what `TaskManager.load` gives
+    "pycocoevalcap>=1.2,<2",  # 100 MB, of which the Java is most
+    "pyyaml>=6.0.2",
+]
+
 APP = ["gradio>=6.31,<7"]
 
 # Of examples/data/emoji_world.py.
@@ -116,6 +123,7 @@ setup(
         "modeling_mdm.data",
         "modeling_mdm.training",
         "modeling_mdm.evaluation",
+        "modeling_mdm.evaluation.tables",
         "modeling_mdm.display",
         "modeling_mdm.cli",
     ],
@@ -124,11 +132,12 @@ setup(
     extras_require={
         "train": TRAIN,
         "eval": EVAL,
+        "eval-text": sorted({*EVAL, *EVAL_TEXT}),
         "app": APP,
         "emoji": EMOJI,
         "kernels": KERNELS,
         "docs": DOCS,
-        "dev": sorted({*TRAIN, *EVAL, *EMOJI, *DOCS, *DEV}),
+        "dev": sorted({*TRAIN, *EVAL, *EVAL_TEXT, *EMOJI, *DOCS, *DEV}),
     },
     entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
     zip_safe=False,

@@ -23,6 +23,18 @@ FAILURES = (ValueError, OSError, RuntimeError)
 Steps = tuple[Callable[[Sequence[str]], Sequence[Any]], Callable[..., Any]]
 
 
+class MissingExtra(ImportError):
+    """A library is missing that comes with another extra than a command's own.
+
+    Args:
+        what: needs which library. extra: of this package, that it comes with.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what}, which comes with the extra `{extra}`")
+        self.extra = extra
+
+
 def perform(
     name: str, load: Callable[[], Steps], argv: Sequence[str], extra: str | None = None
 ) -> int:
@@ -73,6 +85,7 @@ def _is_of_the_network(error: Exception) -> bool:
 
 
 def _with_extra(error: ImportError, extra: str | None) -> str:
+    extra = error.extra if isinstance(error, MissingExtra) else extra
     return f'{error}: pip install "modeling-mdm[{extra}]"' if extra else str(error)
 
 

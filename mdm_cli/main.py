@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   mdm chat --checkpoint FOLDER --image picture.png
   mdm train run.yaml --max_steps 1000 --output_dir runs/mine
   mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json --json
+  mdm evaluate --checkpoint FOLDER --table 2 --data_root FOLDER --dry_run
   mdm export --checkpoint FOLDER --output_dir hub --push_to_hub me/mine
 """
 # Commands with a module of their own, which the scripts in `examples/` share: what they do, the

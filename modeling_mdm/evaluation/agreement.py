@@ -22,10 +22,10 @@ from typing import Any
 from mdm_cli.endings import perform
 from mdm_cli.places import require_writable_file
 from modeling_mdm.data.captions import CaptionTable
-from modeling_mdm.evaluation.evaluate import write
 from modeling_mdm.evaluation.figures import joint_figures
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.sampling import Sampling
+from modeling_mdm.evaluation.writing import write_json
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16
 from modeling_mdm.processor.processing_mdm import MDMProcessor
@@ -129,7 +129,7 @@ def measure(chosen: AgreementArguments) -> list[dict[str, Any]]:
             }
         )
         print({name: found[-1][name] for name in ("route", "steps", "agreeing", "well_formed")})
-        write(chosen.output, {"points": found})
+        write_json(chosen.output, {"points": found})
     return found
 
 

@@ -7,7 +7,8 @@
     mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json \\
         --dataset fashion_mnist --data_dir FOLDER --output figures.json
 
-What can be measured is told at `--tasks` and `--measures`.
+What can be measured is told at `--tasks` and `--measures`. `--table 1`, 2 or 3 fills a table of the
+paper instead, from data sets as they are distributed: `mdm evaluate --table 1 --help`.
 Options may stand in a YAML file that comes first: `mdm evaluate options.yaml`. `--json` prints what
 is written to `--output` instead of a table.
 """
@@ -15,7 +16,6 @@ is written to `--output` instead of a table.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,15 @@ import transformers
 from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.evaluation.judge_network import JudgeNetwork
+from modeling_mdm.evaluation.tables import command as table_command
+from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tasks import Bench, EvaluationArguments, measure
+from modeling_mdm.evaluation.writing import markdown, write_json
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.precision import autocast, describe_processor, load_dtype
 from modeling_mdm.processor.processing_mdm import MDMProcessor
-from modeling_mdm.training.command_line import read_command_line
+from modeling_mdm.training.command_line import read_command_line, read_values
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 
@@ -42,8 +45,10 @@ def parse(
     description: str | None = __doc__,
     prog: str = "mdm evaluate",
     defaults: Mapping[str, Any] | None = None,
-) -> tuple[EvaluationArguments, str]:
+) -> tuple[EvaluationArguments | TableArguments, str]:
     """Read the command line and the YAML file that it may begin with.
+
+    With `table` among what they name, it is a table of the paper that is filled.
 
     Args:
         argv: words of the command line. description, prog: what `--help` shows.
@@ -56,8 +61,18 @@ def parse(
         ValueError: an unknown option, or a value that makes no sense.
         FileNotFoundError: there is no such file.
     """
+    command = f"{prog} {shlex.join(argv)}".strip()
+    if _names_table(argv):
+        return table_command.parse(argv, prog, defaults), command
     (chosen,) = read_command_line((EvaluationArguments,), argv, description, prog, defaults)
-    return chosen, f"{prog} {shlex.join(argv)}".strip()
+    return chosen, command
+
+
+def _names_table(argv: Sequence[str]) -> bool:
+    if any(word == "--table" or word.startswith("--table=") for word in argv):
+        return True
+    file = Path(argv[0]) if argv and argv[0].endswith((".yaml", ".yml")) else None
+    return file is not None and file.is_file() and "table" in read_values(file)
 
 
 def table(figures: Mapping[str, Any], names: Sequence[str], second: bool = False) -> str:
@@ -72,30 +87,16 @@ def table(figures: Mapping[str, Any], names: Sequence[str], second: bool = False
     ]
     right = "right class, by both judges" if second else "right class"
     rows = [("task", "samples", "well formed", right, "weakest class")]
-    lines = _markdown(rows + [row for one in found for row in one.rows(names)])
+    lines = markdown(rows + [row for one in found for row in one.rows(names)])
     if comparisons := [row for one in found for row in one.comparisons()]:
         rows = [("measure", "of", "value", "beside", "ratio")]
         for task, (measure, value, beside, ratio) in comparisons:
             rows.append((measure, task, value, beside, "-" if ratio is None else f"{ratio:.3f}"))
-        lines += ["", *_markdown(rows)]
+        lines += ["", *markdown(rows)]
     return "\n".join(lines)
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    head, *body = rows
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
-
-
-def write(path: str, content: dict[str, Any]) -> None:
-    """Write JSON, the old file staying whole until the new one is complete."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(partial, target)
-
-
-def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
+def run(chosen: EvaluationArguments | TableArguments, command: str) -> dict[str, Any]:
     """Measure, print the table or JSON, write and return the content of the JSON file.
 
     Args:
@@ -104,6 +105,8 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
     Raises:
         OSError: if a file or folder is missing, or the output could not be written.
     """
+    if isinstance(chosen, TableArguments):
+        return table_command.run(chosen, command)
     require_writable_file("output", chosen.output)
     require_device("device", chosen.device)
     require_place("checkpoint", chosen.checkpoint)
@@ -142,7 +145,7 @@ def run(chosen: EvaluationArguments, command: str) -> dict[str, Any]:
             for task, found in figures.items()
         },
     }
-    write(chosen.output, content)
+    write_json(chosen.output, content)
     if chosen.json:
         print(json.dumps(content, indent=2))
     else:

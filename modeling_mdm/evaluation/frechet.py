@@ -13,24 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from modeling_mdm.evaluation.judge_network import (
-    JudgeNetwork,
-    pictures_to_tensor,
-    to_unit_range,
+from modeling_mdm.evaluation.fidelity import (
+    JudgeExtractor,
+    library_metrics,
+    require_torch_fidelity,
 )
+from modeling_mdm.evaluation.gaussians import bootstrap_interval
+from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.panel import Comparison, ratio_of
-
-EXTRACTOR = "mdm-judge"
-NUM_DRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -110,21 +105,6 @@ class FrechetDistance:
         return distance, bootstrap_interval(distance, features, real, self.seed)
 
 
-def require_torch_fidelity() -> Any:
-    """Give the library.
-
-    Raises:
-        ImportError: it is missing; names the extra that has it.
-    """
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise ImportError(
-            "the Frechet distance needs torch-fidelity, which comes with the extra `eval`"
-        ) from error
-    return torch_fidelity
-
-
 def judged_distance(
     judge: JudgeNetwork, pictures: Sequence[Image.Image], others: Sequence[Image.Image]
 ) -> tuple[float, Tensor, Tensor]:
@@ -143,107 +123,7 @@ def judged_distance(
             f"sets of {len(pictures)} and {len(others)} pictures have no covariance: pass at least "
             "2 of each."
         )
-    seen: list[Tensor] = []
-    _register_extractor()
-    found = require_torch_fidelity().calculate_metrics(
-        input1=_Pictures(judge, pictures),
-        input2=_Pictures(judge, others),
-        fid=True,
-        feature_extractor=EXTRACTOR,
-        cuda=judge.head.weight.is_cuda,
-        cache=False,
-        save_cpu_ram=True,  # no processes that load what is in memory already
-        verbose=False,
-        judge=judge,
-        seen=seen,
-    )
+    device = str(judge.head.weight.device)
+    found, seen = library_metrics(pictures, others, JudgeExtractor(judge), device, fid=True)
     features, real = torch.cat(seen).split([len(pictures), len(others)])
     return found["frechet_inception_distance"], features, real
-
-
-class _Pictures(Dataset[Tensor]):
-    """Pictures as a judge reads them, (channels, height, width) uint8."""
-
-    def __init__(self, judge: JudgeNetwork, pictures: Sequence[Image.Image]) -> None:
-        self.pixels = pictures_to_tensor(pictures, judge.config)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[index]
-
-
-@cache
-def _register_extractor() -> None:
-    """Tell torch-fidelity of an extractor that is given its judge, and notes what it saw."""
-    library = require_torch_fidelity()
-
-    class JudgeFeatures(library.FeatureExtractorBase):
-        def __init__(
-            self, name: str, features: list[str], judge: JudgeNetwork, seen: list[Tensor], **_: Any
-        ) -> None:
-            super().__init__(name, features)
-            self.features, self.seen = judge.features, seen  # a method: no part of this module
-
-        @staticmethod
-        def get_provided_features_list() -> tuple[str, ...]:
-            return ("features",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric: str) -> str:
-            return "features"
-
-        @staticmethod
-        def can_be_compiled() -> bool:
-            return False
-
-        def forward(self, pixels: Tensor) -> tuple[Tensor]:
-            found = self.features(to_unit_range(pixels)).double()
-            self.seen.append(found.cpu())
-            return (found,)
-
-    library.register_feature_extractor(EXTRACTOR, JudgeFeatures)
-
-
-def frechet_distance(features: Tensor, others: Tensor) -> float:
-    """Frechet distance in closed form of two sets of features, (picture, feature) in float64."""
-    difference = features.mean(0) - others.mean(0)
-    first, second = features.T.cov(), others.T.cov()  # (feature, feature)
-    # tr (S_1 S_2)^(1/2) is the sum of the singular values of S_1^(1/2) S_2^(1/2).
-    common = torch.linalg.svdvals(_square_root(first) @ _square_root(second)).sum()
-    return float(difference.square().sum() + first.trace() + second.trace() - 2 * common)
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def bootstrap_interval(
-    distance: float, features: Tensor, others: Tensor, seed: int = 0, draws: int = NUM_DRAWS
-) -> tuple[float, float]:
-    """Where 95 % of the distances lie when the pictures of both sets are drawn again.
-
-    The pictures are drawn with repetition, each set for itself (for pictures and what was made of
-    the same ones the interval is too wide), from the features that the extractor gave; their
-    distance is `frechet_distance`'s closed form. Repeated pictures make sets look further apart, by
-    as much on the average as the measured sets are too far apart for being finite; this is taken
-    off, so that the interval lies about the distance of so many pictures.
-
-    Args:
-        distance: of the sets as they are.
-        features, others: (picture, feature) in float64.
-        seed: of the draws. draws: how many.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = [
-        frechet_distance(_drawn_again(features, rng), _drawn_again(others, rng))
-        for _ in range(draws)
-    ]
-    low, high = np.quantile(drawn - np.mean(drawn) + distance, [0.025, 0.975])
-    return max(float(low), 0.0), float(high)
-
-
-def _drawn_again(features: Tensor, rng: np.random.Generator) -> Tensor:
-    return features[torch.from_numpy(rng.integers(len(features), size=len(features)))]

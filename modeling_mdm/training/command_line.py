@@ -79,7 +79,7 @@ def read_command_line(
         path = Path(argv.pop(0))
         if not path.is_file():
             raise FileNotFoundError(f"{path} is not a file: name an existing YAML file, or none.")
-        named = _read_values(path)
+        named = read_values(path)
         known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
         if unknown := sorted(set(named) - known):
             raise ValueError(f"{path} has the unknown keys {unknown}; --help lists all arguments.")
@@ -103,7 +103,12 @@ def pairs(argument: str, values: list[str] | dict[str, Any] | None) -> dict[str,
     return {name: yaml.safe_load(value) for name, value in (pair.split("=", 1) for pair in values)}
 
 
-def _read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """Read a YAML file of arguments.
+
+    Raises:
+        ValueError: it is no YAML, or no lines of `argument: value`.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

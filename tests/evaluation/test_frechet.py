@@ -14,11 +14,10 @@ from PIL import Image, ImageChops, ImageFilter
 from modeling_mdm.data.pictures import load_training_data
 from modeling_mdm.evaluation.frechet import (
     FrechetDistance,
-    bootstrap_interval,
-    frechet_distance,
     judged_distance,
     require_torch_fidelity,
 )
+from modeling_mdm.evaluation.gaussians import bootstrap_interval, frechet_distance
 from modeling_mdm.evaluation.judge_network import JudgeConfig, JudgeNetwork
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

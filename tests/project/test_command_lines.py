@@ -22,6 +22,7 @@ from accelerate.commands.launch import launch_command_parser
 from libraries import requirements
 from pages import ROOT, command_lines, pages, text_of
 from PIL import Image
+from tiny_vision_sets import write_all
 from torch.distributed.run import get_args_parser
 
 from mdm_cli.endings import load_file
@@ -76,12 +77,14 @@ def ours(tmp_path_factory):
     write_digits_as_fashion(folder / "fashion")
     write_pictures(folder / "pictures")
     write_talks(folder / "talks.jsonl")
+    write_all(folder / "data")
     return {
         "FOLDER": str(folder / "fashion"),
         "PICTURES": str(folder / "pictures"),
         "PICTURE": str(BOOT),
         "TALKS": str(folder / "talks.jsonl"),
         "CHECKPOINT": str(FASHION),
+        "DATA": str(folder / "data"),
         "FILE": str(folder / "file.json"),
     }
 
@@ -219,6 +222,9 @@ TRAINING = "--max_steps 2 --report_to none --disable_tqdm true --dataloader_num_
 TRAINING += " --output_dir EMPTY"
 MEASURING = "--num_samples 2 --limit 4 --num_inference_steps 2 --guidance_scale 2.0"
 MEASURING += " --inpainting_samples 2"
+FILLING = (
+    f"--num_inference_steps 2 --limit 4 --extractor_judge {FASHION.with_name('fashion-judge')}"
+)
 # What makes a command short, by its program and first word or words; the last match counts, and
 # None says that it is not run: by size, or because it does not end.
 SHORTER = {
@@ -227,6 +233,7 @@ SHORTER = {
     "mdm chat": "--num_inference_steps 3",
     "mdm train": TRAINING,
     "mdm evaluate": MEASURING,
+    "mdm evaluate --checkpoint CHECKPOINT --table": FILLING,
     "mdm export": "",
     "python examples/export.py": "",
     "python examples/train.py": TRAINING,
@@ -246,6 +253,8 @@ SHORTER = {
     "torchrun --nproc_per_node 2 examples/finetune.py": f"{TRAINING} --test_questions 0",
     "accelerate": TRAINING,
     "accelerate launch --config_file configuration/accelerate/fsdp2.yaml": None,
+    "accelerate launch --config_file configuration/accelerate/two_processes.yaml "
+    "examples/evaluate.py": FILLING,
 }
 # What a run reads that takes long to make.
 INSTEAD = {"runs/fashion-questions/merged": str(FASHION)}

@@ -1,0 +1,123 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of a column: pictures and words, each with its own noise, kept as soon as made."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from modeling_mdm.evaluation.sampling import evaluating
+from modeling_mdm.evaluation.tables.answers import Answers
+from modeling_mdm.evaluation.tables.estimates import require_same_ids
+from modeling_mdm.evaluation.tables.processes import item_noise, own_share, rank, wait_for_all
+
+# Inputs of the processor for some items: (items) -> tensors.
+Prepare = Callable[[Sequence[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every column measures with.
+
+    Args:
+        model, processor: what is measured.
+        answers: where samples are kept.
+        seed: of all noise.
+        batch_size: samples at a time.
+        options: of `model.generate`.
+        disable_tqdm: no progress bars.
+    """
+
+    model: Any
+    processor: Any
+    answers: Answers
+    seed: int = 0
+    batch_size: int = 50
+    options: Mapping[str, Any] = field(default_factory=dict)
+    disable_tqdm: bool = False
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What the samples of a column cost, summed over processes.
+
+    Args:
+        num_samples: how many.
+        evaluations: of the network, a mean over samples.
+        seconds: spent on them.
+    """
+
+    num_samples: int
+    evaluations: float
+    seconds: float
+
+    @property
+    def log_samples_per_second(self) -> float:
+        """How fast they were made, as Table 3 has it: the logarithm to base 10."""
+        return math.log10(self.num_samples / self.seconds)
+
+
+def write_samples(
+    bench: Bench, column: str, items: Mapping[str, Any], prepare: Prepare
+) -> dict[str, dict[str, Any]]:
+    """Make a sample of every item that has none yet, each process its share.
+
+    Args:
+        bench: what makes them. column: whose they are.
+        items: by name.
+        prepare: turns some items into inputs of the model.
+
+    Returns:
+        of every item its `text`, if words were written, `evaluations` and `seconds`; its picture,
+        if one was, lies where `bench.answers.picture` says.
+
+    Raises:
+        ValueError: the folder has an answer that is of none of the items, or two of one.
+    """
+    kept = bench.answers.of(column)
+    due = [name for name in own_share(list(items)) if name not in kept]
+    with (
+        evaluating(bench.model),
+        tqdm(total=len(due), desc=column, disable=bench.disable_tqdm) as bar,
+    ):
+        for start in range(0, len(due), bench.batch_size):
+            names = due[start : start + bench.batch_size]
+            _write(bench, column, names, prepare([items[name] for name in names]))
+            bar.update(len(names))
+    wait_for_all()
+    found = bench.answers.of(column)
+    if rank() == 0:
+        require_same_ids(found, items, f"{str(bench.answers.folder)!r}, {column},")
+    return found
+
+
+def _write(bench: Bench, column: str, names: Sequence[str], inputs: Any) -> None:
+    start = time.perf_counter()
+    inputs = inputs.to(bench.model.device)
+    out = bench.model.generate(
+        **inputs,
+        generator=[item_noise(bench.seed, column, name) for name in names],
+        show_progress=False,
+        **bench.options,
+    )
+    samples = bench.processor.post_process(out, inputs)
+    seconds = (time.perf_counter() - start) / len(names)
+    for name, sample in zip(names, samples, strict=True):
+        if sample.image is not None:
+            bench.answers.keep(column, name, sample.image)
+        bench.answers.add(
+            column, name, text=sample.text, evaluations=out.num_evaluations, seconds=seconds
+        )
+
+
+def effort_of(samples: Mapping[str, Mapping[str, Any]]) -> Effort:
+    """Add up what samples cost."""
+    count = len(samples)
+    evaluations = sum(one["evaluations"] for one in samples.values()) / max(1, count)
+    return Effort(count, evaluations, sum(one["seconds"] for one in samples.values()))

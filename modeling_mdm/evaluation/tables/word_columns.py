@@ -1,0 +1,242 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Columns of words: captions of pictures, answers about them, and texts by lm-eval.
+
+What is missing, of files and of libraries, is found out before any sample is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from modeling_mdm.evaluation.panel import SHEET_SAMPLES
+from modeling_mdm.evaluation.tables import text_columns
+from modeling_mdm.evaluation.tables.arguments import TableArguments
+from modeling_mdm.evaluation.tables.caption_measures import caption_figures, require_library
+from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.measurement import (
+    Figure,
+    Measurement,
+    Work,
+    absent,
+    sampled,
+    sheet_of,
+)
+from modeling_mdm.evaluation.tables.processes import rank
+from modeling_mdm.evaluation.tables.readers import (
+    Asked,
+    Captioned,
+    drawn,
+    karpathy_captions,
+    vizwiz_questions,
+    vqa_questions,
+)
+from modeling_mdm.evaluation.tables.samples import Bench, effort_of, write_samples
+from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, soft_accuracy
+from modeling_mdm.evaluation.tables.text_columns import TEXT_COLUMNS
+from modeling_mdm.processor.image_processing_pil_mdm import open_picture
+
+NUM_SHOWN = 5  # best and worst
+COCO_PICTURE = "COCO_val2014_{:012d}.jpg"
+
+
+def _captioned(name: str, chosen: TableArguments) -> list[Captioned]:
+    if name == "COCO":
+        root = chosen.root / "coco"
+        found = karpathy_captions(root / "dataset_coco.json", root)
+    else:
+        root = chosen.root / "flickr30k"
+        found = karpathy_captions(root / "dataset_flickr30k.json", root / "flickr30k-images")
+    return drawn(found, chosen.limit, chosen.seed)
+
+
+def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
+    require_library()
+    items = {one.name: one for one in _captioned(name, chosen)}
+
+    def prepare(some: Sequence[Captioned]) -> Any:
+        return bench.processor(
+            images=[open_picture(str(one.picture)) for one in some],
+            generation_mode="text",
+            max_new_tokens=chosen.max_new_tokens,
+            return_tensors="pt",
+        )
+
+    def measure() -> dict[str, Figure]:
+        samples = write_samples(bench, name, items, prepare)
+        if rank() != 0:
+            return {}
+        said = {one: sample["text"] for one, sample in samples.items()}
+        found = caption_figures(said, {one: item.captions for one, item in items.items()})
+        details = {
+            "bleu": found.bleu,
+            "rouge_l": vars(found.rouge_l),
+            "meteor": found.meteor,
+            "tokenizer": found.tokenizer,
+            "effort": vars(effort_of(samples)),
+        }
+        order = sorted(items, key=lambda one: -found.cider_by_item[one])
+        rows = [
+            (f"{found.cider_by_item[one]:.1f}", one, said[one], items[one].captions[0])
+            for one in _ends(order)
+        ]
+        return {
+            name: Figure(
+                found.cider,
+                f"CIDEr-D, words by {found.tokenizer}",
+                details,
+                [("CIDEr-D", "picture", "caption", "one of people's"), *rows],
+                _sheet_of_texts(items, said),
+            )
+        }
+
+    return measure
+
+
+def _asked(name: str, chosen: TableArguments) -> list[Asked]:
+    root, coco = chosen.root, chosen.root / "coco" / "val2014"
+    if name == "VizWiz":
+        found = vizwiz_questions(root / "vizwiz" / "val.json", root / "vizwiz" / "val")
+    else:
+        files = [root / file for file in QUESTION_FILES[name]]
+        found = vqa_questions(*files, coco, COCO_PICTURE)
+    return drawn(found, chosen.limit, chosen.seed)
+
+
+QUESTION_FILES = {
+    "VQAv2": (
+        "vqav2/v2_OpenEnded_mscoco_val2014_questions.json",
+        "vqav2/v2_mscoco_val2014_annotations.json",
+    ),
+    "OKVQA": (
+        "okvqa/OpenEnded_mscoco_val2014_questions.json",
+        "okvqa/mscoco_val2014_annotations.json",
+    ),
+}
+
+
+def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
+    items = {one.name: one for one in _asked(name, chosen)}
+
+    def prepare(some: Sequence[Asked]) -> Any:
+        return bench.processor.apply_chat_template(
+            [[{"role": "user", "content": _question(one)}] for one in some],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            max_new_tokens=chosen.max_new_tokens or bench.processor.max_text_length,
+        )
+
+    def measure() -> dict[str, Figure]:
+        samples = write_samples(bench, name, items, prepare)
+        if rank() != 0:
+            return {}
+        said = {one: sample["text"] for one, sample in samples.items()}
+        people = {one: item.answers for one, item in items.items()}
+        found = mean_soft_accuracy(said, people)
+        credit = {one: soft_accuracy(said[one], people[one]) for one in items}
+        order = sorted(items, key=lambda one: -credit[one])
+        rows = [
+            (f"{credit[one]:.2f}", items[one].question, said[one], items[one].answers[0])
+            for one in _ends(order)
+        ]
+        return {
+            name: Figure(
+                _percent(found),
+                "VQA's soft accuracy",
+                {"effort": vars(effort_of(samples))},
+                [("credit", "question", "answer", "one of people's"), *rows],
+                _sheet_of_texts(items, said),
+            )
+        }
+
+    return measure
+
+
+def _question(one: Asked) -> list[dict[str, Any]]:
+    picture = {"type": "image", "image": open_picture(str(one.picture))}
+    return [picture, {"type": "text", "text": one.question}]
+
+
+def _text_work(name: str, chosen: TableArguments) -> Work:
+    column = TEXT_COLUMNS[name]
+    count = text_columns.num_items(column, chosen.root, chosen.limit)
+    each = chosen.num_inference_steps if column.writes else chosen.num_evaluations
+    return Work(count, count * each * chosen.num_draws)
+
+
+def _reading(name: str, bench: Bench, chosen: TableArguments) -> Any:
+    text_columns.require_lm_eval()
+
+    def measure() -> dict[str, Figure]:
+        found = text_columns.text_figures(
+            *(name, chosen.root, bench.answers, bench.model, bench.processor),
+            num_evaluations=chosen.num_evaluations,
+            num_draws=chosen.num_draws,
+            seed=chosen.seed,
+            limit=chosen.limit,
+            num_inference_steps=chosen.num_inference_steps,
+            max_new_tokens=chosen.max_new_tokens,
+            batch_size=chosen.batch_size,
+            disable_tqdm=chosen.disable_tqdm,
+        )
+        details = {key: value for key, value in vars(found).items() if key != "accuracy"}
+        return {name: Figure(found.accuracy, f"lm-eval, {found.metric}", details)}
+
+    return measure
+
+
+def _ends(order: Sequence[str]) -> list[str]:
+    """The first and the last few, none twice."""
+    return list(dict.fromkeys([*order[:NUM_SHOWN], *order[-NUM_SHOWN:]]))
+
+
+def _percent(found: Estimate) -> Estimate:
+    error = found.standard_error
+    return Estimate(100 * found.value, found.num_items, None if error is None else 100 * error)
+
+
+def _sheet_of_texts(items: Mapping[str, Any], said: Mapping[str, str]) -> Image.Image:
+    chosen = list(items)[:SHEET_SAMPLES]
+    return sheet_of([(open_picture(str(items[one].picture)), said[one]) for one in chosen])
+
+
+def _captions_of(name: str, *files: str) -> Measurement:
+    return Measurement(
+        (name,),
+        absent(*files),
+        lambda chosen: sampled(chosen, len(_captioned(name, chosen))),
+        partial(_captioning, name),
+    )
+
+
+def _answers_of(name: str, *files: str) -> Measurement:
+    return Measurement(
+        (name,),
+        absent(*files),
+        lambda chosen: sampled(chosen, len(_asked(name, chosen))),
+        partial(_answering, name),
+    )
+
+
+WORD_COLUMNS = (
+    _captions_of("Flickr30K", "flickr30k/dataset_flickr30k.json", "flickr30k/flickr30k-images"),
+    _captions_of("COCO", "coco/dataset_coco.json", "coco/val2014"),
+    _answers_of("VQAv2", *QUESTION_FILES["VQAv2"], "coco/val2014"),
+    _answers_of("VizWiz", "vizwiz/val.json", "vizwiz/val"),
+    _answers_of("OKVQA", *QUESTION_FILES["OKVQA"], "coco/val2014"),
+    *(
+        Measurement(
+            (name,),
+            partial(text_columns.wanted, column),
+            partial(_text_work, name),
+            partial(_reading, name),
+        )
+        for name, column in TEXT_COLUMNS.items()
+    ),
+)

@@ -59,7 +59,7 @@ class DemoArguments:
     )
     output_dir: str = field(default="outputs", metadata={"help": "Where the pictures go."})
     num_samples: int = field(default=20, metadata={"help": "How many joint samples."})
-    num_inference_steps: int = field(default=30, metadata={"help": "Steps of the samplers."})
+    num_inference_steps: int = field(default=36, metadata={"help": "Steps of the samplers."})
     guidance_scale: float = field(
         default=3.0, metadata={"help": "Guidance of text to image; 1 is off."}
     )

@@ -28,6 +28,7 @@ from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained
 
 EXAMPLES = Path(__file__).resolve().parent
+RESTART_LOG_SNR = -2.0
 
 
 @dataclass
@@ -47,7 +48,10 @@ class InpaintingArguments:
         metadata={"help": "A caption; every <mask> in it is one word to be written."},
     )
     output_dir: str = field(default="outputs", metadata={"help": "Where the pictures go."})
-    num_inference_steps: int = field(default=30, metadata={"help": "Steps of the samplers."})
+    num_inference_steps: int = field(default=36, metadata={"help": "Steps of the samplers."})
+    num_restarts: int = field(
+        default=3, metadata={"help": "How often repainted pictures become noisy again."}
+    )
     seed: int = field(default=0, metadata={"help": "The same seed gives the same samples."})
 
 
@@ -78,12 +82,13 @@ def run(arguments: InpaintingArguments) -> None:
     output_dir = Path(arguments.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    def complete(**content) -> list[MDMSample]:
+    def complete(options=None, **content) -> list[MDMSample]:
         inputs = processor(**content, return_tensors="pt")
         out = model.generate(
             **inputs,
             num_inference_steps=arguments.num_inference_steps,
             generator=torch.Generator().manual_seed(arguments.seed),
+            **(options or {}),
         )
         return processor.post_process(out, inputs)
 
@@ -96,7 +101,10 @@ def run(arguments: InpaintingArguments) -> None:
         hidden = image.copy()
         hidden.paste(128, (0, height // 2, width, height))
         seen.append(hidden)
-    repainted = complete(images=images, image_mask=masks, generation_mode="image")
+    options = {"num_restarts": arguments.num_restarts}
+    if arguments.num_restarts:
+        options["restart_log_snr"] = {"image": RESTART_LOG_SNR}
+    repainted = complete(options, images=images, image_mask=masks, generation_mode="image")
     rows = [(images, "test picture"), (seen, "given"), ([s.image for s in repainted], "completed")]
     cells = [MDMSample(text=title, image=image) for row, title in rows for image in row]
     contact_sheet(cells, columns=len(images), picture_size=84).save(output_dir / "inpainting.png")

@@ -162,7 +162,7 @@ class MDMGenerationMixin:
         feed = None if streamer is None else StreamFeed(streamer, writer)
         plan = plan_steps(noisy, self.schedules, settings, is_mixed)
         dtype = next(iter(encoded.content.values())).latents.dtype
-        again = encoded.with_whole_pictures_written() if settings.num_restarts else encoded
+        again = encoded if plan.restarts_at is None else encoded.with_whole_pictures_written()
         streams = NoiseStreams(written(again.content), self.config.latent_dim, dtype, generator)
         noise = {modality: streams.draw(modality) for modality in noisy}
         solvers = make_solvers(self.schedules, noise, settings.solver, plan, streams)

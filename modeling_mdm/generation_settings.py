@@ -104,7 +104,8 @@ class MDMGenerationConfig(GenerationConfig):
             and denoised once more. Passes share the steps by the log-SNR that they cover, from -9
             to 8 at first. Known pixels of a picture become noisy with those around them and come
             back as they were, which mends seams (RePaint). Not while words go ahead by
-            `joint_overlap`. Default 0.
+            `joint_overlap`. Default 0. Those of a model's own configuration are left out, where a
+            call has too few steps for them or lets words go ahead so.
         restart_log_snr (`float` or `dict`): log-SNR that a restart begins at, in nats, from -9 to
             below 8. Default -4 for images, 0 for text.
         solver (`str` or `dict`): `"heun"`, `"dpm_solver_2m"` (default for images), `"ddim"` or
@@ -149,8 +150,9 @@ class Settings:
     """What a run is set to: the fields of [`MDMGenerationConfig`], by modality where they may be.
 
     joint_lead is None where `joint_overlap` counts, which is 1 where the lead does.
-    names_form: whether this call asked for `return_dict_in_generate`. asks_for_lead: whether it,
-    and not the model's own configuration, asked for `joint_lead`.
+    names_form: whether this call asked for `return_dict_in_generate`. asks_for_lead,
+    asks_for_restarts: whether it, and not the model's own configuration, asked for `joint_lead`,
+    for `num_restarts`.
     """
 
     num_inference_steps: dict[str, int]
@@ -172,6 +174,7 @@ class Settings:
     return_dict_in_generate: bool
     names_form: bool
     asks_for_lead: bool
+    asks_for_restarts: bool
 
     @property
     def reads_turns(self) -> bool:
@@ -203,7 +206,7 @@ def read_settings(
         )
     layers = [*({} if layer is None else vars(layer) for layer in (own, passed)), keywords]
     _refuse_without_effect(config, *layers)
-    of_own, of_passed, of_call = (layer.get("joint_lead") for layer in layers)
+    asks = {name: _is_asked(name, *layers) for name in ("joint_lead", "num_restarts")}
     layers = _lead_or_overlap(layers)
     settings: dict[str, Any] = {}
     for name, default in DEFAULTS.items():
@@ -223,8 +226,16 @@ def read_settings(
             f"`restart_log_snr` is {keywords['restart_log_snr']!r:.80}, but `num_restarts` is 0: "
             "it would have no effect, leave it out or use `num_restarts` = 1."
         )
-    settings["asks_for_lead"] = of_call is not None or of_passed not in (None, of_own)
+    settings["asks_for_lead"] = asks["joint_lead"]
+    settings["asks_for_restarts"] = asks["num_restarts"]
     return Settings(**settings)
+
+
+def _is_asked(
+    name: str, own: dict[str, Any], passed: dict[str, Any], keywords: dict[str, Any]
+) -> bool:
+    """Whether a call names a field, or passes a configuration with another value of it."""
+    return keywords.get(name) is not None or passed.get(name) not in (None, own.get(name))
 
 
 def _lead_or_overlap(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -153,7 +153,7 @@ def plan_steps(
     if settings.joint_lead is not None and _is_joint(noisy, settings, is_mixed):
         return _by_clock(steps, schedules, settings)
     if settings.joint_overlap < 1 and _is_joint(noisy, settings, is_mixed):
-        if settings.num_restarts:
+        if settings.num_restarts and settings.asks_for_restarts:
             raise ValueError(
                 f"`num_restarts` is {settings.num_restarts} with `joint_overlap` = "
                 f"{settings.joint_overlap}, where words that are finished are given to the picture "
@@ -254,6 +254,8 @@ def _counts(
     steps that it has in any batch.
     """
     passes = 1 + settings.num_restarts
+    if not settings.asks_for_restarts:  # those of the model's own configuration, as far as they go
+        passes = min(passes, *settings.num_inference_steps.values())
     for modality, count in steps.items():
         if count < passes:
             raise ValueError(
@@ -262,7 +264,7 @@ def _counts(
                 "or fewer restarts."
             )
     restart = max(ends[g] - settings.restart_log_snr[g] for g in MODALITIES)
-    ranges = [first, *[restart] * settings.num_restarts]
+    ranges = [first, *[restart] * (passes - 1)]
     return {modality: share_steps(count, ranges) for modality, count in steps.items()}
 
 

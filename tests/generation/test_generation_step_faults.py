@@ -118,3 +118,21 @@ def test_the_options_are_the_same_from_a_file(exact, tmp_path):
 
 def test_the_clock_is_named():
     assert (CLOCK_START, CLOCK_END, MAX_LEAD) == (-9.0, 8.0, 17.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_inference_steps": 1}, {"num_inference_steps": {"image": 1, "text": 4}}]
+    + [{"joint_overlap": 0.5}, {"generation_config": MDMGenerationConfig(joint_overlap=0.0)}],
+    ids=str,
+)
+def test_a_models_own_restarts_are_left_out_where_they_do_not_go(options, exact, monkeypatch):
+    """As with 0 of them, to the last bit; but a call that asks for them is told."""
+    batch = {name: value[[7]] for name, value in mixed_batch().items()}
+    batch["image_given"][:, :, 4:] = True
+    expected = generate(exact, batch, **options)
+    own = MDMGenerationConfig(num_restarts=1, restart_log_snr=-2.0)
+    monkeypatch.setattr(exact, "generation_config", own)
+    assert torch.equal(generate(exact, batch, **options).images, expected.images)
+    with pytest.raises(ValueError, match="`num_restarts`"):
+        generate(exact, batch, **options, num_restarts=1)

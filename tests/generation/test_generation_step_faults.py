@@ -122,8 +122,12 @@ def test_the_clock_is_named():
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_inference_steps": 1}, {"num_inference_steps": {"image": 1, "text": 4}}]
-    + [{"joint_overlap": 0.5}, {"generation_config": MDMGenerationConfig(joint_overlap=0.0)}],
+    [
+        {"num_inference_steps": 1},
+        {"num_inference_steps": {"image": 1, "text": 4}},
+        {"joint_overlap": 0.5},
+        {"generation_config": MDMGenerationConfig(joint_overlap=0.0)},
+    ],
     ids=str,
 )
 def test_a_models_own_restarts_are_left_out_where_they_do_not_go(options, exact, monkeypatch):

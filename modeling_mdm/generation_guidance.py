@@ -222,19 +222,25 @@ class GuidedDenoiser:
             known = noisy & self.content[modality].given
             if bool(known.any()):
                 rest.known[modality] = known[..., None]
-        rest._estimates = rest._of_conditional(self, self._estimates)
-        rest._fed_back = rest._of_conditional(self, self._fed_back)
+        rest._estimates = rest._kept(self, self._estimates)
+        rest._fed_back = rest._kept(self, self._fed_back)
         return rest
 
-    def _of_conditional(
-        self, before: "GuidedDenoiser", values: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """What an earlier denoiser kept of its conditional branch, in all branches of this one."""
-        r, kept = len(self.branches.names), {}
+    def _kept(self, before: "GuidedDenoiser", values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What an earlier denoiser kept, branch by branch.
+
+        Where a modality is finished, and branches differ, all have that of the conditional one.
+        """
+        same, kept = before.noise.keys() == self.noise.keys(), {}
         for modality in self.noise.keys() & values.keys():
-            own = before.branches.split(values[modality])["conditional"]
-            own = before.conditional.put(modality, own, before.given[modality])
-            kept[modality] = self.part.take(modality, own.repeat(r, 1, 1))
+            branches = before.branches.split(values[modality])
+            whole = [
+                before.conditional.put(
+                    modality, branches[name if same else "conditional"], before.given[modality]
+                )
+                for name in self.branches.names
+            ]
+            kept[modality] = self.part.take(modality, torch.cat(whole))
         return kept
 
     def __call__(

@@ -40,6 +40,7 @@ OVERRIDES = {
     "MDMProcessor": {"apply_chat_template", "to_dict"},
     "SampleReader": {"post_process_image_text_to_text", "post_process_multimodal_output"},
     "MDMStreamer": {"put", "end"},
+    "MDMLanguageModel": {"loglikelihood", "loglikelihood_rolling", "generate_until"},
     "SavesWhole": {
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
     },

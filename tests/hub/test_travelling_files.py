@@ -115,11 +115,16 @@ def test_no_file_that_stays_at_home_is_beside_a_saved_model(tmp_path):
     assert not models & {path.name for path in PROCESSOR_FILES}
     assert all(content == SHIPPED[name].read_bytes() for name, content in code.items())
     at_home = [path for room in ROOMS_AT_HOME for path in (PACKAGE / room).rglob("*.py")]
-    assert len(at_home) > 30 and {path.parent.name for path in at_home} == set(ROOMS_AT_HOME)
+    assert len(at_home) > 30 and {rooms_of(path)[0] for path in at_home} == set(ROOMS_AT_HOME)
     contents = {path.read_bytes() for path in at_home if path.name != "__init__.py"}
     assert not contents & set(code.values())
     named = {value for path in tmp_path.glob("*.json") for value in code_named_in(path)}
     assert named and {f"{name.split('.')[0]}.py" for name in named} <= set(code)
+
+
+def rooms_of(path: Path) -> tuple[str, ...]:
+    """Folders of the package that a file is in, the outer ones first."""
+    return path.relative_to(PACKAGE).parent.parts
 
 
 def code_named_in(path: Path) -> set[str]:

@@ -211,7 +211,7 @@ def make_commands():
 
 def test_the_results_of_the_readme_name_commands(ours):
     rows = re.findall(r"^\| .+\| `(--tasks [^`]+)` \|$", text_of("README.md"), re.MULTILINE)
-    assert len(rows) == 3
+    assert len(rows) == 5
     for options in rows:
         read_python(["examples/evaluate.py", "--data_dir", ours["FOLDER"], *options.split()])
 

@@ -83,7 +83,7 @@ def run_python(page, folder, monkeypatch, shortened):
     monkeypatch.chdir(folder)
     names: dict = {}
     for block in blocks(page, "python"):
-        text = re.sub(r"num_inference_steps(\W+)\d+", r"num_inference_steps\g<1>2", block)
+        text = re.sub(r"num_inference_steps(\W+)\d+", r"num_inference_steps\g<1>4", block)
         exec(compile(text if shortened else block, page, "exec"), names)
     CHECKS[page](names, folder)
 

@@ -35,7 +35,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from judge_emoji_network import (
     CONCEPT,
@@ -48,6 +47,7 @@ from judge_emoji_network import (
 )
 from mdm_cli.places import require_place, require_writable
 from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.evaluation.judge import fit
 from modeling_mdm.evaluation.judge_network import pictures_to_tensor, to_unit_range
 from modeling_mdm.precision import describe_processor, use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
@@ -215,37 +215,16 @@ def augmented(images: Tensor, draw: torch.Generator) -> Tensor:
     return padded[..., down : down + height, right : right + width]
 
 
-def fit(judge: EmojiJudge, examples: Examples, chosen: JudgeArguments) -> None:
-    """Train a judge in place."""
-    draw = torch.Generator().manual_seed(chosen.seed)
-    batch_size = min(chosen.batch_size, len(examples))
-    num_steps = chosen.num_epochs * (len(examples) // batch_size)
-    groups = [
-        {"params": [p for p in judge.parameters() if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in judge.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=chosen.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, chosen.learning_rate, total_steps=max(num_steps, 2)
-    )
-    # Channels last makes convolutions on a CPU about a third faster.
-    judge.train().to(memory_format=torch.channels_last)
-    with tqdm(total=num_steps, desc="judge", disable=chosen.disable_tqdm) as steps:
-        for _ in range(chosen.num_epochs):
-            order = torch.randperm(len(examples), generator=draw)
-            for part in order[: len(order) // batch_size * batch_size].split(batch_size):
-                batch = examples[part]
-                images = augmented(to_unit_range(batch.images), draw)
-                images = images.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, bool(chosen.bf16), cache_enabled=False):
-                    logits = judge(images)
-                loss = loss_of({name: own.float() for name, own in logits.items()}, batch)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                steps.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-                steps.update()
+def train(judge: EmojiJudge, examples: Examples, chosen: JudgeArguments) -> None:
+    """Train a judge in place, and leave it ready to look at pictures."""
+
+    def shown(part: Tensor, draw: torch.Generator) -> Tensor:
+        return augmented(to_unit_range(examples.images[part]), draw)
+
+    def loss(logits: dict[str, Tensor], part: Tensor) -> Tensor:
+        return loss_of({name: own.float() for name, own in logits.items()}, examples[part])
+
+    fit(judge, len(examples), shown, loss, chosen)
     judge.eval()
 
 
@@ -294,7 +273,7 @@ def make_judge(chosen: JudgeArguments) -> EmojiJudge:
         judge = EmojiJudge(config)
     examples, start = Examples.of(rows, config), time.perf_counter()
     del rows
-    fit(judge, examples, chosen)
+    train(judge, examples, chosen)
     judge.description = {
         "num_train": len(examples),
         "training_seconds": round(time.perf_counter() - start, 1),

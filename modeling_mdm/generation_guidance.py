@@ -214,12 +214,13 @@ class GuidedDenoiser:
             encoded: the batch with a finished modality in the place of its noisy positions, or with
                 pixels noisy that were given: their estimate stays what they are.
         """
-        noise = {modality: self.noise[modality] for modality in written(encoded.content)}
+        noisy = written(encoded.content)
+        noise = {modality: self.noise[modality] for modality in noisy}
         reader = self.reader.of_samples()
         rest = GuidedDenoiser(self.network, encoded, noise, self.settings, reader)
         rest.evaluations, rest.last = self.evaluations, self.last
-        for modality, noisy in written(encoded.content).items():
-            known = noisy & self.content[modality].given
+        for modality, mask in noisy.items():
+            known = mask & self.content[modality].given
             if bool(known.any()):
                 rest.known[modality] = known[..., None]
         rest._estimates = rest._kept(self, self._estimates)
@@ -234,13 +235,13 @@ class GuidedDenoiser:
         same, kept = before.noise.keys() == self.noise.keys(), {}
         for modality in self.noise.keys() & values.keys():
             branches = before.branches.split(values[modality])
-            whole = [
+            states = [
                 before.conditional.put(
                     modality, branches[name if same else "conditional"], before.given[modality]
                 )
                 for name in self.branches.names
             ]
-            kept[modality] = self.part.take(modality, torch.cat(whole))
+            kept[modality] = self.part.take(modality, torch.cat(states))
         return kept
 
     def __call__(

@@ -166,8 +166,9 @@ def run_solvers(
             finished[modality] = stop.value
             pending[modality] = Evaluation(stop.value, torch.zeros_like(pending[modality].t))
 
+    restarts_at = plan.restarts_at
     for step, moving in enumerate(plan.turns()):
-        if on_restart and step == plan.restarts_at:
+        if on_restart and step == restarts_at:
             denoise = on_restart()
         # 1. One evaluation for all modalities; those whose turn it is take their step.
         before, shown = set(finished), dict(pending)

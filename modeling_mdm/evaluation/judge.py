@@ -22,11 +22,12 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
@@ -134,41 +135,70 @@ def train_judge(
 
 
 def _fit(judge: JudgeNetwork, images: Tensor, labels: Tensor, arguments: JudgeArguments) -> None:
-    draw = torch.Generator().manual_seed(arguments.seed)
-    batch_size = min(arguments.batch_size, len(images))
-    num_batches = len(images) // batch_size
+    def shown(chosen: Tensor, draw: torch.Generator) -> Tensor:
+        return _augmented(to_unit_range(images[chosen]), arguments.mirror, draw)
+
+    def loss_of(logits: Tensor, chosen: Tensor) -> Tensor:  # logits: (batch, classes)
+        return functional.cross_entropy(logits.float(), labels[chosen])
+
+    fit(judge, len(images), shown, loss_of, arguments)
+
+
+class HowToFit(Protocol):
+    """Those of a judge's arguments by which it learns."""
+
+    learning_rate: float
+    num_epochs: int
+    batch_size: int
+    seed: int
+    bf16: Any
+    disable_tqdm: bool
+
+
+def fit(
+    judge: nn.Module,
+    count: int,
+    shown: Callable[[Tensor, torch.Generator], Tensor],
+    loss_of: Callable[[Any, Tensor], Tensor],
+    how: HowToFit,
+) -> None:
+    """Train a judge in place: AdamW without decay of vectors, one cycle of the learning rate.
+
+    Args:
+        judge: from pictures (batch, channels, height, width) to what `loss_of` takes.
+        count: of the examples. shown: pictures of some of them (batch,), augmented by a generator.
+        loss_of: of what the judge says of them (batch,). how: it learns.
+    """
+    draw = torch.Generator().manual_seed(how.seed)
+    batch_size = min(how.batch_size, count)
+    num_batches = count // batch_size
+    num_steps = how.num_epochs * num_batches
     decayed = [p for p in judge.parameters() if p.ndim > 1]
     others = [p for p in judge.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=arguments.learning_rate,
+        lr=how.learning_rate,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=arguments.learning_rate,
-        total_steps=max(arguments.num_epochs * num_batches, 2),
+        optimizer, max_lr=how.learning_rate, total_steps=max(num_steps, 2)
     )
     # Channels last makes convolutions on a CPU about a third faster.
     judge.train().to(memory_format=torch.channels_last)
-    steps = tqdm(
-        total=arguments.num_epochs * num_batches, desc="judge", disable=arguments.disable_tqdm
-    )
-    for _ in range(arguments.num_epochs):
-        order = torch.randperm(len(images), generator=draw)
-        for chosen in order[: num_batches * batch_size].split(batch_size):
-            batch = _augmented(to_unit_range(images[chosen]), arguments.mirror, draw)
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            # Weights cast for an evaluation around this one would be those of before the step.
-            with torch.autocast("cpu", torch.bfloat16, bool(arguments.bf16), cache_enabled=False):
-                logits = judge(batch)  # (batch, classes)
-            loss = functional.cross_entropy(logits.float(), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            steps.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            steps.update()
-    steps.close()
+    with tqdm(total=num_steps, desc="judge", disable=how.disable_tqdm) as steps:
+        for _ in range(how.num_epochs):
+            order = torch.randperm(count, generator=draw)
+            for chosen in order[: num_batches * batch_size].split(batch_size):
+                images = shown(chosen, draw).contiguous(memory_format=torch.channels_last)
+                # Weights cast for an evaluation around this one would be those of before the step.
+                with torch.autocast("cpu", torch.bfloat16, bool(how.bf16), cache_enabled=False):
+                    said = judge(images)
+                loss = loss_of(said, chosen)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                steps.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                steps.update()
 
 
 def _augmented(images: Tensor, mirror: bool, draw: torch.Generator) -> Tensor:

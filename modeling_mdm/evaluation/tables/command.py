@@ -34,7 +34,7 @@ from modeling_mdm.evaluation.tables.columns import MEASUREMENTS
 from modeling_mdm.evaluation.tables.measurement import Figure, Measurement
 from modeling_mdm.evaluation.tables.page import difference_lines, table_lines, write_page
 from modeling_mdm.evaluation.tables.paper import TABLES
-from modeling_mdm.evaluation.tables.processes import num_processes, rank
+from modeling_mdm.evaluation.tables.processes import num_launched, rank
 from modeling_mdm.evaluation.tables.samples import Bench
 from modeling_mdm.evaluation.writing import markdown, write_json
 from modeling_mdm.matching import check_processor
@@ -122,9 +122,7 @@ def load(chosen: TableArguments) -> tuple[Any, Any]:
 
 def own_device(device: str) -> str:
     """Give each process of a machine an accelerator of its own."""
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and num_processes() > 1 else device
-    )
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and num_launched() > 1 else device
 
 
 def fingerprint(model: Any) -> str:
@@ -173,7 +171,7 @@ def _dry_run(
             content[name] = {"missing": list(map(str, files))}
         else:
             work = one.work(chosen)
-            hours = work.num_evaluations * seconds / 3600 / num_processes()
+            hours = work.num_evaluations * seconds / 3600 / num_launched()
             rows.append((name, str(work.num_samples), str(work.num_evaluations), f"{hours:.2g}"))
             content[name] = {**asdict(work), "hours": hours}
     print(json.dumps(content, indent=2) if chosen.json else "\n".join(markdown(rows)))
@@ -218,7 +216,7 @@ def _content(
             "processor": describe_processor(chosen.device),
             "dtype": "bfloat16" if chosen.bf16 else "float32",
             "threads": torch.get_num_threads(),
-            "processes": num_processes(),
+            "processes": num_launched(),
             "peak_memory_bytes": torch.cuda.max_memory_allocated() if is_cuda else None,
         },
         "num_parameters": sum(p.numel() for p in model.parameters()),

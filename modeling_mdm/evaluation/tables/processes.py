@@ -25,19 +25,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def num_processes() -> int:
+def num_launched() -> int:
     """How many processes were launched."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def own_share(items: Sequence[Item]) -> Sequence[Item]:
     """Take this process's items."""
-    return items[rank() :: num_processes()]
+    return items[rank() :: num_launched()]
 
 
 def wait_for_all() -> None:
     """Go on when every process has come here."""
-    if num_processes() > 1:
+    if num_launched() > 1:
         from accelerate import PartialState
 
         # By processors, whose patience can be told: one may measure for hours while others wait.

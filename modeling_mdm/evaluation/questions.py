@@ -65,7 +65,7 @@ def answer_accuracy(
     length = max_new_tokens or processor.max_text_length
 
     def are_right(batch: Items, noise: torch.Generator) -> Iterator[bool]:
-        inputs = _before_answers(processor, batch, model.device, max_new_tokens=length)
+        inputs = before_answers(processor, batch, model.device, max_new_tokens=length)
         out = model.generate(**inputs, generator=noise, show_progress=False, **generation)
         for item, sample in zip(batch, processor.post_process(out, inputs), strict=True):
             expected, _ = words_and_pictures(item["messages"][-1])
@@ -97,7 +97,7 @@ def reply_accuracy(
     """
 
     def are_right(batch: Items, noise: torch.Generator) -> Iterator[bool]:
-        inputs = _before_answers(processor, batch, model.device)
+        inputs = before_answers(processor, batch, model.device)
         # What is chosen does not hang on the steps that make it.
         out = model.generate(
             **inputs,
@@ -163,7 +163,7 @@ def _shares(
     return {kind: right[kind] / count for kind, count in sorted(asked.items())}
 
 
-def _before_answers(processor: Any, items: Items, device: Any, **options: Any) -> Any:
+def before_answers(processor: Any, items: Items, device: Any, **options: Any) -> Any:
     """What the model reads: of each conversation all but the last message."""
     return processor.apply_chat_template(
         [item["messages"][:-1] for item in items],

@@ -11,8 +11,6 @@ import torch
 import yaml
 from tiny_digits import ROOT
 
-import emoji_world
-from emojis.sources import read_sources
 from modeling_mdm import MDMProcessor
 from modeling_mdm.training import run_data, train
 
@@ -26,13 +24,7 @@ SHRUNKEN |= {"vae_hidden_size": 16, "latent_dim": 8}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    tiny_emojis.write_wordnet(folder)
-    sources = read_sources(folder, *tiny_emojis.write_sources(folder))
-    options = {"num_scenes": 80, "num_talks": 60, "num_edit_talks": 40, "disable_tqdm": True}
-    arguments = emoji_world.EmojiArguments(str(folder / "made"), wordnet_dir=str(folder), **options)
-    emoji_world.build(sources, arguments)
-    return folder / "made"
+    return tiny_emojis.build(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture

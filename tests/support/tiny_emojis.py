@@ -125,3 +125,16 @@ def write_wordnet(folder):
         index += f"{noun} n 1 1 @ 1 0 {at:08d}  \n"
     (folder / "data.noun").write_text(data, encoding="utf-8")
     (folder / "index.noun").write_text(index, encoding="utf-8")
+
+
+def build(folder, **options):
+    """Build the world in a folder, and return the set's own."""
+    import emoji_world
+    from emojis.sources import read_sources
+
+    write_wordnet(folder)
+    sources = read_sources(folder, *write_sources(folder))
+    options = {"num_scenes": 80, "num_talks": 60, "num_edit_talks": 40, **options}
+    options |= {"wordnet_dir": str(folder), "disable_tqdm": True}
+    emoji_world.build(sources, emoji_world.EmojiArguments(str(folder / "made"), **options))
+    return folder / "made"

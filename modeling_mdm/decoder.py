@@ -135,6 +135,21 @@ def recorded_states(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list
             handle.remove()
 
 
+@contextmanager
+def recorded_selections(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """Collect which items (b, k, l) the scans of every block read, while the context is open."""
+    kept: list[Tensor] = []
+    heads = [layer.selection for layer in layers] if wanted else []
+    handles = [
+        head.register_forward_hook(lambda _, __, output: kept.append(output[0])) for head in heads
+    ]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class MDMDecoder(nn.Module):
     """Reads given and noisy positions of both modalities, gives features of all of them."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .cache import PromptCache
 from .content import ModalityContent, written
-from .decoder import DecoderInputs
+from .decoder import DecoderInputs, recorded_selections
 from .generation_settings import Settings
 from .inputs import EncodedInputs
 from .network import Denoised, MDMNetwork
@@ -172,10 +172,12 @@ class GuidedDenoiser:
         network: the model. encoded: its encoded inputs (b).
         noise: initial noise by modality; what joint guidance shows at t = 1.
         settings: of the run. reader: reads what is given, where it is cached.
+        keeps_selection: whether to note what every scan reads.
 
     Attributes:
         evaluations: of the network.
         last: by modality, what its last evaluation gave.
+        selections: of every evaluation, by modality: (b, n, blocks * k) bool.
     """
 
     def __init__(
@@ -185,8 +187,11 @@ class GuidedDenoiser:
         noise: dict[str, Tensor],
         settings: Settings,
         reader: PromptReader,
+        keeps_selection: bool = False,
     ) -> None:
         self.network, self.settings, self.reader, self.noise = network, settings, reader, noise
+        self.keeps_selection = keeps_selection
+        self.selections: list[dict[str, Tensor]] = []
         self.content = encoded.content
         self.given = {
             modality: positions.latents for modality, positions in encoded.content.items()
@@ -217,8 +222,10 @@ class GuidedDenoiser:
         noisy = written(encoded.content)
         noise = {modality: self.noise[modality] for modality in noisy}
         reader = self.reader.of_samples()
-        rest = GuidedDenoiser(self.network, encoded, noise, self.settings, reader)
+        keeps = self.keeps_selection
+        rest = GuidedDenoiser(self.network, encoded, noise, self.settings, reader, keeps)
         rest.evaluations, rest.last = self.evaluations, self.last
+        rest.selections = self.selections
         for modality, mask in noisy.items():
             known = mask & self.content[modality].given
             if bool(known.any()):
@@ -260,7 +267,10 @@ class GuidedDenoiser:
         self._fed_back = self._fed_back | {
             modality: self._estimates[modality] for modality in fresh
         }
-        denoised = self._evaluate(self._inputs(z, t), self.candidates)
+        with recorded_selections(self.network.decoder.layers, self.keeps_selection) as selected:
+            denoised = self._evaluate(self._inputs(z, t), self.candidates)
+        if selected:
+            self.selections.append(self._selection(selected))
         self.evaluations += 1
         self._estimates = {modality: denoised.clean[modality] for modality in self.noise}
         return {modality: self._guided(modality, denoised, t[modality]) for modality in self.noise}
@@ -292,6 +302,24 @@ class GuidedDenoiser:
             self.settings.keep,
             self.cache,
         )
+
+    def _selection(self, selected: list[Tensor]) -> dict[str, Tensor]:
+        """What scans read of each modality in the conditional branch: (b, n, blocks * k).
+
+        Args:
+            selected: of every block, (r * b, k, l) by position of the part.
+        """
+        sequence, found = self.part.sequence, {}
+        read = torch.stack(selected, 1).flatten(1, 2).transpose(1, 2)  # (r * b, l, blocks * k)
+        for modality, where in (("text", sequence.words), ("image", sequence.patches)):
+            if modality in self.content:
+                count = self.content[modality].given.shape
+                blank = read.new_zeros((*count, read.shape[-1]))
+                found[modality] = blank
+                if modality in self.part.content:
+                    own = read[: count[0], where]
+                    found[modality] = self.conditional.put(modality, own, blank)
+        return found
 
     def _scales(self, modality: str, t: Tensor) -> dict[str, float]:
         """Scales of the weaker branches that guide a modality at its time t; none act elsewhere."""
@@ -326,7 +354,7 @@ class GuidedDenoiser:
         network, settings = self.network, self.settings
         if settings.compile:  # what was compiled of it before is found again
             return torch.compile(network.denoise)
-        is_static = self.cache is not None
+        is_static = self.cache is not None and not self.keeps_selection
         # The grid of the linear schedule comes from the host, which a graph does not capture.
         is_static &= all(network.schedules[modality].name != "linear" for modality in self.noise)
         if settings.cuda_graph and is_static and network.device.type == "cuda":

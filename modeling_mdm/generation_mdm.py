@@ -41,6 +41,7 @@ from .generation_settings import (
     check_arguments,
     check_form,
     check_past,
+    check_selection,
     read_settings,
 )
 from .generation_steps import plan_steps
@@ -88,6 +89,7 @@ class MDMGenerationMixin:
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         callback_on_step_end: Callable[[StepInfo], bool | None] | None = None,
         output_trajectory: bool = False,
+        output_selection: bool = False,
         streamer: BaseStreamer | None = None,
         cache: PastTurns | None = None,
         **kwargs: Any,
@@ -121,6 +123,7 @@ class MDMGenerationMixin:
                 result.
             callback_on_step_end: sees a [`StepInfo`] after every step; True ends the run there.
             output_trajectory: also return the clean estimate of every step.
+            output_selection: also return what every scan reads; needs `keep` < 1.
             streamer: shows the only item of a call at every step: an [`MDMStreamer`], or one of
                 transformers' for text.
             cache: that of an earlier output, for as many items in the same order. Where
@@ -143,6 +146,7 @@ class MDMGenerationMixin:
         keywords = {**kwargs, "max_new_tokens": max_new_tokens}
         settings = read_settings(self.config, self.generation_config, generation_config, keywords)
         check_arguments(generator, callback_on_step_end, output_trajectory, streamer)
+        check_selection(output_selection, settings)
         check_past(cache, settings)
         region = RegionRequest(generation_mode, settings.max_new_tokens, image_size)
         region.check(inputs, self.config, max_new_tokens is not None)
@@ -169,7 +173,7 @@ class MDMGenerationMixin:
 
         # 4. Lay out the branches of guidance, and read what is given once for all steps.
         reader = PromptReader.of(self, settings, cache)
-        denoiser = GuidedDenoiser(self, encoded, noise, settings, reader)
+        denoiser = GuidedDenoiser(self, encoded, noise, settings, reader, output_selection)
 
         # 5. Denoise: a step evaluates the network for both modalities, and a solver moves each.
         def on_finish(modality: str, latents: Tensor) -> Denoiser:
@@ -202,12 +206,22 @@ class MDMGenerationMixin:
             trajectory=writer.trajectory(watcher.estimates) if output_trajectory else None,
             generation_modes=region.of_samples(settings.num_return_sequences),
             cache=reader.past,  # of before words that went ahead were given
+            selection=self._stacked(denoiser.selections) if output_selection else None,
         )
         if feed is not None:
             feed.end(output)
         if settings.return_dict_in_generate or len(noisy) > 1:
             return output
         return output.images if words is None else writer.padded(words)
+
+    def _stacked(self, selections: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What scans read at every evaluation: (b, evaluations, blocks, k, n) by modality."""
+        blocks = self.config.num_hidden_layers
+        stacked = {
+            modality: torch.stack([one[modality] for one in selections], 1)
+            for modality in selections[0]
+        }
+        return {m: read.unflatten(-1, (blocks, -1)).movedim(2, -1) for m, read in stacked.items()}
 
     def _take_inputs(self, input_ids: Tensor | None, keywords: dict[str, Any]) -> Inputs:
         """Take the model's inputs out of the keywords of a call, with a mask for all of them."""

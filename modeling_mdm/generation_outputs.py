@@ -56,6 +56,9 @@ class MDMGenerateOutput(ModelOutput):
         kernel_backend: name of the scan kernel that ran.
         trajectory: on request, the decoded clean estimate of every step: `"image"`
             (b, steps, channels, height, width), `"text"` (b, steps, t).
+        selection: on request, which positions with anything to write the scans of every block read
+            at every evaluation: by modality, (b, evaluations, blocks, scans a block, positions)
+            bool.
         generation_modes: with `generation_mode="auto"`, what was chosen for every sample.
         cache: what was read, for the next turn's call to go on from; None with `use_cache=False` or
             `keep` < 1. `past_key_values`, its former name, still reads it.
@@ -71,6 +74,7 @@ class MDMGenerateOutput(ModelOutput):
     trajectory: dict[str, Tensor] | None = None
     generation_modes: list[str] | None = None
     cache: PastTurns | None = None
+    selection: dict[str, Tensor] | None = None
 
     # transformers translates the former name from 5.24 on; here it does in every version.
     @property

@@ -429,6 +429,21 @@ def check_arguments(generator: Any, callback: Any, with_trajectory: Any, streame
         )
 
 
+def check_selection(wanted: Any, settings: Settings) -> None:
+    """Refuse to tell what scans read where they read everything, or hide it."""
+    if not flag("output_selection", wanted):
+        return
+    if settings.keep >= 1:
+        raise ValueError(
+            "`output_selection` is True, but with `keep` = 1 every scan reads everything: pass a "
+            "share below 1, as keep=0.5."
+        )
+    if settings.compile:
+        raise ValueError(
+            "`output_selection` is True, which a compiled step does not tell: pass compile=False."
+        )
+
+
 def check_past(past: PastTurns | None, settings: Settings) -> None:
     """Refuse what is no past, or would not be read with these settings."""
     if past is None:

@@ -119,6 +119,32 @@ def test_trajectory(exact):
     assert generate(exact, batch).trajectory is None
 
 
+def test_selection_tells_what_scans_read():
+    """Of what is to be written, each scan reads the share that it keeps; of the rest, nothing."""
+    torch.manual_seed(0)
+    model = make_model(use_selection=True).eval()
+    batch, keep = mixed_batch(), 0.5
+    for use_cache in (True, False):
+        options = {"keep": keep, "use_cache": use_cache, "guidance_scale": 2.0}
+        options |= {"num_inference_steps": 3, "solver": "dpm_solver_2m"}
+        out = generate(model, batch, output_selection=True, **options)
+        noisy = {"image": ~patch_mask(batch["image_given"])}
+        noisy["text"] = ~batch["text_given"] & batch["attention_mask"].bool()
+        blocks = model.config.num_hidden_layers
+        for modality, read in out.selection.items():
+            assert read.dtype == torch.bool and read.shape[:3] == (8, 3, blocks)
+            assert read.shape[-1] == noisy[modality].shape[1]
+            assert not (read & ~noisy[modality][:, None, None, None]).any()
+        both = torch.cat([out.selection["text"], out.selection["image"]], -1).sum(-1)
+        count = torch.cat([noisy["text"], noisy["image"]], 1).sum(1)
+        assert (both == (count * keep).ceil().long()[:, None, None, None]).all()
+    assert generate(model, batch, keep=keep).selection is None
+    with pytest.raises(ValueError, match="keep"):
+        generate(model, batch, output_selection=True)
+    with pytest.raises(ValueError, match="compile"):
+        generate(model, batch, output_selection=True, keep=keep, compile=True)
+
+
 def test_one_modality_gives_a_trajectory_of_one(exact):
     batch = {name: mixed_batch()[name][:1] for name in (*TEXT, *IMAGE)}
     out = generate(exact, batch, output_trajectory=True)

@@ -115,7 +115,14 @@ WRONG = {
     (generate, "keep"): [*NO_NUMBER, -1, 0, 2],
     **{
         (generate, name): NO_FLAG
-        for name in ("use_cache", "compile", "cuda_graph", "show_progress", "output_trajectory")
+        for name in (
+            "use_cache",
+            "compile",
+            "cuda_graph",
+            "show_progress",
+            "output_trajectory",
+            "output_selection",
+        )
     },
     (generate, "return_dict_in_generate"): NO_FLAG,
     (generate, "num_return_sequences"): NO_INTEGER,

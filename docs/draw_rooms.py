@@ -20,7 +20,7 @@ FLOORS = [
         ("training/", "stays at home", "train trainer ema checkpoints"),
         ("evaluation/", "stays at home", "evaluate judge ranking questions"),
         ("data/", "stays at home", "pictures streams talks tasks captions"),
-        ("display/", "stays at home", "streamer animation pictures"),
+        ("display/", "stays at home", "streamer animation pictures selection"),
         ("mdm_cli/", "needs Python alone", "main endings places"),
     ],
     [

@@ -60,6 +60,7 @@ def check_tasks(names, folder):
     assert names["said"][0]["generated_text"] and names["described"][0]["generated_text"]
     with Image.open(folder / "dress.gif") as film:
         assert film.n_frames > 1
+    assert (folder / "selection.png").is_file()
 
 
 @check("docs/load.md")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from tiny_digits import make_config, make_processor
 from tiny_text_sets import write_sets
 from tiny_vision_sets import write_coco, write_imagenet, write_questions, write_vizwiz
@@ -78,6 +79,15 @@ def test_pictures_of_classes_and_of_captions(world, tmp_path, capsys):
     page = (out / "table-1.md").read_text()
     assert "![Samples of COCO FID](coco-fid.png)" in page and (out / "coco-fid.png").is_file()
     assert len(list((out / "samples" / "imagenet").glob("*.png"))) == 6
+    assert (
+        page.count("![Confusion of FID](fid-confusion.png)") == 1
+        and (out / "fid-confusion.png").is_file()
+    )
+    share = content["columns"]["FID"]["plots"]["confusion"]["share_on_the_diagonal"]
+    judge = JudgeNetwork.from_pretrained(world / "judge")
+    made = [Image.open(out / "samples" / "imagenet" / f"{n:06d}.png") for n in range(6)]
+    assert share == pytest.approx(sum(map(int.__eq__, judge.classify(made), range(6))) / 6)
+    assert content["columns"]["COCO FID"]["plots"] == {}
 
 
 def test_answers_to_questions(world, tmp_path, capsys):
@@ -90,7 +100,10 @@ def test_answers_to_questions(world, tmp_path, capsys):
         assert content["columns"][column]["estimate"]["num_items"] == 10
         lines = (out / "answers" / f"{column}.0.jsonl").read_text().splitlines()
         assert len(lines) == 10 and all(isinstance(json.loads(one)["text"], str) for one in lines)
-    assert "| credit | question | answer | one of people's |" in (out / "table-2.md").read_text()
+    page = (out / "table-2.md").read_text()
+    assert "| credit | question | answer | one of people's |" in page
+    assert "![Confusion of VizWiz](vizwiz-confusion.png)" in page
+    assert (out / "vizwiz-confusion.png").is_file() and (out / "vqav2-confusion.png").is_file()
 
 
 def test_captions(world, tmp_path, monkeypatch):

@@ -178,6 +178,7 @@ SURE = {"a": 0.9, "dress": 0.9, "A": 0.1}
 def test_each_set_in_its_own_schema(name, tmp_path):
     found = figures(name, tmp_path, Toy(SURE))
     assert found.accuracy.num_items == 10
+    assert len(found.calibration.confidence) == 10
     if name in ("BoolQ", "PIQA"):  # half of the answers are the dress, or yes
         assert found.accuracy.value == 50
         assert found.accuracy.standard_error == pytest.approx(100 * (0.25 / 9) ** 0.5)
@@ -193,6 +194,13 @@ def test_a_model_that_knows_nothing_is_at_chance(tmp_path):
     assert found.num_draws == 20 and found.num_evaluations == 2
 
 
+def test_how_sure_a_choice_is_against_how_often_it_is_right(tmp_path):
+    """The dress at 0.9 and three others at 0.001, articles alike: the softmax of products."""
+    sure = figures("OpenBookQA", tmp_path, Toy(SURE), num_draws=2).calibration
+    assert sure.confidence == pytest.approx([0.9 / (0.9 + 3e-3)] * 20)
+    assert all(sure.is_right)
+
+
 def test_mathematics_is_written(tmp_path):
     class Solver(Toy):
         def generate(self, texts, **options):
@@ -201,6 +209,7 @@ def test_mathematics_is_written(tmp_path):
 
     found = figures("GSM8K", tmp_path, Solver())
     assert found.accuracy.value == 100 and found.accuracy.num_items == 10
+    assert found.calibration is None
 
 
 def test_math_is_averaged_over_its_kinds(tmp_path):

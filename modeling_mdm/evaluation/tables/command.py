@@ -34,6 +34,7 @@ from modeling_mdm.evaluation.tables.columns import MEASUREMENTS
 from modeling_mdm.evaluation.tables.measurement import Figure, Measurement
 from modeling_mdm.evaluation.tables.page import difference_lines, table_lines, write_page
 from modeling_mdm.evaluation.tables.paper import TABLES
+from modeling_mdm.evaluation.tables.plots import require_matplotlib
 from modeling_mdm.evaluation.tables.processes import num_launched, rank
 from modeling_mdm.evaluation.tables.samples import Bench
 from modeling_mdm.evaluation.writing import markdown, write_json
@@ -70,6 +71,7 @@ def run(chosen: TableArguments, command: str) -> dict[str, Any]:
         chosen: what is measured. command: what the file names as the command that wrote it.
 
     Raises:
+        ImportError: a library is missing.
         FileNotFoundError: the checkpoint or files of a column are missing; names them.
         ValueError: data sets that contradict themselves, or a folder of other settings.
     """
@@ -83,6 +85,7 @@ def run(chosen: TableArguments, command: str) -> dict[str, Any]:
             f"data_root={chosen.data_root!r} lacks {_some(absent)}: put them there, leave their "
             "columns out by --columns, or see all by --dry_run."
         )
+    require_matplotlib()
     model, processor = load(chosen)
     settings = chosen.settings() | {"weights": fingerprint(model)}
     folder = Path(chosen.output_dir)
@@ -225,6 +228,7 @@ def _content(
                 "estimate": asdict(figure.estimate),
                 "by": figure.by,
                 "details": figure.details,
+                "plots": {plot.kind: plot.summary() for plot in figure.plots},
             }
             for column, figure in figures.items()
         },

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from modeling_mdm.evaluation.fidelity import (
@@ -35,6 +36,7 @@ from modeling_mdm.evaluation.tables.measurement import (
     sampled,
     sheet_of,
 )
+from modeling_mdm.evaluation.tables.plots import Confusion, Plot
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
     SeenPictures,
@@ -73,6 +75,7 @@ def _imagenet(columns: tuple[str, ...], bench: Bench, chosen: TableArguments) ->
     count = chosen.limit or NUM_IMAGENET
     items = {f"{n:06d}": n % known for n in range(count)}
     real = [file for files in in_turns(classes) for file in files][:count]
+    names = [files[0].parent.name for files in classes]
 
     def prepare(labels: Sequence[int]) -> Any:
         return bench.processor(
@@ -81,9 +84,28 @@ def _imagenet(columns: tuple[str, ...], bench: Bench, chosen: TableArguments) ->
 
     def measure() -> dict[str, Figure]:
         drawn_by = _for_pictures(bench, chosen)
-        return _fidelity(columns, drawn_by, chosen, "imagenet", items, real, prepare, extractor)
+        return _fidelity(
+            *(columns, drawn_by, chosen, "imagenet", items, real, prepare, extractor),
+            look=partial(_confused, names, list(items.values()), extractor),
+        )
 
     return measure
+
+
+def _confused(
+    names: Sequence[str],
+    asked: Sequence[int],
+    extractor: Extractor | NamedExtractor,
+    made: Sequence[Image.Image],
+) -> tuple[Plot, ...]:
+    """Plot the classes asked for against those that a judge of the same classes sees."""
+    if not isinstance(extractor, JudgeExtractor):
+        return ()
+    if extractor.judge.config.num_classes != len(names):
+        return ()
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (list(asked), extractor.judge.classify(made)), 1)
+    return (Confusion(tuple(names), counts, "asked for", f"seen by {extractor.name}"),)
 
 
 def in_turns(classes: Sequence[Sequence[Path]]) -> list[list[Path]]:
@@ -109,6 +131,7 @@ def _fidelity(
     real: Sequence[Path],
     prepare: Callable[[Sequence[Any]], Any],
     extractor: Extractor | NamedExtractor,
+    look: Callable[[Sequence[Image.Image]], tuple[Plot, ...]] = lambda made: (),
     **details: Any,
 ) -> dict[str, Figure]:
     samples = write_samples(bench, name, items, prepare)
@@ -125,8 +148,9 @@ def _fidelity(
     if "FPS, log scale" in columns:
         values["FPS, log scale"] = Estimate(effort.log_samples_per_second, effort.num_samples)
     sheet = sheet_of([(made[n], None) for n in range(min(SHEET_SAMPLES, len(made)))])
+    plots = look(made)
     return {
-        column: Figure(value, found.extractor, details, sheet=sheet)
+        column: Figure(value, found.extractor, details, sheet=sheet, plots=plots)
         for column, value in values.items()
     }
 

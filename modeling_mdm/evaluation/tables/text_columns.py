@@ -20,6 +20,7 @@ import yaml
 from mdm_cli.endings import MissingExtra
 from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.plots import Calibration
 
 SUBJECTS = (
     *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge"),
@@ -122,6 +123,8 @@ class TextFigures:
         metric: lm-eval's name of the figure. num_shots: examples before each item.
         by_task: of each task, a mean over draws.
         num_draws, num_evaluations: of noise for each item, and of the network for each draw.
+        calibration: of the choice with the highest log-likelihood, whose probability among the
+            choices is a softmax, in all draws; None where answers are written.
     """
 
     accuracy: Estimate
@@ -131,6 +134,7 @@ class TextFigures:
     by_task: dict[str, float]
     num_draws: int
     num_evaluations: int
+    calibration: Calibration | None = None
 
 
 def wanted(column: TextColumn, root: Path) -> list[Path]:
@@ -219,7 +223,18 @@ def _figures(column: TextColumn, draws: list[Any], num_evaluations: int) -> Text
         },
         num_draws=len(draws),
         num_evaluations=num_evaluations,
+        calibration=None if column.writes else _calibration(names, draws),
     )
+
+
+def _calibration(names: list[str], draws: list[Any]) -> Calibration:
+    confidence, is_right = [], []
+    for item in (item for draw in draws for task in names for item in draw["samples"][task]):
+        log_likelihoods = np.array([value for value, _ in item["filtered_resps"]])
+        likelihoods = np.exp(log_likelihoods - log_likelihoods.max())
+        confidence.append(float(likelihoods.max() / likelihoods.sum()))
+        is_right.append(item["acc"] == 1)  # of the likeliest, whatever the column's own metric
+    return Calibration(confidence, is_right)
 
 
 def _write_tasks(column: TextColumn, root: Path, folder: Path) -> Iterator[Path]:

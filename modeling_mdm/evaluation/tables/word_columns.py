@@ -7,6 +7,7 @@ What is missing, of files and of libraries, is found out before any sample is ma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from modeling_mdm.evaluation.tables.measurement import (
     sampled,
     sheet_of,
 )
+from modeling_mdm.evaluation.tables.plots import Confusion
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
     Asked,
@@ -36,7 +38,7 @@ from modeling_mdm.evaluation.tables.readers import (
     vqa_questions,
 )
 from modeling_mdm.evaluation.tables.samples import Bench, effort_of, write_samples
-from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, soft_accuracy
+from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, plain, soft_accuracy
 from modeling_mdm.evaluation.tables.text_columns import TEXT_COLUMNS
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 
@@ -152,10 +154,20 @@ def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
                 {"effort": vars(effort_of(samples))},
                 [("credit", "question", "answer", "one of people's"), *rows],
                 _sheet_of_texts(items, said),
+                (_answers_confused(said, people),),
             )
         }
 
     return measure
+
+
+def _answers_confused(said: Mapping[str, str], people: Mapping[str, Sequence[str]]) -> Confusion:
+    """Count what was answered where most people gave which answer."""
+    pairs = (
+        (Counter(map(plain, answers)).most_common(1)[0][0], plain(said[one]))
+        for one, answers in people.items()
+    )
+    return Confusion.of(pairs, "what most people say", "the model's answer")
 
 
 def _question(one: Asked) -> list[dict[str, Any]]:
@@ -185,8 +197,10 @@ def _reading(name: str, bench: Bench, chosen: TableArguments) -> Any:
             batch_size=chosen.batch_size,
             disable_tqdm=chosen.disable_tqdm,
         )
-        details = {key: value for key, value in vars(found).items() if key != "accuracy"}
-        return {name: Figure(found.accuracy, f"lm-eval, {found.metric}", details)}
+        apart = ("accuracy", "calibration")
+        details = {key: value for key, value in vars(found).items() if key not in apart}
+        plots = () if found.calibration is None else (found.calibration,)
+        return {name: Figure(found.accuracy, f"lm-eval, {found.metric}", details, plots=plots)}
 
     return measure
 

@@ -263,7 +263,7 @@ def test_a_model_of_other_classes_is_refused(world, tmp_path, capsys):
     write_imagenet(data, num_classes=3)
     more = ("--columns", "FID")
     assert mdm(words(world, 1, tmp_path / "out", *more, data_root=data)) == 1
-    assert "has 3 folders of classes and the model's num_classes is 10" in capsys.readouterr().err
+    assert "are of 3 classes and the model's num_classes is 10" in capsys.readouterr().err
 
 
 def test_table_3_measures_speed_too(world, tmp_path):

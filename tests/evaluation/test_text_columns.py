@@ -19,6 +19,8 @@ from modeling_mdm.evaluation.tables.answers import Answers  # noqa: E402
 from modeling_mdm.evaluation.tables.language_model import MDMLanguageModel  # noqa: E402
 from modeling_mdm.evaluation.tables.text_columns import (  # noqa: E402
     TEXT_COLUMNS,
+    Source,
+    load_tasks,
     num_items,
     text_figures,
     wanted,
@@ -163,8 +165,9 @@ def test_what_makes_no_sense_is_refused():
 def figures(name, folder, toy, num_draws=1, **options):
     write_sets(folder)
     answers = Answers.open(folder / "out", {})
+    loaded = load_tasks(Source(name, folder), folder / "tasks")
     return text_figures(
-        name, folder, answers, toy, Words(), num_evaluations=2, num_draws=num_draws, seed=0,
+        name, loaded, answers, toy, Words(), num_evaluations=2, num_draws=num_draws, seed=0,
         disable_tqdm=True, **options,
     )  # fmt: skip
 
@@ -229,21 +232,22 @@ def test_parquet_is_read(tmp_path):
     for n, part in enumerate((table.slice(0, 6), table.slice(6))):
         pyarrow.parquet.write_table(part, lines.with_name(f"validation-0000{n}-of-00002.parquet"))
     lines.unlink()
-    column = TEXT_COLUMNS["PIQA"]
-    assert wanted(column, tmp_path) == [] and num_items(column, tmp_path, None) == 10
+    column, source = TEXT_COLUMNS["PIQA"], Source("PIQA", tmp_path)
+    assert wanted(column, tmp_path) == [] and num_items(source, None) == 10
     answers = Answers.open(tmp_path / "out", {})
     options = {"num_evaluations": 1, "num_draws": 1, "seed": 0, "disable_tqdm": True}
-    found = text_figures("PIQA", tmp_path, answers, Toy(SURE), Words(), **options)
+    loaded = load_tasks(Source("PIQA", tmp_path), tmp_path / "tasks")
+    found = text_figures("PIQA", loaded, answers, Toy(SURE), Words(), **options)
     assert found.accuracy.num_items == 10 and found.accuracy.value == 50
 
 
 def test_files_that_are_missing_are_listed(tmp_path):
-    column = TEXT_COLUMNS["GSM8K"]
+    column, source = TEXT_COLUMNS["GSM8K"], Source("GSM8K", tmp_path)
     assert wanted(column, tmp_path) == [
         tmp_path / "gsm8k" / "test.jsonl",
         tmp_path / "gsm8k" / "train.jsonl",
     ]
     write_sets(tmp_path, "gsm8k")
     assert wanted(column, tmp_path) == []
-    assert num_items(column, tmp_path, None) == 10 and num_items(column, tmp_path, 3) == 3
+    assert num_items(source, None) == 10 and num_items(source, 3) == 3
     assert len(wanted(TEXT_COLUMNS["MMLU"], tmp_path)) == 2 * 57

@@ -77,7 +77,10 @@ def run(chosen: TableArguments, command: str) -> dict[str, Any]:
     """
     measurements = chosen_measurements(chosen)
     _check_places(chosen)
-    missing = {one: one.missing(chosen.root) for one in measurements}
+    missing = {
+        one: [] if chosen.is_of_hub(one.columns) else one.missing(chosen.root)
+        for one in measurements
+    }
     if chosen.dry_run:
         return _dry_run(chosen, missing)
     if absent := [file for files in missing.values() for file in files]:
@@ -140,7 +143,8 @@ def fingerprint(model: Any) -> str:
 def _check_places(chosen: TableArguments) -> None:
     require_device("device", chosen.device)
     require_place("checkpoint", chosen.checkpoint)
-    require_folder("data_root", chosen.data_root)
+    if chosen.data_root is not None:
+        require_folder("data_root", chosen.data_root)
     require_writable("output_dir", chosen.output_dir)
     if chosen.adapter is not None:
         require_folder("adapter", chosen.adapter)

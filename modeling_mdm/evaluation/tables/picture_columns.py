@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tables.estimates import Estimate
 from modeling_mdm.evaluation.tables.geneval import geneval_figures, judge, read_prompts
 from modeling_mdm.evaluation.tables.geneval_eyes import ColorNamer, Detector
+from modeling_mdm.evaluation.tables.hub import hub_captions, hub_classes
 from modeling_mdm.evaluation.tables.measurement import (
     Figure,
     Measurement,
@@ -39,6 +39,9 @@ from modeling_mdm.evaluation.tables.measurement import (
 from modeling_mdm.evaluation.tables.plots import Confusion, Plot
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
+    Captioned,
+    FilePicture,
+    Picture,
     SeenPictures,
     class_folders,
     coco_captions,
@@ -59,23 +62,23 @@ def _for_pictures(bench: Bench, chosen: TableArguments) -> Bench:
     )
 
 
-def _classes(chosen: TableArguments) -> list[list[Path]]:
-    return class_folders(chosen.root / "imagenet" / "train")
+def _classes(chosen: TableArguments) -> dict[str, list[Picture]]:
+    name = chosen.hub_ids().get("FID")
+    return hub_classes(name) if name else class_folders(chosen.root / "imagenet" / "train")
 
 
 def _imagenet(columns: tuple[str, ...], bench: Bench, chosen: TableArguments) -> Any:
     extractor = extractor_of(chosen)
-    classes = _classes(chosen)
+    names, classes = zip(*_classes(chosen).items(), strict=True)
     known = bench.model.config.num_classes
     if known != len(classes):
         raise ValueError(
-            f"{chosen.root / 'imagenet' / 'train'} has {len(classes)} folders of classes and the "
-            f"model's num_classes is {known}: its pictures are asked for by class."
+            f"the real pictures are of {len(classes)} classes and the model's num_classes is "
+            f"{known}: its pictures are asked for by class."
         )
     count = chosen.limit or NUM_IMAGENET
     items = {f"{n:06d}": n % known for n in range(count)}
     real = [file for files in in_turns(classes) for file in files][:count]
-    names = [files[0].parent.name for files in classes]
 
     def prepare(labels: Sequence[int]) -> Any:
         return bench.processor(
@@ -108,7 +111,7 @@ def _confused(
     return (Confusion(tuple(names), counts, "asked for", f"seen by {extractor.name}"),)
 
 
-def in_turns(classes: Sequence[Sequence[Path]]) -> list[list[Path]]:
+def in_turns(classes: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
     """Take pictures in turns: the first of each class, then the second of each that has one, ..."""
     longest = max(map(len, classes), default=0)
     return [[files[n] for files in classes if n < len(files)] for n in range(longest)]
@@ -128,7 +131,7 @@ def _fidelity(
     chosen: TableArguments,
     name: str,
     items: Mapping[str, Any],
-    real: Sequence[Path],
+    real: Sequence[Picture],
     prepare: Callable[[Sequence[Any]], Any],
     extractor: Extractor | NamedExtractor,
     look: Callable[[Sequence[Image.Image]], tuple[Plot, ...]] = lambda made: (),
@@ -137,8 +140,8 @@ def _fidelity(
     samples = write_samples(bench, name, items, prepare)
     if rank() != 0:
         return {}
-    files = [bench.answers.picture(name, item) for item in items]
     seen = SeenPictures(real, bench.processor)
+    files = [FilePicture(bench.answers.picture(name, item)) for item in items]
     made = SeenPictures(files, bench.processor)
     cache = bench.answers.folder / "features" / name
     found = fidelity_figures(made, seen, extractor, cache, chosen.device, chosen.seed)
@@ -172,9 +175,13 @@ def _share(share: float, count: int) -> Estimate:
     return Estimate(share, count, (share * (1 - share) / count) ** 0.5)
 
 
-def _coco_items(chosen: TableArguments) -> list[tuple[str, Path]]:
-    root = chosen.root / "coco"
-    found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
+def _coco_items(chosen: TableArguments) -> list[tuple[str, Picture]]:
+    found: Sequence[Captioned]
+    if name := chosen.hub_ids().get("COCO FID"):
+        found = hub_captions("COCO FID", name)
+    else:
+        root = chosen.root / "coco"
+        found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
     pairs = [(caption, one.picture) for one in found for caption in one.captions]
     return drawn(pairs, chosen.limit or NUM_COCO, chosen.seed)
 

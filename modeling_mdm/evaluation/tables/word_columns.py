@@ -19,6 +19,7 @@ from modeling_mdm.evaluation.tables import text_columns
 from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tables.caption_measures import caption_figures, require_library
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.hub import hub_captions, hub_questions
 from modeling_mdm.evaluation.tables.measurement import (
     Figure,
     Measurement,
@@ -40,14 +41,15 @@ from modeling_mdm.evaluation.tables.readers import (
 from modeling_mdm.evaluation.tables.samples import Bench, effort_of, write_samples
 from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, plain, soft_accuracy
 from modeling_mdm.evaluation.tables.text_columns import TEXT_COLUMNS
-from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 
 NUM_SHOWN = 5  # best and worst
 COCO_PICTURE = "COCO_val2014_{:012d}.jpg"
 
 
 def _captioned(name: str, chosen: TableArguments) -> list[Captioned]:
-    if name == "COCO":
+    if hub_id := chosen.hub_ids().get(name):
+        found = hub_captions(name, hub_id)
+    elif name == "COCO":
         root = chosen.root / "coco"
         found = karpathy_captions(root / "dataset_coco.json", root)
     else:
@@ -62,7 +64,7 @@ def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
 
     def prepare(some: Sequence[Captioned]) -> Any:
         return bench.processor(
-            images=[open_picture(str(one.picture)) for one in some],
+            images=[one.picture.open() for one in some],
             generation_mode="text",
             max_new_tokens=chosen.max_new_tokens,
             return_tensors="pt",
@@ -100,12 +102,14 @@ def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
 
 
 def _asked(name: str, chosen: TableArguments) -> list[Asked]:
-    root, coco = chosen.root, chosen.root / "coco" / "val2014"
-    if name == "VizWiz":
-        found = vizwiz_questions(root / "vizwiz" / "val.json", root / "vizwiz" / "val")
+    if hub_id := chosen.hub_ids().get(name):
+        found = hub_questions(name, hub_id)
+    elif name == "VizWiz":
+        folder = chosen.root / "vizwiz"
+        found = vizwiz_questions(folder / "val.json", folder / "val")
     else:
-        files = [root / file for file in QUESTION_FILES[name]]
-        found = vqa_questions(*files, coco, COCO_PICTURE)
+        files = [chosen.root / file for file in QUESTION_FILES[name]]
+        found = vqa_questions(*files, chosen.root / "coco" / "val2014", COCO_PICTURE)
     return drawn(found, chosen.limit, chosen.seed)
 
 
@@ -171,23 +175,29 @@ def _answers_confused(said: Mapping[str, str], people: Mapping[str, Sequence[str
 
 
 def _question(one: Asked) -> list[dict[str, Any]]:
-    picture = {"type": "image", "image": open_picture(str(one.picture))}
+    picture = {"type": "image", "image": one.picture.open()}
     return [picture, {"type": "text", "text": one.question}]
 
 
 def _text_work(name: str, chosen: TableArguments) -> Work:
     column = TEXT_COLUMNS[name]
-    count = text_columns.num_items(column, chosen.root, chosen.limit)
+    count = text_columns.num_items(_source(name, chosen), chosen.limit)
     each = chosen.num_inference_steps if column.writes else chosen.num_evaluations
     return Work(count, count * each * chosen.num_draws)
 
 
+def _source(name: str, chosen: TableArguments) -> text_columns.Source:
+    ids = chosen.hub_ids()
+    return text_columns.Source(name, None if name in ids else chosen.root, ids.get(name))
+
+
 def _reading(name: str, bench: Bench, chosen: TableArguments) -> Any:
     text_columns.require_lm_eval()
+    loaded = text_columns.load_tasks(_source(name, chosen), bench.answers.folder / "tasks")
 
     def measure() -> dict[str, Figure]:
         found = text_columns.text_figures(
-            *(name, chosen.root, bench.answers, bench.model, bench.processor),
+            *(name, loaded, bench.answers, bench.model, bench.processor),
             num_evaluations=chosen.num_evaluations,
             num_draws=chosen.num_draws,
             seed=chosen.seed,
@@ -217,7 +227,7 @@ def _percent(found: Estimate) -> Estimate:
 
 def _sheet_of_texts(items: Mapping[str, Any], said: Mapping[str, str]) -> Image.Image:
     chosen = list(items)[:SHEET_SAMPLES]
-    return sheet_of([(open_picture(str(items[one].picture)), said[one]) for one in chosen])
+    return sheet_of([(items[one].picture.open(), said[one]) for one in chosen])
 
 
 def _captions_of(name: str, *files: str) -> Measurement:

@@ -146,6 +146,7 @@ def _check_places(chosen: TableArguments) -> None:
     if chosen.data_root is not None:
         require_folder("data_root", chosen.data_root)
     require_writable("output_dir", chosen.output_dir)
+    chosen.choices()
     if chosen.adapter is not None:
         require_folder("adapter", chosen.adapter)
     if chosen.compare is not None:
@@ -213,7 +214,7 @@ def _content(
         "command": command,
         "table": chosen.table,
         "source_of_other_rows": TABLES[chosen.table].source,
-        "settings": {**settings, **asdict(chosen)},
+        "settings": {**asdict(chosen), **settings},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

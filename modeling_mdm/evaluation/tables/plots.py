@@ -84,11 +84,11 @@ class Calibration:
 
     Args:
         confidence: probability among the choices of the one that was taken, of each item.
-        is_right: whether it was the right one.
+        is_right: whether it was the right one, or its share of credit.
     """
 
     confidence: Sequence[float]
-    is_right: Sequence[bool]
+    is_right: Sequence[float]
     kind: str = "calibration"
 
     def bins(self) -> list[tuple[float, float, int]]:

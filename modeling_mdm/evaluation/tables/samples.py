@@ -185,6 +185,13 @@ def _write(bench: Bench, column: str, names: Sequence[str], inputs: Any) -> None
         )
 
 
+def cut_at(text: str, stops: str | Sequence[str] | None) -> str:
+    """Cut a text before the first of some stops."""
+    for stop in [stops] if isinstance(stops, str) else stops or ():
+        text = text.split(stop, 1)[0] if stop else text
+    return text
+
+
 def effort_of(samples: Mapping[str, Mapping[str, Any]]) -> Effort:
     """Add up what samples cost."""
     count = len(samples)

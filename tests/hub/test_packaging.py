@@ -160,7 +160,8 @@ def test_wheel_metadata(wheel):
     assert f'"{metadata["Version"]}"' in VERSION_FILE.read_text()
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = {"train", "eval", "eval-text", "app", "emoji", "docs", "kernels", "dev"}
+    extras = {"train", "app", "emoji", "docs", "kernels", "dev"}
+    extras |= {"eval", "eval-text", "eval-lite", "eval-suite"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert any(line.endswith(".dist-info/licenses/LICENSE") for line in wheel.namelist())
     requirements = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]

@@ -34,6 +34,7 @@ from modeling_mdm.evaluation.tables.columns import MEASUREMENTS
 from modeling_mdm.evaluation.tables.measurement import Figure, Measurement
 from modeling_mdm.evaluation.tables.page import difference_lines, table_lines, write_page
 from modeling_mdm.evaluation.tables.paper import TABLES
+from modeling_mdm.evaluation.tables.plots import require_matplotlib
 from modeling_mdm.evaluation.tables.processes import num_launched, rank
 from modeling_mdm.evaluation.tables.samples import Bench
 from modeling_mdm.evaluation.writing import markdown, write_json
@@ -70,12 +71,16 @@ def run(chosen: TableArguments, command: str) -> dict[str, Any]:
         chosen: what is measured. command: what the file names as the command that wrote it.
 
     Raises:
+        ImportError: a library is missing.
         FileNotFoundError: the checkpoint or files of a column are missing; names them.
         ValueError: data sets that contradict themselves, or a folder of other settings.
     """
     measurements = chosen_measurements(chosen)
     _check_places(chosen)
-    missing = {one: one.missing(chosen.root) for one in measurements}
+    missing = {
+        one: [] if chosen.is_of_hub(one.columns) else one.missing(chosen.root)
+        for one in measurements
+    }
     if chosen.dry_run:
         return _dry_run(chosen, missing)
     if absent := [file for files in missing.values() for file in files]:
@@ -83,6 +88,7 @@ def run(chosen: TableArguments, command: str) -> dict[str, Any]:
             f"data_root={chosen.data_root!r} lacks {_some(absent)}: put them there, leave their "
             "columns out by --columns, or see all by --dry_run."
         )
+    require_matplotlib()
     model, processor = load(chosen)
     settings = chosen.settings() | {"weights": fingerprint(model)}
     folder = Path(chosen.output_dir)
@@ -137,8 +143,10 @@ def fingerprint(model: Any) -> str:
 def _check_places(chosen: TableArguments) -> None:
     require_device("device", chosen.device)
     require_place("checkpoint", chosen.checkpoint)
-    require_folder("data_root", chosen.data_root)
+    if chosen.data_root is not None:
+        require_folder("data_root", chosen.data_root)
     require_writable("output_dir", chosen.output_dir)
+    chosen.choices()
     if chosen.adapter is not None:
         require_folder("adapter", chosen.adapter)
     if chosen.compare is not None:
@@ -206,7 +214,7 @@ def _content(
         "command": command,
         "table": chosen.table,
         "source_of_other_rows": TABLES[chosen.table].source,
-        "settings": {**settings, **asdict(chosen)},
+        "settings": {**asdict(chosen), **settings},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -225,6 +233,7 @@ def _content(
                 "estimate": asdict(figure.estimate),
                 "by": figure.by,
                 "details": figure.details,
+                "plots": {plot.kind: plot.summary() for plot in figure.plots},
             }
             for column, figure in figures.items()
         },

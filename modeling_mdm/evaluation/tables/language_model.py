@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from modeling_mdm.evaluation.sampling import evaluating
 from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.processes import item_noise, own_share, wait_for_all
+from modeling_mdm.evaluation.tables.samples import cut_at
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.loading import load_pretrained, require_device
@@ -154,7 +155,9 @@ class MDMLanguageModel(LM):
                 return self._write(some, [by_name[name].args[0] for name in some], length)
 
             found |= self._answer("generate_until", names, write, self.batch_size)
-        return [_cut(found[name], request.args[1]) for name, request in by_name.items()]
+        return [
+            cut_at(found[name], request.args[1].get("until")) for name, request in by_name.items()
+        ]
 
     def _answer(self, kind: str, items: list[Any], answer: Any, batch_size: int) -> dict[str, Any]:
         """Answer what is not answered yet, each process its share; give all answers by name."""
@@ -242,13 +245,6 @@ def _question_of(request: Instance) -> Question:
 
 def _name(item: Any) -> str:
     return item if isinstance(item, str) else "/".join(map(str, item))
-
-
-def _cut(text: str, settings: dict[str, Any]) -> str:
-    stops = settings.get("until") or []
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.split(stop, 1)[0] if stop else text
-    return text
 
 
 if __name__ == "__main__":

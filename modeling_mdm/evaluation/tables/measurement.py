@@ -15,6 +15,7 @@ from PIL import Image
 from modeling_mdm.display.pictures import contact_sheet
 from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.plots import Plot
 from modeling_mdm.evaluation.tables.samples import Bench
 
 
@@ -28,6 +29,7 @@ class Figure:
         details: what else was measured, and what the samples cost.
         shown: rows for the page, head first.
         sheet: samples for the page.
+        plots: more pictures for it.
     """
 
     estimate: Estimate
@@ -35,6 +37,7 @@ class Figure:
     details: dict[str, Any] = field(default_factory=dict)
     shown: list[tuple[str, ...]] = field(default_factory=list)
     sheet: Image.Image | None = None
+    plots: tuple[Plot, ...] = ()
 
 
 @dataclass(frozen=True)

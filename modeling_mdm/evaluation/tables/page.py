@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modeling_mdm.evaluation.tables.estimates import Estimate
 from modeling_mdm.evaluation.tables.measurement import Figure
 from modeling_mdm.evaluation.tables.paper import PaperTable
+from modeling_mdm.evaluation.tables.plots import save_plot
 from modeling_mdm.evaluation.writing import markdown
 
 
@@ -55,23 +57,30 @@ def difference_lines(figures: Mapping[str, Figure], old: Mapping[str, Any]) -> l
 def write_page(
     file: Path, title: str, lines: Sequence[str], figures: Mapping[str, Figure], command: str
 ) -> None:
-    """Write the page, and its sheets beside it.
+    """Write the page, and its sheets and plots beside it.
 
     Args:
         file: the page. title: its title. lines: of the table.
-        figures: by column, whose sheets and rows are shown.
+        figures: by column, whose sheets, plots and rows are shown.
         command: that made it.
     """
     page = [f"# {title}", "", "```bash", command, "```", "", *lines]
-    drawn: dict[int, str] = {}  # columns of one measurement share a sheet
+    drawn: dict[int, str] = {}  # columns of one measurement share pictures
+
+    def show(what: str, column: str, picture: Any, ending: str, save: Any) -> None:
+        name = drawn.get(id(picture))
+        if name is None:
+            name = drawn[id(picture)] = f"{column.lower().replace(' ', '-')}{ending}.png"
+            save(file.with_name(name))
+        page.extend([f"![{what} of {column}]({name})", ""])
+
     for column, figure in figures.items():
         page += ["", f"## {column}", ""]
         if figure.sheet is not None:
-            name = drawn.get(id(figure.sheet))
-            if name is None:
-                name = drawn[id(figure.sheet)] = f"{column.lower().replace(' ', '-')}.png"
-                figure.sheet.save(file.with_name(name))
-            page += [f"![Samples of {column}]({name})", ""]
+            show("Samples", column, figure.sheet, "", figure.sheet.save)
+        for plot in figure.plots:
+            ending, save = f"-{plot.kind}", partial(save_plot, plot)
+            show(plot.kind.capitalize(), column, plot, ending, save)
         if figure.shown:
             page += markdown(figure.shown)
     file.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")

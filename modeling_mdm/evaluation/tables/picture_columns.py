@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from modeling_mdm.evaluation.efficientnet import LITE, LiteExtractor
 from modeling_mdm.evaluation.fidelity import (
     Extractor,
     FidelityFigures,
@@ -28,6 +29,7 @@ from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tables.estimates import Estimate
 from modeling_mdm.evaluation.tables.geneval import geneval_figures, judge, read_prompts
 from modeling_mdm.evaluation.tables.geneval_eyes import ColorNamer, Detector
+from modeling_mdm.evaluation.tables.hub import hub_captions, hub_classes
 from modeling_mdm.evaluation.tables.measurement import (
     Figure,
     Measurement,
@@ -35,8 +37,12 @@ from modeling_mdm.evaluation.tables.measurement import (
     sampled,
     sheet_of,
 )
+from modeling_mdm.evaluation.tables.plots import Confusion, Plot
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
+    Captioned,
+    FilePicture,
+    Picture,
     SeenPictures,
     class_folders,
     coco_captions,
@@ -57,18 +63,19 @@ def _for_pictures(bench: Bench, chosen: TableArguments) -> Bench:
     )
 
 
-def _classes(chosen: TableArguments) -> list[list[Path]]:
-    return class_folders(chosen.root / "imagenet" / "train")
+def _classes(chosen: TableArguments) -> dict[str, list[Picture]]:
+    name = chosen.hub_ids().get("FID")
+    return hub_classes(name) if name else class_folders(chosen.root / "imagenet" / "train")
 
 
 def _imagenet(columns: tuple[str, ...], bench: Bench, chosen: TableArguments) -> Any:
     extractor = extractor_of(chosen)
-    classes = _classes(chosen)
+    names, classes = zip(*_classes(chosen).items(), strict=True)
     known = bench.model.config.num_classes
     if known != len(classes):
         raise ValueError(
-            f"{chosen.root / 'imagenet' / 'train'} has {len(classes)} folders of classes and the "
-            f"model's num_classes is {known}: its pictures are asked for by class."
+            f"the real pictures are of {len(classes)} classes and the model's num_classes is "
+            f"{known}: its pictures are asked for by class."
         )
     count = chosen.limit or NUM_IMAGENET
     items = {f"{n:06d}": n % known for n in range(count)}
@@ -81,12 +88,31 @@ def _imagenet(columns: tuple[str, ...], bench: Bench, chosen: TableArguments) ->
 
     def measure() -> dict[str, Figure]:
         drawn_by = _for_pictures(bench, chosen)
-        return _fidelity(columns, drawn_by, chosen, "imagenet", items, real, prepare, extractor)
+        return _fidelity(
+            *(columns, drawn_by, chosen, "imagenet", items, real, prepare, extractor),
+            look=partial(_confused, names, list(items.values()), extractor),
+        )
 
     return measure
 
 
-def in_turns(classes: Sequence[Sequence[Path]]) -> list[list[Path]]:
+def _confused(
+    names: Sequence[str],
+    asked: Sequence[int],
+    extractor: Extractor | NamedExtractor,
+    made: Sequence[Image.Image],
+) -> tuple[Plot, ...]:
+    """Plot the classes asked for against those that a judge of the same classes sees."""
+    if not isinstance(extractor, JudgeExtractor):
+        return ()
+    if extractor.judge.config.num_classes != len(names):
+        return ()
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (list(asked), extractor.judge.classify(made)), 1)
+    return (Confusion(tuple(names), counts, "asked for", f"seen by {extractor.name}"),)
+
+
+def in_turns(classes: Sequence[Sequence[Picture]]) -> list[list[Picture]]:
     """Take pictures in turns: the first of each class, then the second of each that has one, ..."""
     longest = max(map(len, classes), default=0)
     return [[files[n] for files in classes if n < len(files)] for n in range(longest)]
@@ -97,6 +123,8 @@ def extractor_of(chosen: TableArguments) -> Extractor | NamedExtractor:
     if chosen.extractor_judge:
         judge_network = JudgeNetwork.from_pretrained(chosen.extractor_judge, "extractor_judge")
         return JudgeExtractor(judge_network.to(chosen.device), "mdm-judge")
+    if chosen.extractor == LITE:
+        return LiteExtractor(chosen.device)
     return NamedExtractor(chosen.extractor, chosen.extractor_weights)
 
 
@@ -106,16 +134,17 @@ def _fidelity(
     chosen: TableArguments,
     name: str,
     items: Mapping[str, Any],
-    real: Sequence[Path],
+    real: Sequence[Picture],
     prepare: Callable[[Sequence[Any]], Any],
     extractor: Extractor | NamedExtractor,
+    look: Callable[[Sequence[Image.Image]], tuple[Plot, ...]] = lambda made: (),
     **details: Any,
 ) -> dict[str, Figure]:
     samples = write_samples(bench, name, items, prepare)
     if rank() != 0:
         return {}
-    files = [bench.answers.picture(name, item) for item in items]
     seen = SeenPictures(real, bench.processor)
+    files = [FilePicture(bench.answers.picture(name, item)) for item in items]
     made = SeenPictures(files, bench.processor)
     cache = bench.answers.folder / "features" / name
     found = fidelity_figures(made, seen, extractor, cache, chosen.device, chosen.seed)
@@ -125,8 +154,9 @@ def _fidelity(
     if "FPS, log scale" in columns:
         values["FPS, log scale"] = Estimate(effort.log_samples_per_second, effort.num_samples)
     sheet = sheet_of([(made[n], None) for n in range(min(SHEET_SAMPLES, len(made)))])
+    plots = look(made)
     return {
-        column: Figure(value, found.extractor, details, sheet=sheet)
+        column: Figure(value, found.extractor, details, sheet=sheet, plots=plots)
         for column, value in values.items()
     }
 
@@ -148,9 +178,13 @@ def _share(share: float, count: int) -> Estimate:
     return Estimate(share, count, (share * (1 - share) / count) ** 0.5)
 
 
-def _coco_items(chosen: TableArguments) -> list[tuple[str, Path]]:
-    root = chosen.root / "coco"
-    found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
+def _coco_items(chosen: TableArguments) -> list[tuple[str, Picture]]:
+    found: Sequence[Captioned]
+    if name := chosen.hub_ids().get("COCO FID"):
+        found = hub_captions("COCO FID", name)
+    else:
+        root = chosen.root / "coco"
+        found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
     pairs = [(caption, one.picture) for one in found for caption in one.captions]
     return drawn(pairs, chosen.limit or NUM_COCO, chosen.seed)
 

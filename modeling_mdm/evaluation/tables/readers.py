@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -23,12 +23,30 @@ from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
+class Picture(Protocol):
+    """A picture that is read when it is asked for."""
+
+    def open(self) -> Image.Image:
+        """Give it, upright."""
+
+
+@dataclass(frozen=True)
+class FilePicture:
+    """A picture of a file."""
+
+    file: Path
+
+    def open(self) -> Image.Image:
+        """See `Picture`."""
+        return open_picture(self.file)
+
+
 @dataclass(frozen=True)
 class Captioned:
     """A picture and what people wrote of it."""
 
     name: str
-    picture: Path
+    picture: Picture
     captions: tuple[str, ...]
 
 
@@ -37,40 +55,44 @@ class Asked:
     """A question of a picture, and people's answers."""
 
     name: str
-    picture: Path
+    picture: Picture
     question: str
     answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SeenPictures(Sequence[Image.Image]):
-    """Pictures of files at the size and in the colours of a model, read as they are asked for."""
+    """Pictures at the size and in the colours of a model, read as they are asked for."""
 
-    files: Sequence[Path]
+    pictures: Sequence[Picture]
     processor: Any
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.pictures)
 
     def __getitem__(self, index: Any) -> Any:
-        (picture,) = as_seen(self.processor, [open_picture(str(self.files[index]))])
+        (picture,) = as_seen(self.processor, [self.pictures[index].open()])
         return picture
 
 
-def class_folders(root: Path) -> list[list[Path]]:
+def class_folders(root: Path) -> dict[str, list[Picture]]:
     """List the pictures of an ImageNet folder, `CLASS/PICTURE`, by class in the order of names.
 
     Raises:
         ValueError: a class has no picture.
     """
     folders = sorted(folder for folder in root.iterdir() if folder.is_dir())
-    found = [
-        sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURE_ENDINGS)
+    found: dict[str, list[Picture]] = {
+        folder.name: [
+            FilePicture(file)
+            for file in sorted(folder.iterdir())
+            if file.suffix.lower() in PICTURE_ENDINGS
+        ]
         for folder in folders
-    ]
-    for folder, files in zip(folders, found, strict=True):
-        if not files:
-            raise ValueError(f"{str(folder)!r} has no pictures: each folder is a class.")
+    }
+    for name, pictures in found.items():
+        if not pictures:
+            raise ValueError(f"{str(root / name)!r} has no pictures: each folder is a class.")
     return found
 
 
@@ -181,15 +203,15 @@ def drawn(items: Sequence[Any], count: int | None, seed: int) -> list[Any]:
     return [items[index] for index in sorted(chosen)]
 
 
-def require_picture(file: Path) -> Path:
-    """Let pictures pass that are there.
+def require_picture(file: Path) -> FilePicture:
+    """Give a picture that is there.
 
     Raises:
         FileNotFoundError: it is missing.
     """
     if not file.is_file():
         raise FileNotFoundError(f"picture {str(file)!r} is missing, which an annotation names.")
-    return file
+    return FilePicture(file)
 
 
 def _read(file: Path, *keys: str) -> dict[str, Any]:

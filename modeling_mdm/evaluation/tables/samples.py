@@ -1,6 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of a column: pictures and words, each with its own noise, kept as soon as made."""
+"""Samples of a column: pictures and words, each with its own noise, kept as soon as made.
+
+Words are written, or chosen from a list by `score`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from modeling_mdm.evaluation.sampling import evaluating
@@ -80,15 +84,80 @@ def write_samples(
     Raises:
         ValueError: the folder has an answer that is of none of the items, or two of one.
     """
+
+    def write(names: Sequence[str]) -> None:
+        _write(bench, column, names, prepare([items[name] for name in names]))
+
+    return _answer_all(bench, column, items, write, bench.batch_size)
+
+
+def choose_answers(
+    bench: Bench,
+    column: str,
+    items: Mapping[str, Any],
+    choices: Sequence[str],
+    read: Callable[[Any, Sequence[str]], Any],
+    num_evaluations: int,
+) -> dict[str, dict[str, Any]]:
+    """Choose for every item that has no answer yet the likeliest of some, each process its share.
+
+    All choices of an item see the same noise. They are read `bench.batch_size` at a time.
+
+    Args:
+        bench: what scores them. column: whose they are. items: by name.
+        choices: answers. read: turns an item and its choices into inputs of the model.
+        num_evaluations: of the network, for each choice.
+
+    Returns:
+        of every item what `write_samples` returns, and `confidence`, the probability of its `text`
+        among the choices.
+
+    Raises:
+        ValueError: see `write_samples`.
+    """
+
+    def choose(names: Sequence[str]) -> None:
+        for name in names:
+            start = time.perf_counter()
+            inputs = read(items[name], choices).to(bench.model.device)
+            scores = [
+                bench.model.score(
+                    **{key: value[at : at + bench.batch_size] for key, value in inputs.items()},
+                    content="text",
+                    num_evaluations=num_evaluations,
+                    generator=item_noise(bench.seed, column, name),
+                ).log_likelihood.double()
+                for at in range(0, len(choices), bench.batch_size)
+            ]
+            confidence, best = torch.cat(scores).softmax(0).max(0)
+            bench.answers.add(
+                column,
+                name,
+                text=choices[int(best)],
+                confidence=float(confidence),
+                evaluations=num_evaluations * len(choices),
+                seconds=time.perf_counter() - start,
+            )
+
+    return _answer_all(bench, column, items, choose, batch_size=1)
+
+
+def _answer_all(
+    bench: Bench,
+    column: str,
+    items: Mapping[str, Any],
+    answer: Callable[[Sequence[str]], None],
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
     kept = bench.answers.of(column)
     due = [name for name in own_share(list(items)) if name not in kept]
     with (
         evaluating(bench.model),
         tqdm(total=len(due), desc=column, disable=bench.disable_tqdm) as bar,
     ):
-        for start in range(0, len(due), bench.batch_size):
-            names = due[start : start + bench.batch_size]
-            _write(bench, column, names, prepare([items[name] for name in names]))
+        for start in range(0, len(due), batch_size):
+            names = due[start : start + batch_size]
+            answer(names)
             bar.update(len(names))
     wait_for_all()
     found = bench.answers.of(column)
@@ -114,6 +183,13 @@ def _write(bench: Bench, column: str, names: Sequence[str], inputs: Any) -> None
         bench.answers.add(
             column, name, text=sample.text, evaluations=out.num_evaluations, seconds=seconds
         )
+
+
+def cut_at(text: str, stops: str | Sequence[str] | None) -> str:
+    """Cut a text before the first of some stops."""
+    for stop in [stops] if isinstance(stops, str) else stops or ():
+        text = text.split(stop, 1)[0] if stop else text
+    return text
 
 
 def effort_of(samples: Mapping[str, Mapping[str, Any]]) -> Effort:

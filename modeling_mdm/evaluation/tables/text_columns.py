@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ import yaml
 from mdm_cli.endings import MissingExtra
 from modeling_mdm.evaluation.tables.answers import Answers
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.hub import reading
+from modeling_mdm.evaluation.tables.plots import Calibration
 
 SUBJECTS = (
     *("abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge"),
@@ -111,6 +114,26 @@ TEXT_COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the items of a text column are.
+
+    Args:
+        name: of the column.
+        root: folder of the data sets' folders; None where `datasets` has the items.
+        hub_id: of theirs then, or a copy on disk; None is lm-eval's own id.
+    """
+
+    name: str
+    root: Path | None
+    hub_id: str | None = None
+
+    @property
+    def column(self) -> TextColumn:
+        """Its tasks."""
+        return TEXT_COLUMNS[self.name]
+
+
+@dataclass(frozen=True)
 class TextFigures:
     """Figures of one text column, each times 100.
 
@@ -122,6 +145,8 @@ class TextFigures:
         metric: lm-eval's name of the figure. num_shots: examples before each item.
         by_task: of each task, a mean over draws.
         num_draws, num_evaluations: of noise for each item, and of the network for each draw.
+        calibration: of the choice with the highest log-likelihood, whose probability among the
+            choices is a softmax, in all draws; None where answers are written.
     """
 
     accuracy: Estimate
@@ -131,6 +156,7 @@ class TextFigures:
     by_task: dict[str, float]
     num_draws: int
     num_evaluations: int
+    calibration: Calibration | None = None
 
 
 def wanted(column: TextColumn, root: Path) -> list[Path]:
@@ -144,15 +170,44 @@ def wanted(column: TextColumn, root: Path) -> list[Path]:
     ]
 
 
-def num_items(column: TextColumn, root: Path, limit: int | None) -> int:
-    """Count the items that are measured."""
-    counts = [_count(_files(root / folder, column.split)) for folder in column.tasks]
+def num_items(source: Source, limit: int | None) -> int:
+    """Count the items that are measured.
+
+    Raises:
+        OSError: `datasets` cannot read them.
+    """
+    column, root = source.column, source.root
+    if root is None:
+        with TemporaryDirectory() as folder:
+            loaded = load_tasks(source, Path(folder))
+        counts = [len(list(task.eval_docs)) for task in loaded["tasks"].values()]
+    else:
+        counts = [_count(_files(root / folder, column.split)) for folder in column.tasks]
     return sum(count if limit is None else min(count, limit) for count in counts)
+
+
+def load_tasks(source: Source, folder: Path) -> Any:
+    """Load lm-eval's tasks of a column, with their items.
+
+    Args:
+        source: where those are. folder: where the tasks are written.
+
+    Raises:
+        ImportError: lm-eval is missing.
+        OSError: `datasets` cannot read the items.
+    """
+    _, tasks = require_lm_eval()
+    files = [str(file) for file in _write_tasks(source, folder)]
+    manager = tasks.TaskManager(include_defaults=False)
+    if source.root is not None:
+        return manager.load(files)
+    with reading(source.name, source.hub_id):
+        return manager.load(files)
 
 
 def text_figures(
     name: str,
-    root: Path,
+    loaded: Any,
     answers: Answers,
     model: Any,
     processor: Any,
@@ -165,7 +220,7 @@ def text_figures(
     """Measure one column, once for each draw of noise.
 
     Args:
-        name: of the column. root: folder of the data sets' folders.
+        name: of the column. loaded: its tasks, as `load_tasks` gives them.
         answers: where answers are kept.
         num_evaluations, num_draws: see `TextFigures`; what is written is written with `options`.
         seed: of noise and examples.
@@ -175,12 +230,10 @@ def text_figures(
     Raises:
         ImportError: lm-eval is missing.
     """
-    evaluator, tasks = require_lm_eval()
+    evaluator, _ = require_lm_eval()
     from modeling_mdm.evaluation.tables.language_model import MDMLanguageModel
 
     column = TEXT_COLUMNS[name]
-    files = [str(file) for file in _write_tasks(column, root, answers.folder / "tasks")]
-    loaded = tasks.TaskManager(include_defaults=False).load(files)
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed)
     draws = []
@@ -219,29 +272,32 @@ def _figures(column: TextColumn, draws: list[Any], num_evaluations: int) -> Text
         },
         num_draws=len(draws),
         num_evaluations=num_evaluations,
+        calibration=None if column.writes else _calibration(names, draws),
     )
 
 
-def _write_tasks(column: TextColumn, root: Path, folder: Path) -> Iterator[Path]:
+def _calibration(names: list[str], draws: list[Any]) -> Calibration:
+    confidence, is_right = [], []
+    for item in (item for draw in draws for task in names for item in draw["samples"][task]):
+        log_likelihoods = np.array([value for value, _ in item["filtered_resps"]])
+        likelihoods = np.exp(log_likelihoods - log_likelihoods.max())
+        confidence.append(float(likelihoods.max() / likelihoods.sum()))
+        is_right.append(item["acc"] == 1)  # of the likeliest, whatever the column's own metric
+    return Calibration(confidence, is_right)
+
+
+def _write_tasks(source: Source, folder: Path) -> Iterator[Path]:
     """Write lm-eval's tasks anew, with the place of their items."""
+    column = source.column
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None and spec.origin is not None
     own = Path(spec.origin).parent / "tasks"
     folder.mkdir(parents=True, exist_ok=True)
-    splits = {"split": column.split, "shots": column.shots}
     for items, task in column.tasks.items():
-        files = {
-            split: [str(file) for file in _files(root / items, split)]
-            for split in splits.values()
-            if split is not None
-        }
-        kind = "parquet" if files[column.split][0].endswith(".parquet") else "json"
         content = {
             "include": str(own / column.file.format(task)),
             "task": task,
-            "dataset_path": kind,
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": files},
+            **_place(source, items),
             "num_fewshot": column.num_shots,
             "training_split": column.shots,
             "validation_split": column.split if column.split == "validation" else None,
@@ -250,6 +306,19 @@ def _write_tasks(column: TextColumn, root: Path, folder: Path) -> Iterator[Path]
         file = folder / f"{task}.yaml"
         file.write_text(yaml.safe_dump(content), encoding="utf-8")
         yield file
+
+
+def _place(source: Source, items: str) -> dict[str, Any]:
+    if source.root is None:  # the configuration is lm-eval's own
+        return {} if source.hub_id is None else {"dataset_path": source.hub_id}
+    splits = [split for split in (source.column.split, source.column.shots) if split is not None]
+    files = {split: [str(one) for one in _files(source.root / items, split)] for split in splits}
+    kind = "parquet" if files[source.column.split][0].endswith(".parquet") else "json"
+    return {
+        "dataset_path": kind,
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
 
 
 def _files(folder: Path, split: str) -> list[Path]:

@@ -7,6 +7,7 @@ What is missing, of files and of libraries, is found out before any sample is ma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from modeling_mdm.evaluation.tables import text_columns
 from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tables.caption_measures import caption_figures, require_library
 from modeling_mdm.evaluation.tables.estimates import Estimate
+from modeling_mdm.evaluation.tables.hub import hub_captions, hub_questions
 from modeling_mdm.evaluation.tables.measurement import (
     Figure,
     Measurement,
@@ -26,6 +28,7 @@ from modeling_mdm.evaluation.tables.measurement import (
     sampled,
     sheet_of,
 )
+from modeling_mdm.evaluation.tables.plots import Calibration, Confusion
 from modeling_mdm.evaluation.tables.processes import rank
 from modeling_mdm.evaluation.tables.readers import (
     Asked,
@@ -35,17 +38,18 @@ from modeling_mdm.evaluation.tables.readers import (
     vizwiz_questions,
     vqa_questions,
 )
-from modeling_mdm.evaluation.tables.samples import Bench, effort_of, write_samples
-from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, soft_accuracy
+from modeling_mdm.evaluation.tables.samples import Bench, choose_answers, effort_of, write_samples
+from modeling_mdm.evaluation.tables.soft_accuracy import mean_soft_accuracy, plain, soft_accuracy
 from modeling_mdm.evaluation.tables.text_columns import TEXT_COLUMNS
-from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 
 NUM_SHOWN = 5  # best and worst
 COCO_PICTURE = "COCO_val2014_{:012d}.jpg"
 
 
 def _captioned(name: str, chosen: TableArguments) -> list[Captioned]:
-    if name == "COCO":
+    if hub_id := chosen.hub_ids().get(name):
+        found = hub_captions(name, hub_id)
+    elif name == "COCO":
         root = chosen.root / "coco"
         found = karpathy_captions(root / "dataset_coco.json", root)
     else:
@@ -60,7 +64,7 @@ def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
 
     def prepare(some: Sequence[Captioned]) -> Any:
         return bench.processor(
-            images=[open_picture(str(one.picture)) for one in some],
+            images=[one.picture.open() for one in some],
             generation_mode="text",
             max_new_tokens=chosen.max_new_tokens,
             return_tensors="pt",
@@ -98,12 +102,14 @@ def _captioning(name: str, bench: Bench, chosen: TableArguments) -> Any:
 
 
 def _asked(name: str, chosen: TableArguments) -> list[Asked]:
-    root, coco = chosen.root, chosen.root / "coco" / "val2014"
-    if name == "VizWiz":
-        found = vizwiz_questions(root / "vizwiz" / "val.json", root / "vizwiz" / "val")
+    if hub_id := chosen.hub_ids().get(name):
+        found = hub_questions(name, hub_id)
+    elif name == "VizWiz":
+        folder = chosen.root / "vizwiz"
+        found = vizwiz_questions(folder / "val.json", folder / "val")
     else:
-        files = [root / file for file in QUESTION_FILES[name]]
-        found = vqa_questions(*files, coco, COCO_PICTURE)
+        files = [chosen.root / file for file in QUESTION_FILES[name]]
+        found = vqa_questions(*files, chosen.root / "coco" / "val2014", COCO_PICTURE)
     return drawn(found, chosen.limit, chosen.seed)
 
 
@@ -120,20 +126,23 @@ QUESTION_FILES = {
 
 
 def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
-    items = {one.name: one for one in _asked(name, chosen)}
+    items, choices = {one.name: one for one in _asked(name, chosen)}, chosen.choices()
+    region = chosen.max_new_tokens or bench.processor.max_text_length
+    write = partial(_chat, bench.processor, add_generation_prompt=True, max_new_tokens=region)
 
     def prepare(some: Sequence[Asked]) -> Any:
-        return bench.processor.apply_chat_template(
-            [[{"role": "user", "content": _question(one)}] for one in some],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            max_new_tokens=chosen.max_new_tokens or bench.processor.max_text_length,
-        )
+        return write([[_question(one)] for one in some])
+
+    def read(one: Asked, said: Sequence[str]) -> Any:
+        replies = [{"role": "assistant", "content": answer} for answer in said]
+        return _chat(bench.processor, [[_question(one), reply] for reply in replies])
 
     def measure() -> dict[str, Figure]:
-        samples = write_samples(bench, name, items, prepare)
+        if choices is None:
+            samples = write_samples(bench, name, items, prepare)
+        else:
+            count = chosen.num_evaluations
+            samples = choose_answers(bench, name, items, choices, read, count)
         if rank() != 0:
             return {}
         said = {one: sample["text"] for one, sample in samples.items()}
@@ -148,34 +157,71 @@ def _answering(name: str, bench: Bench, chosen: TableArguments) -> Any:
         return {
             name: Figure(
                 _percent(found),
-                "VQA's soft accuracy",
+                "VQA's soft accuracy, answers " + ("written" if choices is None else "ranked"),
                 {"effort": vars(effort_of(samples))},
                 [("credit", "question", "answer", "one of people's"), *rows],
                 _sheet_of_texts(items, said),
+                (_answers_confused(said, people), *_calibrated(samples, credit)),
             )
         }
 
     return measure
 
 
-def _question(one: Asked) -> list[dict[str, Any]]:
-    picture = {"type": "image", "image": open_picture(str(one.picture))}
-    return [picture, {"type": "text", "text": one.question}]
+def _answers_confused(said: Mapping[str, str], people: Mapping[str, Sequence[str]]) -> Confusion:
+    """Count what was answered where most people gave which answer."""
+    pairs = (
+        (Counter(map(plain, answers)).most_common(1)[0][0], plain(said[one]))
+        for one, answers in people.items()
+    )
+    return Confusion.of(pairs, "what most people say", "the model's answer")
+
+
+def _calibrated(
+    samples: Mapping[str, Mapping[str, Any]], credit: Mapping[str, float]
+) -> tuple[Calibration, ...]:
+    """How sure ranked answers are against the credit that they get."""
+    sure = {one: sample["confidence"] for one, sample in samples.items() if "confidence" in sample}
+    return (Calibration([*sure.values()], [credit[one] for one in sure]),) if sure else ()
+
+
+def _question(one: Asked) -> dict[str, Any]:
+    picture = {"type": "image", "image": one.picture.open()}
+    return {"role": "user", "content": [picture, {"type": "text", "text": one.question}]}
+
+
+def _chat(processor: Any, conversations: list[list[dict[str, Any]]], **options: Any) -> Any:
+    return processor.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, return_tensors="pt", **options
+    )
+
+
+def _answer_work(name: str, chosen: TableArguments) -> Work:
+    count, choices = len(_asked(name, chosen)), chosen.choices()
+    if choices is None:
+        return sampled(chosen, count)
+    return Work(count, count * len(choices) * chosen.num_evaluations)
 
 
 def _text_work(name: str, chosen: TableArguments) -> Work:
     column = TEXT_COLUMNS[name]
-    count = text_columns.num_items(column, chosen.root, chosen.limit)
+    count = text_columns.num_items(_source(name, chosen), chosen.limit)
     each = chosen.num_inference_steps if column.writes else chosen.num_evaluations
     return Work(count, count * each * chosen.num_draws)
 
 
+def _source(name: str, chosen: TableArguments) -> text_columns.Source:
+    ids = chosen.hub_ids()
+    return text_columns.Source(name, None if name in ids else chosen.root, ids.get(name))
+
+
 def _reading(name: str, bench: Bench, chosen: TableArguments) -> Any:
     text_columns.require_lm_eval()
+    loaded = text_columns.load_tasks(_source(name, chosen), bench.answers.folder / "tasks")
 
     def measure() -> dict[str, Figure]:
         found = text_columns.text_figures(
-            *(name, chosen.root, bench.answers, bench.model, bench.processor),
+            *(name, loaded, bench.answers, bench.model, bench.processor),
             num_evaluations=chosen.num_evaluations,
             num_draws=chosen.num_draws,
             seed=chosen.seed,
@@ -185,8 +231,10 @@ def _reading(name: str, bench: Bench, chosen: TableArguments) -> Any:
             batch_size=chosen.batch_size,
             disable_tqdm=chosen.disable_tqdm,
         )
-        details = {key: value for key, value in vars(found).items() if key != "accuracy"}
-        return {name: Figure(found.accuracy, f"lm-eval, {found.metric}", details)}
+        apart = ("accuracy", "calibration")
+        details = {key: value for key, value in vars(found).items() if key not in apart}
+        plots = () if found.calibration is None else (found.calibration,)
+        return {name: Figure(found.accuracy, f"lm-eval, {found.metric}", details, plots=plots)}
 
     return measure
 
@@ -203,7 +251,7 @@ def _percent(found: Estimate) -> Estimate:
 
 def _sheet_of_texts(items: Mapping[str, Any], said: Mapping[str, str]) -> Image.Image:
     chosen = list(items)[:SHEET_SAMPLES]
-    return sheet_of([(open_picture(str(items[one].picture)), said[one]) for one in chosen])
+    return sheet_of([(items[one].picture.open(), said[one]) for one in chosen])
 
 
 def _captions_of(name: str, *files: str) -> Measurement:
@@ -219,7 +267,7 @@ def _answers_of(name: str, *files: str) -> Measurement:
     return Measurement(
         (name,),
         absent(*files),
-        lambda chosen: sampled(chosen, len(_asked(name, chosen))),
+        partial(_answer_work, name),
         partial(_answering, name),
     )
 

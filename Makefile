@@ -142,7 +142,7 @@ $(addprefix table-3-,$(TABLE_3)): table-3-%: $(DEV_STAMP)
 
 .PHONY: table-3-digits
 table-3-digits: $(DEV_STAMP) ## Table 3 on the digits, three seeds of each decoder, an hour or two
-	$(RUN) -m benchmarks.table_3_digits
+	$(RUN) examples/table_3_digits.py
 
 .PHONY: gpu
 gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere a dry run of them

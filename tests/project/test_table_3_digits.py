@@ -6,11 +6,11 @@ import json
 
 import pytest
 from PIL import Image
-
-from benchmarks.table_3_digits import (
+from table_3_digits import (
     DigitsTableArguments,
     gather,
-    main,
+    parse,
+    run,
     summary,
     table,
     write_pictures,
@@ -51,7 +51,8 @@ def test_real_pictures_lie_by_class(tmp_path):
     folder = tmp_path / "imagenet" / "train"
     assert sorted(one.name for one in folder.iterdir()) == list("0123456789")
     files = list(folder.rglob("*.png"))
-    assert len(files) > 1000 and Image.open(files[0]).size == (8, 8)
+    with Image.open(files[0]) as image:
+        assert len(files) > 1000 and image.size == (8, 8)
 
 
 @pytest.mark.slow
@@ -59,7 +60,7 @@ def test_the_whole_command(tmp_path, capfd):
     words = ["--seeds", "0", "1", "--max_steps", "2", "--limit", "12", "--num_inference_steps", "2"]
     words += ["--judge_epochs", "1", "--folder", str(tmp_path / "runs")]
     words += ["--output", str(tmp_path / "table.json")]
-    assert main(words) == 0
+    run(*parse(words))
     content = json.loads((tmp_path / "table.json").read_text())
     assert list(content["decoders"]) == ["scans-1234-12", "scans-12-1", "transformer"]
     assert all(len(one["FID"]["values"]) == 2 for one in content["decoders"].values())
@@ -67,6 +68,6 @@ def test_the_whole_command(tmp_path, capfd):
     assert max(counts) < 1.1 * min(counts)
     first = (tmp_path / "table.json").read_text()
     capfd.readouterr()
-    assert main(words) == 0  # everything is there
+    run(*parse(words))  # everything is there
     assert (tmp_path / "table.json").read_text() == first
     assert "| transformer | " in capfd.readouterr().out

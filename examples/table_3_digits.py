@@ -4,7 +4,7 @@
 
 ::
 
-    python -m benchmarks.table_3_digits
+    python examples/table_3_digits.py
 
 trains each decoder of `DECODERS` with `examples/configs/digits.yaml` once for every seed, and
 measures it by `mdm evaluate --table 3`, in the features of a judge that is trained first. Cut off,
@@ -13,6 +13,11 @@ have about as many parameters as blocks of Mamba-2.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    from mdm_cli.endings import run_script
+
+    run_script(__file__, extra="eval")
 
 import json
 import shlex
@@ -27,7 +32,6 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from mdm_cli.endings import perform
 from mdm_cli.places import require_writable, require_writable_file
 from modeling_mdm.data.pictures import load_training_data
 from modeling_mdm.evaluation.tables.paper import TABLES
@@ -173,13 +177,3 @@ def run(chosen: DigitsTableArguments) -> None:
     by = next(iter(found.values()))[0]["columns"]["FID"]["by"]
     write_json(chosen.output, {"settings": settings, "features": by, "decoders": gathered})
     print("\n".join([*table(gathered), "", f"FID: the Frechet distance of {by}'s features"]))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; return the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
-    return perform("table_3_digits", lambda: (parse, run), argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from torch import Tensor
 from .content import MODALITIES, ModalityContent
 from .distributed import first_process_says
 
-# What is drawn. The place of a name is part of the key: a new name goes to the end of its row.
+# What is drawn. A name's place is part of the key: a new one goes to the end of its row.
 BATCH_DRAWS = ("keep", "self_condition")
 ITEM_DRAWS = (
     *("drop_prompt", "time_text", "time_image", "hidden", "image_side"),
@@ -84,6 +84,7 @@ class Draws:
         items = self.keys.items.to(self.device).view(-1, *axes)
         return items & WORD, items >> 32 & WORD
 
+    @torch.compiler.disable  # a graph for every number that comes out would be compiled
     def of_batch(self, name: str) -> float:
         """One number in [0, 1), the same in all processes; without keys all must call this."""
         if self.keys is None:
@@ -106,7 +107,10 @@ class Draws:
     def gaussians(
         self, names: Sequence[str], content: Mapping[str, ModalityContent], shape: Sequence[int]
     ) -> dict[str, dict[str, Tensor]]:
-        """Standard normal noise (b, n, *shape) of the latents' type, by name and modality."""
+        """Standard normal noise (b, n, *shape) of the latents' type, by name and modality.
+
+        `names` are neighbours in `NOISES`.
+        """
         if self.keys is None:
             sizes = {m: (*own.valid.shape, *shape) for m, own in content.items()}
             return {
@@ -120,8 +124,8 @@ class Draws:
         self, names: Sequence[str], modality: str, positions: ModalityContent, shape: Sequence[int]
     ) -> Tensor:
         """Draw all noise of a modality (s, b, n, *shape), by Box and Muller; 0 at padding."""
-        kinds = [2 + 2 * NOISES.index(name) + MODALITIES.index(modality) for name in names]
-        kind = torch.tensor(kinds, device=self.device).view(-1, 1, 1, 1)
+        sort = NOISES.index(names[0]) + torch.arange(len(names), device=self.device)
+        kind = (2 + len(MODALITIES) * sort + MODALITIES.index(modality)).view(-1, 1, 1, 1)
         # Real positions are counted, so that padding moves none.
         place = (positions.valid.cumsum(-1) - 1).clamp(min=0)[..., None]  # (b, n, 1)
         width = math.prod(shape)

@@ -4,7 +4,8 @@
 
 It adds the terms of the loss and the speed to the logs, an average of the weights, pictures of
 samples during evaluation, also for TensorBoard, checkpoints that are whole or absent, a time limit,
-and seeds that make a resumed run equal to one that was never interrupted.
+and draws by seed, step and item, which make a run that was resumed, or shared out among processes,
+equal to one that was not.
 """
 
 from __future__ import annotations

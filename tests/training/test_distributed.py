@@ -241,7 +241,10 @@ KINDS = {
 def ten_steps(kind, processes, accumulated=1, cut=None):
     """A run that ends as all others of its kind should."""
     return {
-        **{"tasks": MIXED, "max_steps": 10, "save_steps": 5, **KINDS[kind]},
+        "tasks": MIXED,
+        "max_steps": 10,
+        "save_steps": 5,
+        **KINDS[kind],
         "per_device_train_batch_size": 4 // processes // accumulated,
         "gradient_accumulation_steps": accumulated,
         "resume": cut and str(cut / "checkpoint-5"),

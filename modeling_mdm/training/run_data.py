@@ -111,7 +111,7 @@ class DataArguments:
         },
     )
     talks_share: float = field(
-        default=0.3, metadata={"help": "Share of the batches that are conversations, in (0, 1)."}
+        default=0.3, metadata={"help": "Share of the steps that are conversations, in (0, 1)."}
     )
     talks_kinds: list[str] | None = field(
         default=None,

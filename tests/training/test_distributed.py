@@ -141,7 +141,7 @@ def test_evaluation_is_the_same_in_any_number_of_processes(alone, together):
         assert report["evaluated"] == pytest.approx(expected, rel=1e-5), name
 
 
-def test_processes_draw_different_noise(together):
+def test_processes_have_random_states_of_their_own(together):
     for report in (report for name, report in together.items() if name != "split"):
         assert len(set(report["random"])) == 2
 

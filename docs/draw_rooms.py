@@ -29,7 +29,7 @@ FLOORS = [
         ("processor/", "from words and pictures to tensors and back", "processing_mdm chat"),
     ],
     [
-        ("a training step", "what is drawn, losses", "training_step loss"),
+        ("a training step", "what is drawn, losses", "training_step draws loss"),
         (
             "generation",
             "generate() in numbered stages",

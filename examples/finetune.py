@@ -188,14 +188,13 @@ def describe(
     results: dict[str, dict[str, float]],
 ) -> Tuning:
     """Gather what the model cards say."""
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return Tuning(
         base=adapter_args.model,
         dataset=FASHION_MNIST_ID if data_args.dataset == QUESTIONS else data_args.dataset,
         command=adapter_args.command,
         options={"use_mode_head": True} if adapter_args.mode_head else {},
         settings={
-            "conversations a step": batch,
+            "conversations a step": args.items_per_step,
             "learning rate": args.learning_rate,
             "rank of the adapters": adapter_args.lora_rank,
             "alpha of the adapters": adapter_args.lora_alpha,

@@ -25,13 +25,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
-def first_process_says(choice: bool, device: torch.device) -> bool:
-    """The first process's choice in all of them; every process must call this."""
+def first_process_says(number: float, device: torch.device) -> float:
+    """The first process's number, of 32 bits, in all of them; every process must call this."""
     if num_processes() == 1:
-        return choice
-    said = torch.tensor([choice], dtype=torch.uint8, device=device)
+        return number
+    said = torch.tensor([number], dtype=torch.float32, device=device)
     dist.broadcast(said, src=0)
-    return bool(said)
+    return float(said)
 
 
 def sum_counts(counts: dict[str, Tensor]) -> dict[str, Tensor]:

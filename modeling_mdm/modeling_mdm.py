@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 
 from .decoder import recorded_states
+from .draws import ItemKeys
 from .generation_mdm import MDMGenerationConfig, MDMGenerationMixin, usual_length_unsaid
 from .hub import name_code, write_model_card
 from .network import MDMNetwork, MDMPreTrainedModel
@@ -96,6 +97,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
         return_loss: bool = True,
         output_hidden_states: bool | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
+        item_keys: ItemKeys | None = None,
     ) -> MDMOutput:
         """
         One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
@@ -124,6 +126,8 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
                 a step, from `loss.count_items_in_batches`: the losses of all parts then sum to that
                 of the step, and the statistics of the latents wait for the last part. None: this
                 batch, of all processes, is the step.
+            item_keys: `draws.ItemKeys`: draw by seed, step and item, whatever the batches and
+                processes are. None draws from torch's random state.
 
         What is random, from `drop_prompt` to `self_condition`, is drawn where None: in training as
         `MDMConfig` says, else with uniform times, nothing dropped and nothing fed back.
@@ -144,7 +148,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
         drawn = Randomness(
             drop_prompt, times, noise, posterior_noise,
             decoder_noise, candidate_noise, keep, self_condition,
-        ).drawn(encoded, self)  # fmt: skip
+        ).drawn(encoded, self, item_keys)  # fmt: skip
         # 3. z_0 from the VAE, z_t by the schedules (Eq. 1), the joint sequence and its orders.
         step = noise_inputs(self, encoded, drawn)
         # 4. Half of the steps estimate twice, the second time from the first estimate.

@@ -3,7 +3,7 @@
 """A training step: what is drawn, how content is noised, and the losses of what is made of it.
 
 `MDMForJointGeneration.forward` calls these one after the other. Each source of randomness is an
-argument there, and drawn where it is None.
+argument there, and drawn where it is None, as `draws.py` says.
 
 Axes: b batch, n positions of one modality, d latent_dim, K candidates.
 """
@@ -18,7 +18,8 @@ from torch import Tensor
 from .configuration_mdm import MDMConfig
 from .decoder import DecoderInputs
 from .diffusion import add_noise
-from .distributed import first_process_says, num_processes
+from .distributed import num_processes
+from .draws import NOISES, Draws, ItemKeys
 from .inputs import EncodedInputs
 from .loss import (
     Prediction,
@@ -53,55 +54,35 @@ class Randomness:
     keep: float | None = None
     self_condition: bool | None = None
 
-    def drawn(self, encoded: EncodedInputs, network: MDMNetwork) -> "Randomness":
+    def drawn(
+        self, encoded: EncodedInputs, network: MDMNetwork, keys: ItemKeys | None = None
+    ) -> "Randomness":
         """Draw what is None: in training as the configuration says, else times alone, and noise."""
         config, training, drop_prompt = network.config, network.training, self.drop_prompt
+        draws, content = Draws(encoded.class_labels, keys), encoded.content
         if drop_prompt is None:
             learns_null = training and config.num_null_tokens
             rate = config.null_prompt_probability if learns_null else 0.0
-            drop_prompt = uniform(encoded) < rate
-        times = draw_times(encoded, network, self.times or {})
+            drop_prompt = draws.of_items("drop_prompt") < rate
+        times = draw_times(encoded, network, draws, self.times or {})
         candidates = dict(self.candidate_noise or {})
         if config.se_candidates == "trajectory":
-            for modality, positions in encoded.content.items():
-                if modality not in candidates:
-                    shape = (-1, -1, config.num_trajectory_candidates, -1)
-                    latents = positions.latents[:, :, None].expand(shape)
-                    candidates[modality] = torch.randn_like(latents)
+            missing = {m: own for m, own in content.items() if m not in candidates}
+            shape = (config.num_trajectory_candidates, config.latent_dim)
+            candidates |= draws.gaussians(["candidate_noise"], missing, shape)["candidate_noise"]
+        noises = draws.gaussians(NOISES[:3], content, (config.latent_dim,))
+        for name, by_modality in noises.items():
+            by_modality.update(getattr(self, name) or {})
         drawn = replace(
-            self,
-            drop_prompt=drop_prompt,
-            times=times,
-            candidate_noise=candidates,
-            noise=gaussians(encoded, self.noise),
-            posterior_noise=gaussians(encoded, self.posterior_noise),
-            decoder_noise=gaussians(encoded, self.decoder_noise),
+            self, drop_prompt=drop_prompt, times=times, candidate_noise=candidates, **noises
         )
         if drawn.keep is None:
-            drawn.keep = draw_keep(config, training)
-        if not config.self_conditioning:
-            drawn.self_condition = False
-        elif drawn.self_condition is None:
+            drawn.keep = draw_keep(config, training, draws)
+        if drawn.self_condition is None or not config.self_conditioning:
             # A pass more in one process alone would break the order in which split weights gather.
-            device = encoded.has_class.device
-            drawn.self_condition = training and first_process_says(
-                bool(torch.rand(()) < 0.5), device
-            )
+            feeds_back = training and config.self_conditioning
+            drawn.self_condition = feeds_back and draws.of_batch("self_condition") < 0.5
         return drawn
-
-
-def uniform(encoded: EncodedInputs) -> Tensor:
-    """One number (b,) in [0, 1) for each item."""
-    return torch.rand(encoded.has_class.shape, device=encoded.has_class.device)
-
-
-def gaussians(encoded: EncodedInputs, passed: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Standard normal noise (b, n, d) of each modality, where none was passed."""
-    passed = passed or {}
-    return {
-        modality: passed.get(modality, torch.randn_like(positions.latents))
-        for modality, positions in encoded.content.items()
-    }
 
 
 # The path of words and picture in a training on coupled times: words this far ahead, in nats of
@@ -110,7 +91,7 @@ COUPLED_LEAD, COUPLED_JITTER = 2.0, 1.5
 
 
 def draw_times(
-    encoded: EncodedInputs, network: MDMNetwork, passed: Mapping[str, Tensor]
+    encoded: EncodedInputs, network: MDMNetwork, draws: Draws, passed: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Times (b,) of every modality: uniform, where they were not passed or are NaN there.
 
@@ -118,9 +99,9 @@ def draw_times(
     common clock, and sometimes t = 1 for one of them, which is what joint guidance asks of the
     network.
     """
-    times = {modality: uniform(encoded) for modality in encoded.content}
+    times = {modality: draws.of_items(f"time_{modality}") for modality in encoded.content}
     if len(times) == 2 and network.training:
-        times = _joint_times(times, encoded, network)
+        times = _joint_times(times, encoded, network, draws)
     for modality, time in passed.items():
         time = time.to(at_least_float32(time.dtype))
         drawn = times.get(modality, time).to(time.dtype)
@@ -129,17 +110,18 @@ def draw_times(
 
 
 def _joint_times(
-    times: dict[str, Tensor], encoded: EncodedInputs, network: MDMNetwork
+    times: dict[str, Tensor], encoded: EncodedInputs, network: MDMNetwork, draws: Draws
 ) -> dict[str, Tensor]:
     """Couple the times (b,) of some items that write both modalities; hide one side of others."""
     config, text, image = network.config, network.schedules["text"], network.schedules["image"]
     both = encoded.content["image"].noisy.any(-1) & encoded.content["text"].noisy.any(-1)
-    hidden = both & (uniform(encoded) < config.null_modality_probability)
-    image_side = uniform(encoded) < 0.5
+    hidden = both & (draws.of_items("hidden") < config.null_modality_probability)
+    image_side = draws.of_items("image_side") < 0.5
     if config.coupled_time_probability:
-        coupled = both & (uniform(encoded) < config.coupled_time_probability)
-        lead = COUPLED_LEAD + COUPLED_JITTER * (2 * uniform(encoded) - 1)
-        from_image = uniform(encoded) < 0.5  # so that each keeps half of its own distribution
+        coupled = both & (draws.of_items("coupled") < config.coupled_time_probability)
+        lead = COUPLED_LEAD + COUPLED_JITTER * (2 * draws.of_items("lead") - 1)
+        # So that each keeps half of its own distribution.
+        from_image = draws.of_items("from_image") < 0.5
         of_text = text.time_of(image.log_snr(times["image"]) + lead)
         of_image = image.time_of(text.log_snr(times["text"]) - lead)
         times = {
@@ -152,11 +134,11 @@ def _joint_times(
     }
 
 
-def draw_keep(config: MDMConfig, training: bool) -> float:
+def draw_keep(config: MDMConfig, training: bool, draws: Draws) -> float:
     """One of `selection_keep` in training with selection, else everything."""
     if not (training and config.use_selection and config.mixer == "mamba2"):
         return 1.0
-    return float(config.selection_keep[int(torch.randint(len(config.selection_keep), ()))])
+    return float(config.selection_keep[int(draws.of_batch("keep") * len(config.selection_keep))])
 
 
 @dataclass

@@ -67,12 +67,13 @@ class MixedItems(torch.utils.data.Dataset[dict[str, Any]]):
 class BlockSampler(torch.utils.data.Sampler[int]):
     """Orders the items of `MixedItems` so that each batch is of one part.
 
-    The parts take turns evenly, in an order that depends on (seed, epoch) alone; of several
-    processes each takes whole batches.
+    The parts take turns evenly, in an order that depends on (seed, epoch) alone. Where several
+    processes or accumulated batches share a step, its items are a batch here: the order then does
+    not hang on how they share it.
 
     Args:
         items: what is drawn from, in the epoch that it says.
-        batch_size: of one process.
+        batch_size: items of a batch, or of a step.
         seed: of the order, >= 0.
     """
 
@@ -118,7 +119,7 @@ class MixedCollator:
         are_talks = {"messages" in item for item in batch}
         if len(are_talks) > 1:
             raise ValueError(
-                "a batch holds conversations and other items: draw them by a BlockSampler of the "
-                "same batch size."
+                "a batch holds conversations and other items: draw them by a BlockSampler whose "
+                "batch size is a multiple of it."
             )
         return (self.talks if are_talks == {True} else self.items)(batch)

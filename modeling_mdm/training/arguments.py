@@ -87,6 +87,12 @@ class MDMTrainingArguments(TrainingArguments):
         if self.sample_steps < 1:
             raise ValueError(f"sample_steps={self.sample_steps} must be >= 1.")
 
+    @property
+    def items_per_step(self) -> int:
+        """Items of a step: of all processes, devices and accumulated batches."""
+        batches = 1 if self.accelerator_config.split_batches else self.world_size
+        return self.train_batch_size * self.gradient_accumulation_steps * batches
+
     def _choose_type(self) -> None:
         device = "cpu" if self.use_cpu else default_device()
         is_auto = str(self.bf16).lower() == "auto"

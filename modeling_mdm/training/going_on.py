@@ -132,8 +132,9 @@ class GoesOn(SavesWhole):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Go on with the random states of a checkpoint, where it has one for this process.
 
-        A process that the run did not have before, and every one but the first at the start, gets a
-        seed of its own: with a common one, all processes would draw the same noise.
+        The noise of a step hangs on no such state; what a layer drops and what a data set of one's
+        own draws may. A process that the run did not have before, and every one but the first at
+        the start, gets a seed of its own: with a common one, all would draw the same.
         """
         step, rank = self.state.global_step, self.args.process_index
         name = f"rng_state_{rank}.pth" if self.args.world_size > 1 else "rng_state.pth"

@@ -32,6 +32,8 @@ from modeling_mdm.training.command_line import pairs
 # Of `DataArguments`, what a recipe of streams has a use for; its sources say the rest.
 _FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks", "augment_given")
 FASHION_TALKS = "fashion_talks"
+# Items of a stream, with their pictures, that are held to be sorted by length; a step's at least.
+MAX_BLOCK = 512
 DEFAULT_TASKS = [f"{name}={weight}" for name, weight in DEFAULT_WEIGHTS.items()]
 
 
@@ -109,7 +111,7 @@ class DataArguments:
         },
     )
     talks_share: float = field(
-        default=0.3, metadata={"help": "Share of the batches that are conversations, in (0, 1)."}
+        default=0.3, metadata={"help": "Share of the steps that are conversations, in (0, 1)."}
     )
     talks_kinds: list[str] | None = field(
         default=None,
@@ -129,7 +131,7 @@ class DataArguments:
 
 
 def load_data(
-    args: DataArguments, processor: Any, batch_size: int, seed: int
+    args: DataArguments, processor: Any, items_per_step: int, seed: int
 ) -> tuple[PictureDataset | MixedStream | MixedItems, PictureDataset | None]:
     """Load what a run is trained on, and what it is evaluated on, if anything.
 
@@ -138,7 +140,7 @@ def load_data(
         OSError: if a file or folder is missing.
     """
     if args.dataset.endswith((".yaml", ".yml")):
-        train_data = load_stream(args, processor, batch_size, seed)
+        train_data = load_stream(args, processor, items_per_step, seed)
     else:
         train_data = load_split(args, args.train_split, args.limit, args.augment, seed)
     eval_data = load_evaluation_data(args, seed)
@@ -272,8 +274,10 @@ def load_split(
     )
 
 
-def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int) -> MixedStream:
+def load_stream(args: DataArguments, processor: Any, items_per_step: int, seed: int) -> MixedStream:
     """Open the streams that a YAML file names, for pictures in the ratio that the model sees.
+
+    Items of like length share a step, whatever batches and processes share it out.
 
     Raises:
         ValueError: if arguments are passed that streams have no use for.
@@ -295,8 +299,8 @@ def load_stream(args: DataArguments, processor: Any, batch_size: int, seed: int)
         read_recipe(args.dataset),
         (size.height, size.width),
         seed,
-        batch_size,
-        buckets=8,
+        items_per_step,
+        buckets=max(1, min(8, MAX_BLOCK // items_per_step)),
         max_skipped=args.max_skipped,
         check_text=None if args.truncation else partial(check_text, processor),
     )

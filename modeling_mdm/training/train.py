@@ -79,8 +79,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
     set_seed(args.seed)
     named = "config" if model_args.processor is None else "processor"
     processor = load_pretrained(MDMProcessor, named, getattr(model_args, named))
-    batch_size = args.per_device_train_batch_size
-    train_data, eval_data = load_data(data_args, processor, batch_size, args.data_seed)
+    train_data, eval_data = load_data(data_args, processor, args.items_per_step, args.data_seed)
     trainer = MDMTrainer(
         model=make_model(model_args, processor),
         args=args,

@@ -4,13 +4,14 @@
 
 It adds the terms of the loss and the speed to the logs, an average of the weights, pictures of
 samples during evaluation, also for TensorBoard, checkpoints that are whole or absent, a time limit,
-and seeds that make a resumed run equal to one that was never interrupted.
+and draws by seed, step and item, which make a run that was resumed, or shared out among processes,
+equal to one that was not.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.data.blocks import BlockSampler, MixedItems
 from modeling_mdm.data.tasks import with_seeds
+from modeling_mdm.draws import ItemKeys
 from modeling_mdm.loss import combine_tallies, count_items_in_batches
 from modeling_mdm.matching import check_processor
 from modeling_mdm.precision import cast_parameters_alike, describe_processor, warn_if_emulated
@@ -31,7 +33,7 @@ from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
 from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
 from modeling_mdm.training.going_on import GoesOn
-from modeling_mdm.training.item_noise import ITEM_SEEDS, WithItemSeeds, draw_for_items
+from modeling_mdm.training.item_keys import ITEMS, WithItemSeeds, number_items
 from modeling_mdm.training.passes import EndlessStream, without_end
 from modeling_mdm.training.running_means import RunningMeans, RunningSum
 from modeling_mdm.training.samples import (
@@ -99,11 +101,11 @@ class MDMTrainer(GoesOn):
         self.add_callback(_TrainingEvents(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        """Choose the order of the items: of `MixedItems`, blocks that are each a batch."""
+        """Choose the order of the items: of `MixedItems`, blocks that are each a step's."""
         seeded = self.train_dataset if train_dataset is None else train_dataset
         mixed = getattr(seeded, "dataset", None)
         if isinstance(mixed, MixedItems):
-            return BlockSampler(mixed, self.args.train_batch_size, self.args.data_seed)
+            return BlockSampler(mixed, self.args.items_per_step, self.args.data_seed)
         return super()._get_train_sampler(train_dataset)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -125,9 +127,12 @@ class MDMTrainer(GoesOn):
     ) -> tuple[list, Any]:
         """Collect the batches of a step; of several, count what the means of their loss are over.
 
-        Under torch's DataParallel each batch, on each device, takes means of its own.
+        Each item gets its place in the step, to draw by. Under torch's DataParallel each batch, on
+        each device, takes means of its own.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._draws_by_keys():
+            number_items(batches, self.args)
         if len(batches) < 2 or not self.model_accepts_loss_kwargs or self.args.n_gpu > 1:
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -141,6 +146,11 @@ class MDMTrainer(GoesOn):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the loss of a batch (Eq. 18), or its share of a step's; keep its terms to log."""
+        inputs = dict(inputs)
+        if (items := inputs.pop(ITEMS, None)) is not None:
+            is_step = (self.args.seed, self.state.global_step)
+            seed, step = is_step if model.training else (self.args.sample_seed, 0)
+            inputs["item_keys"] = ItemKeys(seed, step, items)
         share = 1 / self.current_gradient_accumulation_steps if model.training else 1.0
         weight = share  # of a loss that transformers divides by the number of batches in its step
         if num_items_in_batch is not None:
@@ -186,10 +196,10 @@ class MDMTrainer(GoesOn):
 
     def _speed(self) -> float:
         """Samples a second, of all processes, since the last call; evaluation does not count."""
-        args, (step, since) = self.args, self._last_log
+        step, since = self._last_log
         self._last_log = (self.state.global_step, time.monotonic())
-        items = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return (self.state.global_step - step) * items / max(time.monotonic() - since, 1e-9)
+        items = (self.state.global_step - step) * self.args.items_per_step
+        return items / max(time.monotonic() - since, 1e-9)
 
     def evaluate(
         self,
@@ -218,21 +228,16 @@ class MDMTrainer(GoesOn):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Load an evaluation set in batches that name the seeds of their items."""
-        collator, self.data_collator = self.data_collator, WithItemSeeds(self.data_collator)
+        collator = self.data_collator
+        if self._draws_by_keys():
+            self.data_collator = WithItemSeeds(collator)
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = collator
 
-    def prediction_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Evaluate a batch with the noise of its items."""
-        inputs = dict(inputs)
-        seeds, config = inputs.pop(ITEM_SEEDS, None), getattr(self.model, "config", None)
-        if seeds is not None and getattr(config, "model_type", None) == "mdm":
-            inputs |= draw_for_items(config, inputs, seeds, self.args.sample_seed)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+    def _draws_by_keys(self) -> bool:
+        return getattr(getattr(self.model, "config", None), "model_type", None) == "mdm"
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Run over a data set; its loss and the terms of it are means over the whole set."""

@@ -48,7 +48,7 @@ OVERRIDES = {
     "MDMTrainer": {
         *("get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
         *("_load_best_model", "get_decay_parameter_names"),
-        *("get_eval_dataloader", "prediction_step", "_get_train_sampler"),
+        *("get_eval_dataloader", "_get_train_sampler"),
     },
     "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
 }

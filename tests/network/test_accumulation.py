@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_model import every_random_source, make_model, mixed_batch
 
+from modeling_mdm.draws import ItemKeys
 from modeling_mdm.loss import count_items_in_batches
 from modeling_mdm.vae import LatentStatistics
 
@@ -42,9 +43,14 @@ def draws(rows):
     return sources
 
 
-def step(parts):
+def keyed(step):
+    """Nothing is passed: the model draws by the items' places in the batch of all."""
+    return lambda rows: {"item_keys": ItemKeys(5, step, torch.tensor(rows))}
+
+
+def step(parts, draws=draws, **changes):
     """One step: the sums of the losses, the gradients and the statistics after it."""
-    model, losses = make_model(use_mode_head=True).train(), {}
+    model, losses = make_model(use_mode_head=True, **changes).train(), {}
     batches = [cut(mixed_batch(), rows) for rows in parts]
     counts = count_items_in_batches(model.config, batches) if len(parts) > 1 else None
     for batch, rows in zip(batches, parts, strict=True):
@@ -63,6 +69,21 @@ def test_losses_gradients_and_statistics_are_those_of_the_whole(parts):
     assert len(whole[0]) == 9 and all(value > 0 for value in whole[0].values())
     assert all(gradient.any() for gradient in whole[1].values())
     for found, expected in zip(step(parts), whole, strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("number", [0, 3], ids=["feeds back", "selects"])
+def test_what_is_drawn_by_keys_hangs_on_no_batch(number, parts):
+    """Times, coupled and hidden, dropped prompts, noise, selection and what is fed back."""
+    changes = {"se_candidates": "trajectory", "null_prompt_probability": 0.5}
+    whole = step([list(range(8))], keyed(number), **changes)
+    other = step([list(range(8))], keyed(number + 1), **changes)
+    moved = {name for name, value in whole[0].items() if value != other[0][name]}
+    assert moved == whole[0].keys() - {"loss_kl", "loss_mode"}  # which nothing random enters
+    for found, expected in zip(step(parts, keyed(number), **changes), whole, strict=True):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)

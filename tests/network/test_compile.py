@@ -8,6 +8,7 @@ from tiny_model import LATENT, MIXERS, PATCHES, WORDS, make_model, mixed_batch
 from torch import nn
 
 from modeling_mdm.decoder import DecoderInputs
+from modeling_mdm.draws import ItemKeys
 
 pytestmark = pytest.mark.slow
 
@@ -68,10 +69,11 @@ def test_a_compiled_model_trains_like_an_eager_one():
         run = torch.compile(model, backend="aot_eager") if compiled else model
         torch.manual_seed(1)
         losses = []
-        for _ in range(2):
-            losses.append(run(**mixed_batch()).loss)
+        for step in (None, None, 3, 4):  # from the random state, then by keys
+            keys = None if step is None else ItemKeys(0, step, torch.arange(8))
+            losses.append(run(**mixed_batch(), item_keys=keys).loss)
             losses[-1].backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        assert gradients and int(model.vae.statistics["image"].updates) == 2
+        assert gradients and int(model.vae.statistics["image"].updates) == 4
         results.append([torch.stack(losses), *gradients])
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)

@@ -24,7 +24,7 @@ ROOMS = {
     ),
     "network": (
         "network decoder block attention vae inputs content sequence cache past_turns scan_pass "
-        "loss training_step"
+        "loss training_step draws"
     ),
     "generation": "generation_*",
     "model": "modeling_mdm scoring",

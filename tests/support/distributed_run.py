@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the tiny digits model in as many processes as a launcher starts, and reports.
 
-Without a launcher it starts two itself, which share what is imported: that takes longer than to
-train.
+    python distributed_run.py FOLDER RUNS [PROCESSES]
 
-All that is random in a training step is drawn for each item from its own seed, so that runs with
-different numbers of processes can be compared number by number.
+Without a launcher it starts two itself, or so many, which share what is imported: that takes longer
+than to train.
 """
 
 import json
@@ -16,8 +15,9 @@ import sys
 from pathlib import Path
 
 import torch
-from tiny_digits import CAPTIONS, MAX_TEXT_LENGTH, make_config
+from tiny_digits import CAPTIONS, make_config
 
+from modeling_mdm.data.blocks import MixedItems
 from modeling_mdm.data.pictures import load_training_data
 from modeling_mdm.data.tasks import MDMDataCollator, TaskMixture
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
@@ -28,26 +28,11 @@ PATCHES = 4
 LATENT = 4
 
 
-class NoisyCollator(MDMDataCollator):
-    """Adds the noise of the step, drawn for each item, and drops a modality that nobody has."""
+class LackingCollator(MDMDataCollator):
+    """Leaves out a modality that no item of a batch has."""
 
     def __call__(self, items):
         batch = super().__call__(items)
-        draws = [torch.Generator().manual_seed(item["seed"] % 2**62) for item in items]
-        lengths = {"text": MAX_TEXT_LENGTH, "image": PATCHES}
-
-        def normal():
-            return {
-                g: torch.stack([torch.randn(n, LATENT, generator=draw) for draw in draws])
-                for g, n in lengths.items()
-            }
-
-        batch |= {name: normal() for name in ("noise", "posterior_noise", "decoder_noise")}
-        batch["times"] = {
-            g: torch.cat([torch.rand(1, generator=draw) for draw in draws]) for g in lengths
-        }
-        batch["drop_prompt"] = torch.cat([torch.rand(1, generator=d) < 0.2 for d in draws])
-        batch |= {"keep": 1.0, "self_condition": False}
         for mask, inputs in (
             ("attention_mask", ("input_ids", "attention_mask", "text_given")),
             ("pixel_attention_mask", ("pixel_values", "pixel_attention_mask", "image_given")),
@@ -85,8 +70,8 @@ class Stream(torch.utils.data.IterableDataset):
         yield from (self.items[index] for index in range(len(self.items)))
 
 
-def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
-    """Train and return what there is to compare."""
+def train(folder, tasks, limit=48, resume=None, streamed=False, parts=None, **arguments):
+    """Train and return what there is to compare; with `parts`, on as many shares of two sets."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
         "output_dir": str(folder),
@@ -105,12 +90,14 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
     torch.manual_seed(0)
     model = CountingModel(make_config(len(processor.tokenizer)))
     data = load_training_data("digits", captions=CAPTIONS, limit=limit)
+    if parts is not None:
+        data = MixedItems([data, load_training_data("digits", captions=CAPTIONS)], parts)
     trainer = MDMTrainer(
         model,
         args,
         train_dataset=Stream(data) if streamed else data,
         eval_dataset=load_training_data("digits", captions=CAPTIONS, limit=9),
-        data_collator=NoisyCollator(processor, TaskMixture(tasks)),
+        data_collator=LackingCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )
     evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
@@ -131,20 +118,24 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, **arguments):
     }
 
 
-def start_two():
-    """Go on as two processes, each told what `torchrun` tells; returns the second to the first."""
+def start(count):
+    """Go on as so many processes, each told what `torchrun` tells; return the first's children."""
     # Shared by both, as all that is imported up to here.
     import sharded_run  # noqa: F401
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ["LOCAL_WORLD_SIZE"] = "2"
-    child = os.fork()
-    rank = "0" if child else "1"
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
-    return child
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count}
+    told |= {"LOCAL_WORLD_SIZE": count, "RANK": 0, "LOCAL_RANK": 0}
+    children = []
+    for rank in range(1, count):
+        if not (child := os.fork()):
+            told, children = told | {"RANK": rank, "LOCAL_RANK": rank}, []
+            break
+        children.append(child)
+    os.environ |= {name: str(value) for name, value in told.items()}
+    return children
 
 
 def main():
@@ -171,7 +162,7 @@ def main():
 
 
 if __name__ == "__main__":
-    child = start_two() if "RANK" not in os.environ else None
+    children = [] if "RANK" in os.environ else start(int((*sys.argv, 2)[3]))
     main()
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(max(map(os.waitstatus_to_exitcode, statuses), key=abs, default=0))

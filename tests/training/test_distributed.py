@@ -1,9 +1,9 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Training in one and in two processes: the same losses, gradients, weights and averages.
+"""Training in one, two and four processes: the same losses, gradients, weights and averages.
 
-"The same" is to the rounding of sums that are taken in another order; what is random is drawn for
-each item (see distributed_run.py).
+"The same" is to the rounding of sums that are taken in another order; what is random is drawn as it
+always is, by seed, step and item.
 """
 
 import json
@@ -38,7 +38,7 @@ LAUNCHERS = {
 
 
 def start(launcher, script, *arguments):
-    """Run a script in two processes, and return what it printed."""
+    """Run a script in several processes, and return what it printed."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -57,9 +57,9 @@ def start(launcher, script, *arguments):
     return done.stdout
 
 
-def launch(launcher, folder, runs):
-    """Do some runs in two processes, and return their reports."""
-    start(launcher, "distributed_run.py", folder, json.dumps(runs))
+def launch(launcher, folder, runs, *processes):
+    """Do some runs in two processes, or so many, and return their reports."""
+    start(launcher, "distributed_run.py", folder, json.dumps(runs), *processes)
     return {name: json.loads((folder / name / "report.json").read_text()) for name in runs}
 
 
@@ -141,7 +141,7 @@ def test_evaluation_is_the_same_in_any_number_of_processes(alone, together):
         assert report["evaluated"] == pytest.approx(expected, rel=1e-5), name
 
 
-def test_processes_draw_different_noise(together):
+def test_processes_have_random_states_of_their_own(together):
     for report in (report for name, report in together.items() if name != "split"):
         assert len(set(report["random"])) == 2
 
@@ -227,3 +227,54 @@ def test_everything_at_once(launcher, folder, alone, tmp_path):
     assert report["processes"] == 2
     assert_same_course(report, alone, tolerance=0.05)
     assert find_fault(tmp_path / "all" / "checkpoint-4") is None
+
+
+# --- ten steps of four items, shared out in every way
+
+KINDS = {
+    "set": {},
+    "stream": {"streamed": True, "limit": 13},  # its end lies within a step
+    "parts": {"parts": [2, 1]},
+}
+
+
+def ten_steps(kind, processes, accumulated=1, cut=None):
+    """A run that ends as all others of its kind should."""
+    return {
+        "tasks": MIXED,
+        "max_steps": 10,
+        "save_steps": 5,
+        **KINDS[kind],
+        "per_device_train_batch_size": 4 // processes // accumulated,
+        "gradient_accumulation_steps": accumulated,
+        "resume": cut and str(cut / "checkpoint-5"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_losses_of_ten_steps_hang_on_no_number_of_processes(tmp_path):
+    """One, two and four, accumulating or not, cut off in one number and gone on with in another."""
+    folders = {processes: tmp_path / str(processes) for processes in (1, 2, 4)}
+    for folder in folders.values():
+        make_processor().save_pretrained(folder / "processor")
+    one, two, four = folders.values()
+    expected = {kind: train(one / kind, **ten_steps(kind, 1)) for kind in KINDS}
+    found = [("set", 1, train(one / "set-by-parts", **ten_steps("set", 1, 4)))]
+    for processes, cuts in ((2, [one / "stream"]), (4, [one / "set", two / "set"])):
+        runs = {kind: ten_steps(kind, processes) for kind in KINDS}
+        if processes == 2:
+            runs["set-by-parts"] = ten_steps("set", 2, 2)
+        for n, cut in enumerate(cuts):
+            runs[f"{cut.name}-from-{n}"] = ten_steps(cut.name, processes, cut=cut)
+        reports = launch("none", folders[processes], runs, processes)
+        found += [(name.split("-")[0], processes, report) for name, report in reports.items()]
+    fewer = train(one / "fewer", **ten_steps("stream", 1, cut=four / "stream"))
+    found.append(("stream", 1, fewer))
+    assert len(found) == 12
+    for kind, processes, report in found:
+        assert report["processes"] == processes
+        values = steps(report)
+        assert values.keys() == set(range(1, 11))
+        for step, terms in steps(expected[kind]).items():
+            assert values[step] == pytest.approx(terms, rel=1e-5, abs=1e-6), (kind, processes, step)

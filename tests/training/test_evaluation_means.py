@@ -10,15 +10,16 @@ import copy
 import peft
 import pytest
 import torch
-from distributed_run import NoisyCollator
-from tiny_digits import CAPTIONS, make_config, make_processor
+from distributed_run import LackingCollator
+from tiny_digits import CAPTIONS, MAX_TEXT_LENGTH, make_config, make_processor
 from tiny_model import every_random_source, make_model, mixed_batch
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.data.pictures import load_training_data
 from modeling_mdm.data.tasks import MDMDataCollator, SeededItems, TaskMixture
+from modeling_mdm.draws import ItemKeys
 from modeling_mdm.loss import MEANS, Tallies, combine_tallies
-from modeling_mdm.training.item_noise import ITEM_SEEDS, WithItemSeeds, draw_for_items
+from modeling_mdm.training.item_keys import ITEMS, WithItemSeeds
 from modeling_mdm.training.trainer import MDMTrainer, MDMTrainingArguments, RunningSum
 
 # peft asks the model by transformers' old name.
@@ -31,6 +32,28 @@ PARTS = (
     "loss_mode",
 )
 LACKING = {1: "text", 2: "image", 5: "image", 8: "text"}  # what some of nine items have not
+
+
+class NoisyCollator(LackingCollator):
+    """Adds noise that is an item's own at any step."""
+
+    def __call__(self, items):
+        batch = super().__call__(items)
+        draws = [torch.Generator().manual_seed(item["seed"] % 2**62) for item in items]
+        lengths = {"text": MAX_TEXT_LENGTH, "image": 4}
+
+        def normal():
+            return {
+                g: torch.stack([torch.randn(n, 4, generator=draw) for draw in draws])
+                for g, n in lengths.items()
+            }
+
+        batch |= {name: normal() for name in ("noise", "posterior_noise", "decoder_noise")}
+        batch["times"] = {
+            g: torch.cat([torch.rand(1, generator=draw) for draw in draws]) for g in lengths
+        }
+        batch["drop_prompt"] = torch.cat([torch.rand(1, generator=d) < 0.2 for d in draws])
+        return batch | {"keep": 1.0, "self_condition": False}
 
 
 class Nine(torch.utils.data.Dataset):
@@ -106,9 +129,9 @@ def test_evaluation_is_the_loss_of_the_whole_set_in_one_batch(model, processor, 
     metrics = evaluated(trainer)
     items = [trainer.eval_dataset[index] for index in range(9)]
     batch = WithItemSeeds(trainer.data_collator)(items)
-    noise = draw_for_items(model.config, batch, batch.pop(ITEM_SEEDS), 3)
+    keys = ItemKeys(3, 0, batch.pop(ITEMS))
     with torch.no_grad():
-        out = model.eval()(**batch, **noise)
+        out = model.eval()(**batch, item_keys=keys)
     for name, value in metrics.items():
         assert value == pytest.approx(out[name].item(), rel=1e-5), name
 
@@ -213,63 +236,8 @@ def test_tallies_are_sums_and_counts_of_every_item():
     assert "loss_mode" not in losses  # of a model without that head
 
 
-# --- what is drawn
-
-
-def test_noise_belongs_to_the_item():
-    """Whatever stands beside it, however long its row is and whichever modality is there."""
-    config = make_model(se_candidates="trajectory").config
-    batch, seeds = mixed_batch(torch.float32), torch.arange(8) + 100
-    drawn = draw_for_items(config, batch, seeds, 0)
-    order = torch.tensor([5, 2])
-    padded = {name: value[order] for name, value in batch.items()}
-    for name in ("input_ids", "attention_mask", "text_given", "turn_ids"):
-        fill = padded[name].new_zeros(2, 3)
-        padded[name] = torch.cat([fill, padded[name]], 1)  # on the left
-    again = draw_for_items(config, padded, seeds[order], 0)
-    alone = {name: value for name, value in batch.items() if "pixel" in name}
-    image = draw_for_items(config, alone, seeds, 0)
-    assert drawn.keys() == {
-        *("times", "noise", "posterior_noise", "decoder_noise", "candidate_noise"),
-    }
-    for name, values in drawn.items():
-        assert torch.equal(image[name]["image"], values["image"]), name
-        assert torch.equal(again[name]["image"], values["image"][order]), name
-        words = again[name]["text"] if name == "times" else again[name]["text"][:, 3:]
-        assert torch.equal(words, values["text"][order]), name
-    padding = batch["attention_mask"] == 0
-    assert not drawn["noise"]["text"][padding].any() and drawn["noise"]["text"][~padding].all()
-
-
-def test_noise_is_normal_and_times_are_uniform_and_none_repeats():
-    config = make_model().config
-    batch = {"input_ids": torch.ones(400, 30, dtype=torch.long)}
-    drawn = draw_for_items(config, batch, torch.arange(400), 0)
-    noises = [drawn[name]["text"] for name in ("noise", "posterior_noise", "decoder_noise")]
-    noises.append(draw_for_items(config, batch, torch.arange(400), 1)["noise"]["text"])
-    everything = torch.stack(noises).double()
-    assert len(everything.float().unique()) > 0.99 * everything.numel()
-    assert abs(everything.mean()) < 0.01 and abs(everything.std() - 1) < 0.01
-    assert torch.corrcoef(everything.flatten(1)).fill_diagonal_(0).abs().max() < 0.02
-    times = drawn["times"]["text"].double().sort().values
-    assert (times - (torch.arange(400) + 0.5) / 400).abs().max() < 0.1  # Kolmogorov-Smirnov
-
-
-def test_what_a_batch_brings_is_used():
-    batch = mixed_batch(torch.float32)
-    batch["times"] = {"text": torch.full((8,), 0.9)}
-    drawn = draw_for_items(make_model().config, batch, torch.arange(8), 0)
-    assert torch.equal(drawn["times"]["text"], batch["times"]["text"])
-    assert drawn["times"]["image"].unique().numel() == 8
-    batch["times"]["text"][[1, 5]] = torch.nan
-    own = draw_for_items(make_model().config, {**batch, "times": None}, torch.arange(8), 0)
-    merged = draw_for_items(make_model().config, batch, torch.arange(8), 0)["times"]["text"]
-    assert torch.equal(merged[[1, 5]], own["times"]["text"][[1, 5]])
-    assert (merged[[0, 2, 3, 4, 6, 7]] == 0.9).all()
-
-
 def test_a_batch_names_seeds_only_where_all_items_have_one():
     collate = WithItemSeeds(lambda items: {"x": torch.zeros(len(items))})
-    assert collate([{"seed": 2**64 - 1}, {"seed": 4}])[ITEM_SEEDS].tolist() == [2**63 - 1, 4]
-    assert ITEM_SEEDS not in collate([{"seed": 3}, {"x": 1}])
-    assert ITEM_SEEDS not in collate([1, 2])
+    assert collate([{"seed": 2**64 - 1}, {"seed": 4}])[ITEMS].tolist() == [2**63 - 1, 4]
+    assert ITEMS not in collate([{"seed": 3}, {"x": 1}])
+    assert ITEMS not in collate([1, 2])

@@ -102,10 +102,10 @@ class Allocations(TorchDispatchMode):
 
 
 def _answer(asked: Tensor) -> bool | int | float:
-    """Say what a step reads from its data: there are null tokens, decays are weak."""
+    """Say what a step reads from its data: there are null tokens, pixels and decays are in range."""
     if asked.dtype == torch.bool:
         return True
-    return 0.0 if asked.is_floating_point() else 0
+    return 1.0 if asked.is_floating_point() else 0
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,18 @@ class _Asleep:
         return lambda *args, **kwargs: None
 
 
-class _Widening(TorchFunctionMode):
-    """Gives float32 to what autocast on a GPU gives float32, and a CPU's does not."""
+class _LikeAGpu(TorchFunctionMode):
+    """Gives float32 to what autocast on a GPU gives it and a CPU's does not; fuses RMS norms."""
 
-    names = frozenset(("softmax", "exp", "expm1", "sum", "cumsum", "softplus", "rsqrt", "square"))
+    widened = frozenset(("softmax", "exp", "expm1", "sum", "cumsum", "softplus", "rsqrt", "square"))
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if getattr(func, "__name__", "") in self.names and torch.is_autocast_enabled("cpu"):
+        name = getattr(func, "__name__", "")
+        if name == "rms_norm" and not kwargs:
+            return torch.ops.aten._fused_rms_norm(*args)[0]
+        if name in self.widened and torch.is_autocast_enabled("cpu"):
             args = tuple(
                 one.float() if isinstance(one, Tensor) and one.dtype == torch.bfloat16 else one
                 for one in args
@@ -159,7 +162,7 @@ def _like_a_gpu() -> Iterator[None]:
         stack.enter_context(patch.object(ssd, "find_spec", lambda name: name))
         stack.enter_context(patch.object(ssd, "INTERPRETED", True))
         stack.enter_context(patch.object(block, "scans_at_once", lambda scans, numbers: scans))
-        stack.enter_context(_Widening())
+        stack.enter_context(_LikeAGpu())
         yield
 
 
@@ -189,28 +192,41 @@ def _mark_blocks(layers: nn.ModuleList, record: Allocations) -> None:
     """Name the phase whenever a block begins, forward or backward."""
     last = len(layers) - 1
 
-    def forward(index: int) -> Any:
+    def is_backward() -> bool:  # what is checkpointed runs once more there
+        return record.phase[0] in ("loss", "backward")
+
+    def begin(index: int) -> Any:
         def hook(module: nn.Module, inputs: Any) -> None:
-            kind = "forward" if torch.is_grad_enabled() else "first estimate"
-            record.phase = (kind, index)
+            if not is_backward():
+                record.phase = ("forward" if torch.is_grad_enabled() else "first estimate", index)
 
         return hook
 
-    def backward(index: int) -> Any:
+    def end(index: int) -> Any:
         def mark(gradient: Tensor) -> None:
             record.phase = ("backward", index)
 
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if output.requires_grad and record.phase[0] == "forward":
+            if is_backward():
+                return
+            if output.requires_grad:
                 output.register_hook(mark)
             if index == last:
-                record.phase = ("heads", 0)
+                record.phase = (f"heads, {record.phase[0]}", 0)
 
         return hook
 
     for index, layer in enumerate(layers):
-        layer.register_forward_pre_hook(forward(index))
-        layer.register_forward_hook(backward(index))
+        layer.register_forward_pre_hook(begin(index))
+        layer.register_forward_hook(end(index))
+
+
+def enable_checkpointing(model: MDMForJointGeneration) -> None:
+    """Have blocks computed again for their gradients, as training does; nothing there is random."""
+    # Renamed in transformers 5.2x.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    (enable or model.gradient_checkpointing_enable)(options)
 
 
 def run_step(config: MDMConfig, batch: Batch, setting: Setting) -> Timeline:
@@ -233,13 +249,13 @@ def run_step(config: MDMConfig, batch: Batch, setting: Setting) -> Timeline:
         if model.vq is not None:
             model.vq._was_loaded = True
         if setting.checkpointing:
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            model.gradient_checkpointing_enable(options)
+            enable_checkpointing(model)
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(setting.optimizer, learning, on_gpu)
         for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
+        with Allocations([]):  # answers what the step asks
+            optimizer.step()
         optimizer.zero_grad()
         states = [leaf for state in optimizer.state.values() for leaf in state.values()]
         known = [*model.parameters(), *model.buffers(), *states, *inputs.values()]

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.planning.flops import Batch, sampling_flops, step_flops
 from modeling_mdm.planning.operations import codes_of
+from modeling_mdm.planning.rehearsal import enable_checkpointing
 
 WIDER = {"kernel_backend": "torch", "hidden_size": 64, "state_size": 16, "head_dim": 32}
 # What changes of the tiny model, what is read, whether it estimates twice and drops prompts.
@@ -57,7 +58,7 @@ def counted_by_torch(config, batch, twice, checkpointing=False):
     """Flops of a real step: torch counts no product by oneDNN, and attention as two products."""
     model = MDMForJointGeneration(config).train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     dropped = torch.full((batch.items,), twice)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(

@@ -12,7 +12,7 @@ from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.planning.flops import Batch
 from modeling_mdm.planning.mesh import Mesh
 from modeling_mdm.planning.optimizers import OPTIMIZERS, make_optimizer
-from modeling_mdm.planning.rehearsal import Setting, rehearse
+from modeling_mdm.planning.rehearsal import Setting, enable_checkpointing, rehearse, run_step
 from modeling_mdm.planning.states import count_states, model_sizes, optimizer_bytes
 from modeling_mdm.training.ema import ExponentialMovingAverage
 
@@ -112,7 +112,7 @@ def real_peak(config, batch, setting):
     torch.manual_seed(0)
     model = MDMForJointGeneration(config).train()
     if setting.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     inputs = {"self_condition": setting.self_conditioned, "keep": setting.keep}
     inputs["drop_prompt"] = torch.ones(batch.items, dtype=torch.bool)
     if batch.words:
@@ -195,8 +195,6 @@ def test_a_deep_model_follows_from_few_blocks():
     batch, setting = Batch(2, 8, 4), on_cpu()
     few = rehearse(config, batch, setting)
     assert few.more is not None and few.more[0] < config.num_hidden_layers
-    from modeling_mdm.planning.rehearsal import run_step
-
     whole = max(run_step(config, batch, setting).peaks().values())
     assert few.peak() == pytest.approx(whole, rel=0.01)
 

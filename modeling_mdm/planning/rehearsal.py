@@ -102,7 +102,7 @@ class Allocations(TorchDispatchMode):
 
 
 def _answer(asked: Tensor) -> bool | int | float:
-    """Say what a step reads from its data: there are null tokens, pixels and decays are in range."""
+    """Say what a step reads from its data: there are null tokens, numbers are in range."""
     if asked.dtype == torch.bool:
         return True
     return 1.0 if asked.is_floating_point() else 0

@@ -210,6 +210,13 @@ def test_on_a_gpu_shorter_numbers_and_checkpointing_hold_less():
     assert again < wide
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch", "torch_factored"])
+def test_a_checkpointed_step_runs_as_on_a_gpu(backend):
+    """With the buffers of Triton's kernels, whose gradients must read what was saved once only."""
+    config = tiny_config(kernel_backend=backend)
+    assert rehearse(config, Batch(1, 8, 4), Setting(checkpointing=True)).peak() > 0
+
+
 def test_nothing_real_is_changed():
     """The rehearsal plays a GPU by patches that do not outlive it, and draws no numbers."""
     before = torch.get_rng_state()

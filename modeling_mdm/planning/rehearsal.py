@@ -118,11 +118,15 @@ class Timeline:
     phases: Mapping[Phase, tuple[np.ndarray, np.ndarray]]
 
     def peaks(self, gradients: float = 1.0) -> dict[Phase, float]:
-        """Most bytes of every phase, where a process holds this share of the gradients."""
-        return {
-            phase: float((own + gradients * other).max())
-            for phase, (own, other) in self.phases.items()
-        }
+        """Most bytes of every phase, where a process holds this share of the gradients.
+
+        An optimizer's own new memory is shared out like them.
+        """
+        found = {}
+        for phase, (own, other) in self.phases.items():
+            share = gradients if phase[0] == "optimizer" else 1.0
+            found[phase] = float((share * own + gradients * other).max())
+        return found
 
 
 class _Asleep:

@@ -130,6 +130,7 @@ setup(
         "modeling_mdm",
         "modeling_mdm.processor",
         "modeling_mdm.data",
+        "modeling_mdm.planning",
         "modeling_mdm.training",
         "modeling_mdm.evaluation",
         "modeling_mdm.evaluation.tables",

@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from modeling_mdm.planning.operations import scan_flops
+
 from .plans import Plan
 from .results import Contender, Row, available
-from .roofline import scan_flops
 from .subjects import (
     AttentionLayer,
     OurLayer,

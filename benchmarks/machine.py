@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from modeling_mdm.matmul import project, takes_onednn
+from modeling_mdm.planning.gpus import GPUS
 from modeling_mdm.precision import has_bfloat16, processor_name
 
 from .timing import stopwatch
@@ -41,14 +42,15 @@ class Peaks:
         return max(rate for name, rate in self.matmul.items() if name.split()[0] == dtype)
 
 
-# NVIDIA's data sheets (SXM, dense); exp: 16 a clock of each of 132 multiprocessors at 1.755 GHz.
+# exp: 16 a clock of each of 132 multiprocessors at 1.755 GHz.
 GIVEN = {
-    "h100": Peaks(
-        {"bfloat16": 989e12, "float32": 67e12}, 3.35e12, 3.7e12, "NVIDIA's data sheet, H100 SXM"
-    ),
-    "h200": Peaks(
-        {"bfloat16": 989e12, "float32": 67e12}, 4.8e12, 3.7e12, "NVIDIA's data sheet, H200 SXM"
-    ),
+    name: Peaks(
+        GPUS[name].products,
+        GPUS[name].bandwidth,
+        3.7e12,
+        f"NVIDIA's data sheet, {name.upper()} SXM",
+    )
+    for name in ("h100", "h200")
 }
 
 

@@ -22,170 +22,36 @@ import torch
 from transformers import HfArgumentParser
 
 from modeling_mdm.configuration_mdm import MDMConfig
-from modeling_mdm.decoder import PlaceEmbedding
+from modeling_mdm.planning.operations import Operation, Step, step_operations
 
 from .machine import GIVEN, Peaks, measure_peaks
 from .steps import measure_evaluation
 
 PRESETS = Path(__file__).resolve().parent.parent / "configuration"
-CHUNK = 64
 BYTES = {"float32": 4, "bfloat16": 2}
 
 
-@dataclass(frozen=True)
-class Operation:
-    """Work of one operation over all layers.
-
-    matmul_flops: of matrix products. bytes: read and written, the weights' among them.
-    """
-
-    name: str
-    matmul_flops: float = 0.0
-    exponentials: float = 0.0
-    bytes: float = 0.0
-    weight_bytes: float = 0.0
-
-    def __mul__(self, times: int) -> "Operation":
-        work = (self.matmul_flops, self.exponentials, self.bytes, self.weight_bytes)
-        return Operation(self.name, *(times * one for one in work))
-
-    def arithmetic(self, peaks: Peaks, dtype: str) -> float:
-        """Seconds of arithmetic alone."""
-        products = self.matmul_flops / peaks.products(dtype)
-        return products + self.exponentials / peaks.exponentials
-
-    def seconds(self, peaks: Peaks, dtype: str) -> float:
-        """Least seconds of this operation by itself."""
-        return max(self.arithmetic(peaks, dtype), self.bytes / peaks.bandwidth)
+def arithmetic(one: Operation, peaks: Peaks, dtype: str) -> float:
+    """Seconds of arithmetic alone."""
+    return one.matmul_flops / peaks.products(dtype) + one.exponentials / peaks.exponentials
 
 
-@dataclass(frozen=True)
-class Step:
-    """One evaluation of the decoder.
-
-    batch: rows, guidance's branches included. words, patches: what each row reads. size: bytes of a
-    number.
-    """
-
-    batch: int
-    words: int
-    patches: int
-    size: int = 4
-
-    @property
-    def positions(self) -> int:
-        """Positions of the whole batch, the three or so special tokens of each row left out."""
-        return self.batch * (self.words + self.patches)
-
-
-def linear(name: str, rows: int, inputs: int, outputs: int, size: int) -> Operation:
-    """A matrix product with weights."""
-    weights = inputs * outputs * size
-    moved = rows * (inputs + outputs) * size + weights
-    return Operation(name, 2 * rows * inputs * outputs, 0, moved, weights)
-
-
-def scan_flops(positions: int, inner: int, state_size: int) -> float:
-    """Flop of the recurrence as matrix products over chunks of 64.
-
-    They are C B^T, its product with X, the update of the state, and its reading.
-    """
-    within = 2 * CHUNK * state_size + 2 * CHUNK * inner
-    return positions * (within + 4 * state_size * inner)
-
-
-def mamba_block(config: MDMConfig, step: Step) -> list[Operation]:
-    """One Mamba-2 block of our decoder."""
-    rows, size, width, inner = step.positions, step.size, config.hidden_size, config.inner_size
-    state, heads = config.state_size, config.num_ssm_heads
-    scans = len(config.joint_scans) if config.scan_mode == "parallel" else 1
-    separate = config.scan_projections == "separate"
-    shared = 1 if not separate else scans  # copies of x and the gate
-    per_scan = 2 * state + heads
-    projected = shared * 2 * inner + scans * per_scan
-    channels = scans * (inner + 2 * state)
-    operations = [
-        Operation("norm and modulation", 0, 0, 2 * rows * width * size),
-        linear("input projection", rows, width, projected, size),
-        Operation(
-            "convolution",
-            0,
-            rows * channels,
-            rows * (shared * inner + scans * 2 * state + channels) * size,
-        ),
-        Operation(
-            "scan",
-            scans * scan_flops(rows, inner, state),
-            4 * rows * scans * heads,
-            rows * ((channels + scans * inner) * size + 2 * scans * heads * 4),
-        ),
-        Operation("merge", 0, 0, rows * (scans + shared) * inner * size),
-        Operation("gated norm", 0, rows * shared * inner, 3 * rows * shared * inner * size),
-        linear("output projection", rows, shared * inner, width, size),
-        Operation("residual", 0, 0, 3 * rows * width * size),
-    ]
-    if separate:  # every order of either modality has weights, a position uses one set a scan
-        sets = len({i for i, _ in config.joint_scans}) + len({t for _, t in config.joint_scans})
-        unused = (sets - scans) * (width * (2 * inner + per_scan) + inner * width)
-        moved = unused * size
-        operations.append(Operation("weights of other orders", 0, 0, moved, moved))
-    return operations
-
-
-def attention_block(config: MDMConfig, step: Step) -> list[Operation]:
-    """One block of the Transformer."""
-    rows, size, width = step.positions, step.size, config.hidden_size
-    length, middle = step.words + step.patches, config.intermediate_size
-    return [
-        Operation("norm and modulation", 0, 0, 4 * rows * width * size),
-        linear("input projection", rows, width, 3 * width, size),
-        Operation(
-            "attention",
-            4 * rows * length * width,
-            rows * length * config.num_attention_heads,
-            4 * rows * width * size,
-        ),
-        linear("output projection", rows, width, width, size),
-        linear("feed-forward, in", rows, width, 2 * middle, size),
-        Operation("feed-forward, gate", 0, rows * middle, 3 * rows * middle * size),
-        linear("feed-forward, out", rows, middle, width, size),
-        Operation("residual", 0, 0, 6 * rows * width * size),
-    ]
-
-
-def step_operations(config: MDMConfig, step: Step) -> list[Operation]:
-    """One evaluation of the network: embeddings, all blocks, heads."""
-    width, size = config.hidden_size, step.size
-    block = attention_block if config.mixer == "attention" else mamba_block
-    latent = config.latent_dim * (2 if config.self_conditioning else 1)
-    words, patches = step.batch * step.words, step.batch * step.patches
-    features = PlaceEmbedding.features  # of an axis; the turn is one more
-    operations = [
-        linear("embedding", step.positions, latent, width, size),
-        linear("place embedding, words", words, 2 * features, width, size),
-        linear("place embedding, patches", patches, 3 * features, width, size),
-    ]
-    operations += [one * config.num_hidden_layers for one in block(config, step)]
-    if words:
-        operations.append(linear("word head", words, width, config.vocab_size, size))
-    if patches:
-        codes = (config.vq_config or {}).get("num_embeddings", 16384)  # of transformers' VQ-VAEs
-        outputs = codes if config.vq_config else config.latent_dim
-        operations.append(linear("patch head", patches, width, outputs, size))
-    return operations
+def least_seconds(one: Operation, peaks: Peaks, dtype: str) -> float:
+    """Least seconds of an operation by itself."""
+    return max(arithmetic(one, peaks, dtype), one.bytes / peaks.bandwidth)
 
 
 def predict(config: MDMConfig, step: Step, peaks: Peaks, dtype: str) -> float:
     """Least seconds of one step, operation by operation."""
-    return sum(one.seconds(peaks, dtype) for one in step_operations(config, step))
+    return sum(least_seconds(one, peaks, dtype) for one in step_operations(config, step))
 
 
 def bound(config: MDMConfig, step: Step, peaks: Peaks, dtype: str) -> float:
     """Least seconds of one step of which every operation is fused with its neighbours."""
     operations = step_operations(config, step)
     weights = sum(one.weight_bytes for one in operations)
-    arithmetic = sum(one.arithmetic(peaks, dtype) for one in operations)
-    return max(arithmetic, weights / peaks.bandwidth)
+    computing = sum(arithmetic(one, peaks, dtype) for one in operations)
+    return max(computing, weights / peaks.bandwidth)
 
 
 @dataclass
@@ -253,8 +119,8 @@ def report(config: MDMConfig, step: Step, peaks: Peaks, dtype: str) -> str:
         f"{total * 1e3:.3g} ms, bound {bound(config, step, peaks, dtype) * 1e3:.3g} ms",
         f"  {'operation':<32}{'ms':>10}{'share':>8}{'Gflop':>10}{'GB':>9}",
     ]
-    for one in sorted(operations, key=lambda one: -one.seconds(peaks, dtype)):
-        seconds = one.seconds(peaks, dtype)
+    for one in sorted(operations, key=lambda one: -least_seconds(one, peaks, dtype)):
+        seconds = least_seconds(one, peaks, dtype)
         lines.append(
             f"  {one.name:<32}{seconds * 1e3:>10.4f}{seconds / total:>8.1%}"
             f"{one.matmul_flops / 1e9:>10.2f}{one.bytes / 1e9:>9.3f}"

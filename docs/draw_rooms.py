@@ -14,11 +14,12 @@ FLOORS = [
     [
         ("examples/", "scripts", "train evaluate finetune app demo inpainting export"),
         ("benchmarks/", "speed and memory", "run report roofline gpu"),
-        ("cli/", "what `mdm` does", "main commands export"),
+        ("cli/", "what `mdm` does", "main commands plan export"),
     ],
     [
         ("training/", "stays at home", "train trainer ema checkpoints"),
         ("evaluation/", "stays at home", "evaluate judge ranking questions"),
+        ("planning/", "stays at home", "plan flops rehearsal states"),
         ("data/", "stays at home", "pictures streams talks tasks captions"),
         ("display/", "stays at home", "streamer animation pictures selection"),
         ("mdm_cli/", "needs Python alone", "main endings places"),

@@ -29,13 +29,15 @@ EXAMPLES = """examples:
   mdm score --checkpoint FOLDER --image picture.png --text "a photo of a bag" "a photo of a dress"
   mdm chat --checkpoint FOLDER --image picture.png
   mdm train run.yaml --max_steps 1000 --output_dir runs/mine
+  mdm plan --config FOLDER --gpus 64 --gpu h100 --batch 512
   mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json --json
   mdm evaluate --checkpoint FOLDER --table 2 --data_root FOLDER --dry_run
   mdm export --checkpoint FOLDER --output_dir hub --push_to_hub me/mine
 """
 # Commands with a module of their own, which the scripts in `examples/` share: what they do, the
-# module, and the extra of this package that it needs.
-MODULES = {
+# module, and the extra of this package that it needs, if any.
+MODULES: dict[str, tuple[str, str, str | None]] = {
+    "plan": ("say what a training run needs before it runs", "modeling_mdm.cli.plan", None),
     "train": ("train a model end to end", "modeling_mdm.training.train", "train"),
     "evaluate": ("measure a model, told by a judge", "modeling_mdm.evaluation.evaluate", "eval"),
     "export": ("write a repository of the Hub", "modeling_mdm.cli.export", "train"),

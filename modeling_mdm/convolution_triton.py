@@ -346,8 +346,9 @@ class _OrderedConvolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *_, weight, bias, tail = ctx.saved_tensors
-        grad_x, sums, grad_sum = _run_backward(*ctx.saved_tensors, gradients[0].contiguous())
+        saved = ctx.saved_tensors  # under activation checkpointing they are given once
+        *_, weight, bias, tail = saved
+        grad_x, sums, grad_sum = _run_backward(*saved, gradients[0].contiguous())
         grad_weight = sums[:, :-1].transpose(1, 2).to(weight.dtype)
         grad_tail = None if tail is None else _tail_gradient(grad_sum, weight).to(tail.dtype)
         return grad_x, None, None, grad_weight, sums[:, -1].to(bias.dtype), grad_tail

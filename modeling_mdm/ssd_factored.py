@@ -428,7 +428,8 @@ class _Factored(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y, d_state):  # type: ignore
-        inputs, y, starts = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
+        saved = ctx.saved_tensors  # under activation checkpointing they are given once
+        inputs, y, starts = saved[:5], saved[5], saved[6:]
         if len(starts) < len(ctx.plan.segments):
             starts = (None, *starts)
         d_y = torch.zeros_like(inputs[0]) if d_y is None else d_y

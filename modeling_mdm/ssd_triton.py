@@ -224,8 +224,9 @@ class _StateSpaceDuality(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        *own, shared, grad_initial = _run_backward(*ctx.saved_tensors, *gradients, ctx.chunk)
-        initial_state = ctx.saved_tensors[5]
+        saved = ctx.saved_tensors  # under activation checkpointing they are given once
+        *own, shared, grad_initial = _run_backward(*saved, *gradients, ctx.chunk)
+        initial_state = saved[5]
         first = None if initial_state is None else grad_initial.to(initial_state.dtype)
         return (*own, *shared.unbind(0), first, None)
 

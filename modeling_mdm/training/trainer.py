@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The trainer: transformers' own, with what diffusion training needs besides (Sec. 5.1).
 
-It adds the terms of the loss and the speed to the logs, an average of the weights, pictures of
+It adds the terms of the loss, speed and memory to the logs, an average of the weights, pictures of
 samples during evaluation, also for TensorBoard, checkpoints that are whole or absent, a time limit,
 and draws by seed, step and item, which make a run that was resumed, or shared out among processes,
 equal to one that was not.
@@ -42,6 +42,7 @@ from modeling_mdm.training.samples import (
     joint_sample_sheet,
     write_sheet,
 )
+from modeling_mdm.training.throughput import Throughput
 
 logger = logging.get_logger(__name__)
 
@@ -97,6 +98,7 @@ class MDMTrainer(GoesOn):
         self._train_tallies, self._eval_tallies = RunningSum(), RunningSum()
         self._last_log = (0, time.monotonic())
         type_name = "bfloat16" if args.bf16 else "float32"
+        self._throughput = Throughput(model, args.device, type_name)
         self._machine = f"{describe_processor(args.device)}; in {type_name}"
         self.add_callback(_TrainingEvents(self))
 
@@ -151,6 +153,8 @@ class MDMTrainer(GoesOn):
             is_step = (self.args.seed, self.state.global_step)
             seed, step = is_step if model.training else (self.args.sample_seed, 0)
             inputs["item_keys"] = ItemKeys(seed, step, items)
+        if model.training:
+            self._throughput.add(inputs)
         share = 1 / self.current_gradient_accumulation_steps if model.training else 1.0
         weight = share  # of a loss that transformers divides by the number of batches in its step
         if num_items_in_batch is not None:
@@ -176,7 +180,7 @@ class MDMTrainer(GoesOn):
         return {name: float(value) for name, value in combined.items()}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log values; with a loss, also its terms and the speed since the last time.
+        """Log values; with a loss, also its terms, the speed since the last time and memory.
 
         Each term is one mean over all positions (or items) that were trained on meanwhile.
         """
@@ -184,7 +188,10 @@ class MDMTrainer(GoesOn):
             logs.update(self._train_terms.pop(self.accelerator.gather))
             losses = self._combine(self._train_tallies.pop(self.accelerator.gather))
             logs.update({name: losses[name] for name in LOSS_TERMS if name in losses})
+            since = self._last_log[1]
             logs["samples_per_second"] = self._speed()
+            seconds = self._last_log[1] - since
+            logs.update(self._throughput.pop(self.accelerator.gather, seconds))
             if skipped := getattr(self.train_dataset, "skipped", None):  # of a stream, by source
                 counts = skipped.values() if isinstance(skipped, dict) else [skipped]
                 logs["skipped_samples"] = sum(counts)

@@ -267,6 +267,7 @@ def test_a_command_whose_extra_is_missing_names_it(monkeypatch, capsys):
         ("train", ("--config", "--dataset", "--tasks", "--ema_decay", "--learning_rate")),
         ("evaluate", ("--checkpoint", "--judge", "--tasks", "--guidance_scale", "--json")),
         ("export", ("--checkpoint", "--output_dir", "--code", "--push_to_hub", "--json")),
+        ("plan", ("--config", "--gpus", "--gpu", "--parallel", "--batch", "--output", "--json")),
     ],
 )
 def test_help_of_commands_with_modules(command, options, capsys):
@@ -284,7 +285,7 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     shown = capsys.readouterr().out
-    for command in ("generate", "score", "chat", "train", "evaluate", "export"):
+    for command in ("generate", "score", "chat", "plan", "train", "evaluate", "export"):
         assert f"\n    {command} " in shown and f"\n  mdm {command} " in shown
 
 

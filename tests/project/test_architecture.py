@@ -45,10 +45,11 @@ MAY_KNOW = {
     "entrance": (*SHIPPED, "processor", "display"),
     "mdm_cli": (),
     "data": ("processor", "mdm_cli"),
-    "training": (*PACKAGE, "data", "mdm_cli"),
+    "planning": SHIPPED,
+    "training": (*PACKAGE, "data", "planning", "mdm_cli"),
     "evaluation": (*PACKAGE, "data", "training", "mdm_cli"),
-    "cli": (*PACKAGE, "data", "training", "evaluation", "mdm_cli"),
-    "benchmarks": SHIPPED,
+    "cli": (*PACKAGE, "data", "planning", "training", "evaluation", "mdm_cli"),
+    "benchmarks": (*SHIPPED, "planning"),
     "processing": (*PACKAGE, "data", "training", "mdm_cli"),
     "configuration": (*PACKAGE, "mdm_cli"),
     "examples": (*PACKAGE, "data", "training", "evaluation", "cli", "mdm_cli"),
@@ -137,6 +138,7 @@ PLANTED = {
     "a shipped file knows the entrance": ("loss.py", "from modeling_mdm import MDMConfig"),
     "a processor knows the model": ("processor/chat.py", "from ..hub import JOINT_TASK"),
     "training knows evaluation": ("training/ema.py", "from ..evaluation import judge"),
+    "planning knows training": ("planning/flops.py", "from modeling_mdm.training import train"),
     "data knows training": ("data/idx.py", "from modeling_mdm.training import train"),
 }
 

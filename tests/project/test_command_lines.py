@@ -231,6 +231,7 @@ SHORTER = {
     "mdm generate": "--num_inference_steps 3",
     "mdm score": "",
     "mdm chat": "--num_inference_steps 3",
+    "mdm plan": "",
     "mdm train": TRAINING,
     "mdm evaluate": MEASURING,
     "mdm evaluate --checkpoint CHECKPOINT --table": FILLING,

@@ -129,7 +129,8 @@ def test_tensorboard_gets_every_part_of_the_loss_and_the_sheet(yaml_file, tmp_pa
     parts = {name for h in logged.values() for name in h if name.startswith("loss_")}
     expected = {f"loss_{kind}_{g}" for kind in ("se", "rec") for g in ("image", "text")}
     assert expected | {"loss_kl"} <= parts
-    for name in (*parts, "loss", "grad_norm", "samples_per_second"):
+    counts = ("samples_per_second", "tokens_per_second", "pictures_per_second")
+    for name in (*parts, "loss", "grad_norm", *counts, "resident_peak_bytes"):
         found = {e.step: e.value for e in events.Scalars(f"train/{name}")}
         assert found == pytest.approx({n: h[name] for n, h in logged.items() if name in h})
         assert all(np.isfinite(value) for value in found.values())

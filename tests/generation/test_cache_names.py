@@ -107,9 +107,9 @@ def test_a_field_of_the_old_name_is_read_from_an_older_pickle(said, notices):
     """Before `cache` the attribute and the key were `past_key_values`; pickle sets both."""
     _, out = said
     make, arguments, state, _, items = out.__reduce__()
-    assert arguments[-1] is out.cache
+    assert arguments[-2] is out.cache and arguments[-1] is out.selection is None
     old = {"past_key_values" if n == "cache" else n: v for n, v in (state or {}).items()}
-    restored = make(*arguments)
+    restored = make(*arguments[:-1])  # `selection` came later
     restored.__dict__.update(old)
     for name, value in items:
         restored["past_key_values" if name == "cache" else name] = value

@@ -88,7 +88,7 @@ def model():
 def settings_of(model, monkeypatch):
     """What `generate` would run with."""
 
-    def capture(network, encoded, noise, settings, reader):
+    def capture(network, encoded, noise, settings, reader, keeps_selection):
         raise Captured({**vars(settings), "length": encoded.content["text"].valid.shape[1]})
 
     def run(**options):

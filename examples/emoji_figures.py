@@ -19,9 +19,9 @@ from emoji_reader import Claims, Named, truth_of_things
 from PIL import Image
 from torch import Tensor
 
+from judge_emoji import TOP, place_of
 from judge_emoji_network import CONCEPT, REGION_OF, REGIONS, EmojiJudge
 
-TOP = 5
 LIKE_BACKGROUND = 48  # a pixel is background where no channel is further from it, of 255
 
 Reader = Callable[[str], Claims | None]
@@ -40,12 +40,7 @@ class Wanted:
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> Wanted:
         """All that is known of a row of the set."""
-        things = truth_of_things(row)
-        if row["layout"] in ("beside", "stacked"):
-            place = row["layout"]
-        else:
-            place = "several" if row["layout"] == "count" else things[0].place
-        return cls(things, row["style"], row["background"], place)
+        return cls(truth_of_things(row), row["style"], row["background"], place_of(row))
 
     @classmethod
     def of_claims(cls, claims: Claims) -> Wanted:

@@ -235,9 +235,6 @@ def _captioning(bench: Bench) -> Figures:
 
 
 def _joint(bench: Bench) -> Figures:
-    def inputs(chosen: range) -> dict[str, Any]:
-        return {"generation_mode": "joint", "text": [""] * len(chosen)}
-
     found: Figures = {}
     count = bench.num_samples
     options = options_of(bench.sampling)

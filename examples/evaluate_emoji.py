@@ -18,7 +18,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     run_script(__file__, extra="train")
 
 import json
-import platform
 import shlex
 import sys
 import time
@@ -26,8 +25,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import transformers
 from emoji_figures import Eye
 from emoji_tasks import SHEET, TASKS, Bench
 
@@ -35,10 +32,10 @@ from judge_emoji_network import EmojiJudge
 from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.data.archives import is_archive, unpacked
 from modeling_mdm.evaluation.sampling import Sampling
-from modeling_mdm.evaluation.writing import markdown, write_json
+from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.precision import autocast, describe_processor, load_dtype, use_bfloat16
+from modeling_mdm.precision import autocast, load_dtype, use_bfloat16
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.loading import load_pretrained, require_device
@@ -134,16 +131,7 @@ def run(chosen: EmojiEvaluationArguments, command: str) -> dict[str, Any]:
             figures[name]["seconds"] = round(time.perf_counter() - start, 1)
     content = {
         "command": command,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": {
-            "processor": describe_processor(chosen.device),
-            "dtype": "bfloat16" if chosen.bf16 else "float32",
-            "threads": torch.get_num_threads(),
-        },
+        **circumstances(chosen.device, chosen.bf16),
         "judges_on_test_pictures": {n: j.description.get("test") for n, j in judges.items()},
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "num_inference_steps": chosen.num_inference_steps,

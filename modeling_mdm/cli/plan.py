@@ -16,10 +16,10 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mdm_cli.places import require_writable_file
 from modeling_mdm import MDMConfig
+from modeling_mdm.evaluation.writing import write_json
 from modeling_mdm.planning.gpus import GPUS, OwnFigures, find_gpu
 from modeling_mdm.planning.mesh import items_each, make_mesh
 from modeling_mdm.planning.optimizers import OPTIMIZERS, check_optimizer
@@ -263,11 +263,10 @@ def run(request: Request, chosen: PlanArguments) -> None:
     if chosen.output is not None:
         require_writable_file("output", chosen.output)
     plan = make_plan(request)
-    written = json.dumps(plan.to_dict(), indent=2)
+    content = plan.to_dict()
     if chosen.output is not None:
-        Path(chosen.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(chosen.output).write_text(f"{written}\n", encoding="utf-8")
-    print(written if chosen.json else report(plan))
+        write_json(chosen.output, content)
+    print(json.dumps(content, indent=2) if chosen.json else report(plan))
 
 
 def main(argv: Sequence[str] | None = None, description: str | None = __doc__) -> None:

@@ -16,14 +16,10 @@ is written to `--output` instead of a table.
 from __future__ import annotations
 
 import json
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
 
 from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.data.captions import CaptionTable
@@ -31,10 +27,10 @@ from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.tables import command as table_command
 from modeling_mdm.evaluation.tables.arguments import TableArguments
 from modeling_mdm.evaluation.tasks import Bench, EvaluationArguments, measure
-from modeling_mdm.evaluation.writing import markdown, write_json
+from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.precision import autocast, describe_processor, load_dtype
+from modeling_mdm.precision import autocast, load_dtype
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import read_command_line, read_values
 from modeling_mdm.training.loading import load_pretrained, require_device
@@ -126,16 +122,7 @@ def run(chosen: EvaluationArguments | TableArguments, command: str) -> dict[str,
         figures = measure(Bench(model, processor, judge, captions, chosen, second))
     content = {
         "command": command,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "machine": {
-            "processor": describe_processor(chosen.device),
-            "dtype": "bfloat16" if chosen.bf16 else "float32",
-            "threads": torch.get_num_threads(),
-        },
+        **circumstances(chosen.device, chosen.bf16),
         "judge_test_accuracy": _test_accuracy(judge),
         "second_judge_test_accuracy": second and _test_accuracy(second),
         "num_parameters": sum(p.numel() for p in model.parameters()),

@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a CUDA device, in one command of at most eight minutes: `make gpu`.
 
-Correctness first (the tests marked `gpu`), then kernels, blocks and steps, then the table of
-targets. Without a CUDA device it goes as far as it can: it collects those tests, compiles every
-Triton kernel for sm_90 where tests do that, runs every row on tiny sizes in both dtypes, says
-what was not run, and exits with 0.
+Correctness first (the tests marked `gpu`), then kernels, blocks and steps, training steps beside
+what `mdm plan` says of them, then the table of targets; the time that is left trains the colour
+checkpoint (`examples/configs/emoji_64.yaml`), each time from where it was left. Without a CUDA
+device it goes as far as it can: it collects those tests, compiles every Triton kernel for sm_90
+where tests do that, runs every row on tiny sizes in both dtypes, says what was not run, and exits
+with 0.
 
 It needs no network and installs nothing: torch, transformers, triton and pytest must be there.
 """
@@ -29,20 +31,29 @@ from .run import BenchmarkArguments, prepare, run
 
 ROOT = Path(__file__).resolve().parent.parent
 # The rows of the table of targets first: time may be up before the last.
-TOPICS = ["pair", "block", "step", "scan", "backends", "attention", "growth", "prompt_cache"]
+TOPICS = [
+    *("pair", "block", "step", "scan", "backends", "attention", "growth", "prompt_cache"),
+    "training",
+]
 DRY_PLANS = ("dry", "dry-bfloat16")
+RECIPE = "examples/configs/emoji_64.yaml"
+LEAST_SECONDS = 60  # of training: reading the set and saving take some of them
 
 
 @dataclass
 class GpuArguments:
     """How long it may take, and where the record goes."""
 
-    minutes: float = field(default=7.5, metadata={"help": "no row is begun after so long"})
+    minutes: float = field(default=7.5, metadata={"help": "nothing is begun after so long"})
     test_minutes: float = field(default=3.0, metadata={"help": "the tests are stopped then"})
     topics: list[str] = field(
         default_factory=lambda: list(TOPICS), metadata={"help": "rows to measure, in this order"}
     )
     tests: bool = field(default=True, metadata={"help": "False measures without testing"})
+    colour_set: str = field(
+        default="runs/emoji-64",
+        metadata={"help": "set to train on, a folder or its tar file; not there: no training"},
+    )
     output: str | None = field(
         default=None, metadata={"help": "JSON file (None: benchmarks/results/<device>.json)"}
     )
@@ -81,6 +92,37 @@ def run_tests(files: list[str], options: list[str], minutes: float) -> dict[str,
     return {"command": shown, "summary": lines[-1] if lines else "", "passed": passed}
 
 
+def train_colours(place: str, seconds: float, options: Sequence[str] = ()) -> int:
+    """Train the colour checkpoint for so long, from where it was left; the exit status.
+
+    Args:
+        place: the set, a folder or its tar file. options: more of the command.
+    """
+    if not Path(place).exists():
+        print(f"colours: not trained, {place} is not there (examples/data/emoji_world.py makes it)")
+        return 0
+    if seconds < LEAST_SECONDS:
+        print(f"colours: not trained, {seconds:.0f} s are left and {LEAST_SECONDS} are needed")
+        return 0
+    start, talks = time.monotonic(), Path(place) / "talks"
+    if Path(place).is_file():  # which has no conversations
+        talks = Path(place).with_name(f"{Path(place).stem}-talks")
+        making = ["examples/data/emoji_talks.py", "--dataset", place, "--output_dir", str(talks)]
+        if not talks.is_dir() and (failed := run_script(*making)):
+            return failed
+    seconds -= time.monotonic() - start
+    training = ["examples/train.py", RECIPE, "--dataset", place, "--talks", str(talks)]
+    return run_script(*training, "--max_train_seconds", f"{seconds:.0f}", *options)
+
+
+def run_script(*words: str) -> int:
+    """Run a script of this repository; its exit status."""
+    print(f"python {' '.join(words)}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
 def measure(arguments: GpuArguments) -> int:
     """Test and measure on the CUDA device; the exit status is 1 if anything failed."""
     start, tests = time.monotonic(), None
@@ -98,7 +140,9 @@ def measure(arguments: GpuArguments) -> int:
     for written in (path, *write_report(record, path)):
         print(f"wrote {os.path.relpath(written)}")
     print(target_table(record))
-    return 0 if whole and (tests is None or tests["passed"]) else 1
+    left = 60 * arguments.minutes - (time.monotonic() - start)
+    trained = train_colours(arguments.colour_set, left)
+    return 0 if whole and (tests is None or tests["passed"]) and not trained else 1
 
 
 def try_without_gpu(arguments: GpuArguments) -> int:
@@ -124,6 +168,7 @@ def try_without_gpu(arguments: GpuArguments) -> int:
             missing = sorted({why for row in record.rows for why in row.missing.values()})
     print("Not run here, and nothing was recorded:")
     print("* the tests marked `gpu`, every measurement of plan `gpu`")
+    print(f"* training by {RECIPE}")
     for reason in missing:
         print(f"* {reason}")
     return 0 if good else 1

@@ -34,6 +34,7 @@ TITLES = {
     "table_3": "Table 3, speed: one step of joint generation",
     "figure_5": "Fig. 5: a picture by resolution, words by their number",
     "step": "One step of the large preset",
+    "training": "A training step of the large presets, beside what `mdm plan` says",
 }
 LABELS = {
     "mdm": "MDM, 4 scans",
@@ -159,6 +160,15 @@ def remarks(row: Row, one: Contender, record: Record) -> str:
             f" x {branches} branches x {details['blocks']} blocks"
             + (f" x {scans} scans" if scans else " of attention")
         )
+    if "mfu" in details:
+        said.append(
+            f"{details['mfu']:.1%} of the measured peak of torch.mm (mfu), "
+            f"{details['model_flops'] / 1e12:.3g} Tflop"
+        )
+    if "planned_bytes" in details:
+        said.append(f"planned {details['planned_bytes'] / 2**20:.1f} MiB")
+    if "planned_items" in details:
+        said.append(f"{details['items']} items fit, planned {details['planned_items']}")
     if "weights" in details:
         said.append(f"{details['weights'] / 1e6:.2f} M weights")
     if row.name.startswith("image ") and row.topic == "figure_5":

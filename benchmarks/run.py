@@ -32,6 +32,7 @@ from . import generation, layers
 from .machine import Peaks, describe_machine, device_slug, measure_peaks, versions
 from .plans import PLANS, Plan, plan_for
 from .results import Record, Row
+from .training_step import training_rows
 from .whole_step import step_rows
 
 DRY_RESULTS = Path(__file__).resolve().parent.parent / "outputs"
@@ -63,9 +64,10 @@ TOPICS: dict[str, Topic] = {
     "image": _topic(generation.image_rows),
     "text": _topic(generation.text_rows),
     "step": step_rows,
+    "training": training_rows,
 }
-# The large preset takes minutes on a CPU, and says nothing there.
-CPU_TOPICS = tuple(name for name in TOPICS if name != "step")
+# The large presets take minutes on a CPU, and say nothing there.
+CPU_TOPICS = tuple(name for name in TOPICS if name not in ("step", "training"))
 
 
 @dataclass

@@ -73,6 +73,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_mode_head": True,
         "se_weight_text": 4.0,
     },
+    # The same for a GPU: larger pictures, a wider and deeper decoder.
+    "mdm-emoji-64": {
+        "vocab_size": 2000,
+        "max_text_length": 24,
+        "image_size": 64,
+        "patch_size": 8,
+        "num_channels": 3,
+        "latent_dim": 64,
+        "vae_hidden_size": 384,
+        "image_decoder_layers": 2,
+        "hidden_size": 384,
+        "num_hidden_layers": 16,
+        "state_size": 64,
+        "scan_mode": "cyclic",
+        "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
+        "use_mode_head": True,
+        "se_weight_text": 4.0,
+    },
     # The paper's decoder (Sec. 5.1): 49 blocks of width 2048 on VQ-coded pictures of 256 x 256. One
     # set of projections for all scans gives 1.3 billion parameters, six sets the paper's 7.
     "mdm-1b": {**PAPER, "scan_projections": "shared"},

@@ -61,6 +61,7 @@ from modeling_mdm.training.command_line import read_command_line
 
 SIZES = (32, 64)
 WORDNET_DIR = "/usr/share/wordnet"
+NUM_TALKS, NUM_EDIT_TALKS = 16000, 8000
 
 
 @dataclass
@@ -78,10 +79,11 @@ class EmojiArguments:
         default=2, metadata={"help": "Pictures of a drawing that is alone, on as many backgrounds."}
     )
     num_talks: int = field(
-        default=16000, metadata={"help": "Conversations about a picture, over all splits."}
+        default=NUM_TALKS, metadata={"help": "Conversations about a picture, over all splits."}
     )
     num_edit_talks: int = field(
-        default=8000, metadata={"help": "Conversations that ask for an edit, over all splits."}
+        default=NUM_EDIT_TALKS,
+        metadata={"help": "Conversations that ask for an edit, over all splits."},
     )
     sources_dir: str | None = field(
         default=None,
@@ -151,7 +153,8 @@ def build(sources: Sources, arguments: EmojiArguments) -> dict[str, Any]:
         for split in SPLITS
     }
     definitions = definitions_of(world)
-    talks = all_talks(world, items, builder.edits, arguments.num_talks, arguments.num_edit_talks)
+    numbers = (arguments.num_talks, arguments.num_edit_talks)
+    talks = all_talks(world.rng, items, builder.edits, definitions, *numbers)
     counts = counts_of(world, items, builder.edits, definitions, talks, builder.num_near_copies)
     archive = f"emoji-world-{arguments.size}.tar"
     command = f"python examples/data/emoji_world.py --size {arguments.size}"

@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe and the processor of the emoji world: from the set as it is built, folder or file."""
 
+import json
 import shutil
 
 import datasets
+import emoji_talks
 import pytest
 import tiny_emojis
 import torch
 import yaml
 from tiny_digits import ROOT
 
+from benchmarks import gpu
 from modeling_mdm import MDMProcessor
 from modeling_mdm.training import run_data, train
 
@@ -90,6 +93,70 @@ def test_the_one_file_gives_what_the_folder_gives(read, made, tmp_path):
     for n in range(20):
         assert one[n]["text"] == other[n]["text"]
         assert one[n]["image"].tobytes() == other[n]["image"].tobytes()
+
+
+@pytest.mark.slow
+def test_a_slice_of_the_recipe_for_a_gpu_goes_on_from_the_last(made, tmp_path):
+    """What `make gpu` does with the time that it has left, on tiny shapes; from the one file."""
+    shutil.copy(made / "emoji-world-64.tar", tmp_path)
+    line = (
+        "--save_steps 1 --logging_steps 1 --eval_strategy no --use_cpu true "
+        "--per_device_train_batch_size 4 --dataloader_num_workers 0 --disable_tqdm true "
+        "--dataloader_persistent_workers false --lr_scheduler_kwargs {} "
+        f"--output_dir {tmp_path / 'run'} --config_overrides"
+    )
+    words = [*line.split(), *(f"{name}={value}" for name, value in SHRUNKEN.items())]
+    archive = str(tmp_path / "emoji-world-64.tar")
+    steps = []
+    for seconds in (gpu.LEAST_SECONDS, gpu.LEAST_SECONDS):
+        options = [*words, "--max_steps", str(len(steps) + 2)]
+        assert gpu.train_colours(archive, seconds, options) == 0
+        state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+        steps.append([row["step"] for row in state["log_history"] if "loss" in row])
+    assert steps == [[1, 2], [1, 2, 3]]
+
+
+def test_conversations_are_made_anew_from_the_one_file(made, tmp_path):
+    shutil.copy(made / "emoji-world-64.tar", tmp_path)
+    count = len(datasets.load_dataset(str(made / "talks"), split="train"))
+    emoji_talks.run(
+        emoji_talks.TalkArguments(
+            str(tmp_path / "emoji-world-64.tar"), str(tmp_path / "talks"), **tiny_emojis.TALKS
+        )
+    )
+    for split in ("train", "test", "held_out"):
+        name = f"data/{split}-00000-of-00001.parquet"
+        assert (tmp_path / "talks" / name).read_bytes() == (made / "talks" / name).read_bytes()
+    assert count > 20
+
+
+@pytest.mark.parametrize("name", ["num_talks", "num_edit_talks", "seed"])
+def test_numbers_of_conversations_below_0_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=-1 must be >= 0"):
+        emoji_talks.TalkArguments("set", "out", **{name: -1})
+
+
+def test_no_set_and_no_time_are_said(capsys, tmp_path):
+    assert gpu.train_colours(str(tmp_path / "none"), 600) == 0
+    assert "none is not there (examples/data/emoji_world.py makes it)" in capsys.readouterr().out
+    assert gpu.train_colours(str(tmp_path), 3) == 0
+    assert "3 s are left and 60 are needed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("recipe", ["emoji", "emoji_64"])
+def test_the_recipes_differ_in_size_alone(recipe):
+    """One vocabulary, one mixture of tasks."""
+    values, own = (
+        yaml.safe_load((RECIPE.parent / f"{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("emoji", recipe)
+    )
+    for name in ("tasks", "talks_share", "talks_kinds", "talks_late", "dataset", "talks"):
+        assert values[name] == own[name]
+    small, large = (
+        (ROOT / one["processor"] / "tokenizer.json").read_bytes() for one in (values, own)
+    )
+    assert small == large
+    train.parse([str(RECIPE.parent / f"{recipe}.yaml")])
 
 
 WORDS = (

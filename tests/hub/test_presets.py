@@ -18,7 +18,7 @@ PRESETS = sorted(path.parent.name for path in ROOT.glob("configuration/*/config.
 def stated_parameters() -> dict[str, float]:
     """Read the table of configurations: parameters without the VQ-VAE, by name."""
     rows = re.findall(
-        r"^\| `(mdm-\w+)` \|[^|]*\| ([\d.]+) ([MB]) \|",
+        r"^\| `(mdm-[\w-]+)` \|[^|]*\| ([\d.]+) ([MB]) \|",
         (ROOT / "docs" / "load.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
@@ -51,7 +51,7 @@ def test_the_large_presets_have_the_papers_blocks():
         assert blocks / 49 == pytest.approx(per_block, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["mdm-digits", "mdm-fashion", "mdm-emoji"])
+@pytest.mark.parametrize("name", ["mdm-digits", "mdm-fashion", "mdm-emoji", "mdm-emoji-64"])
 def test_presets_fit_their_processors(name):
     config = MDMConfig.from_pretrained(ROOT / "configuration" / name)
     processor = MDMProcessor.from_pretrained(ROOT / "processing" / name)

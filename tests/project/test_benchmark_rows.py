@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from benchmark_record import CPU, DRY
 
-from benchmarks import gpu, run, whole_step
+from benchmarks import gpu, run, training_step, whole_step
 from benchmarks.generation import KEEPS, cache_rows, past_rows, selection_rows
 from benchmarks.plans import PLANS
 from benchmarks.report import markdown
@@ -221,6 +221,30 @@ def test_a_file_that_is_no_record_is_refused(tmp_path):
 def test_gpu_topics_exist():
     assert set(gpu.TOPICS) <= set(run.TOPICS)
     assert "tests/project/test_benchmark_rows.py" in gpu.test_files("mark.gpu")
+
+
+def test_a_training_step_stands_beside_its_plan(tmp_path):
+    arguments = run.BenchmarkArguments(
+        plan="dry", topics=["training"], output=str(tmp_path / "record.json")
+    )
+    record, _, whole = run.run(arguments)
+    assert whole
+    step = record.find("training", "step of mdm-1b")
+    for one in step.contenders.values():
+        assert one.details["planned_bytes"] == pytest.approx(one.peak_bytes, rel=0.1)
+        assert one.details["mfu"] > 0
+    plain, again = (step.contenders[name].details for name in ("mdm", "mdm_checkpointed"))
+    assert again["total_flops"] > plain["total_flops"] == plain["model_flops"]
+    most = record.find("training", "most items of a block of mdm-7b").contenders["mdm"]
+    assert 1 <= most.details["items"] <= training_step.DRY_ITEMS
+    assert "items fit, planned" in markdown(record, [])
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 7, 16, 33, 100, 1000])
+@pytest.mark.parametrize("first", [1, 3, 64])
+def test_the_most_that_fit_are_found(limit, first):
+    found = training_step.most_that_fit(lambda n: n <= limit, first)
+    assert found <= limit <= found + max(1, found // 16)
 
 
 def test_graphs_need_a_gpu():

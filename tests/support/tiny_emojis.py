@@ -127,6 +127,9 @@ def write_wordnet(folder):
     (folder / "index.noun").write_text(index, encoding="utf-8")
 
 
+TALKS = {"num_talks": 60, "num_edit_talks": 40}
+
+
 def build(folder, **options):
     """Build the world in a folder, and return the set's own."""
     import emoji_world
@@ -134,7 +137,7 @@ def build(folder, **options):
 
     write_wordnet(folder)
     sources = read_sources(folder, *write_sources(folder))
-    options = {"num_scenes": 80, "num_talks": 60, "num_edit_talks": 40, **options}
+    options = {"num_scenes": 80, **TALKS, **options}
     options |= {"wordnet_dir": str(folder), "disable_tqdm": True}
     emoji_world.build(sources, emoji_world.EmojiArguments(str(folder / "made"), **options))
     return folder / "made"

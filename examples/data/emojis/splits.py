@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations, product
+from random import Random
 
 from .drawing import COLOURS, nearest_error
 from .names import Concept
@@ -26,6 +27,11 @@ TEST_PAIRS, TEST_COMBINATIONS, TEST_GLOSSES = 0.6, 0.1, 0.08
 
 # Pairs of (concept's code, style), by split.
 Pairs = Mapping[tuple[str, str], str]
+
+
+def dice(seed: int, *words: str) -> Random:
+    """Return the dice of something by its name: they depend on it and the seed alone."""
+    return Random(f"{seed} {' '.join(words)}")
 
 
 def share_of(*words: str) -> float:

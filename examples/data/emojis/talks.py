@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
-from .build import EditPair, Item
+from .build import EditPair, Question
 from .splits import SPLITS, TRAIN, split_of_gloss
 from .words import with_article, words_of
 from .world import World
@@ -20,6 +20,19 @@ DRAW = ("draw {}", "please draw {}", "show me {}")
 DEFINE = ("what is {}?", "define {}")
 WHICH_WORD = "which word means {}?"
 PICTURE: Mapping[str, Any] = {"type": "image"}
+
+
+class Shown(Protocol):
+    """What conversations tell of a picture; `Item` has it."""
+
+    @property
+    def id(self) -> str: ...  # noqa: D102
+    @property
+    def image(self) -> bytes: ...  # noqa: D102
+    @property
+    def captions(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def questions(self) -> Sequence[Question]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ def definitions_of(world: World) -> list[Definition]:
     return found
 
 
-def talk_about(item: Item, rng: Random) -> dict[str, Any]:
+def talk_about(item: Shown, rng: Random) -> dict[str, Any]:
     """Make a conversation about a picture: questions with answers, a caption, or a drawing."""
     kind = rng.choice(KINDS[:3])
     if kind == "draw":
@@ -89,27 +102,28 @@ def _image(content: bytes) -> dict[str, Any]:
 
 
 def all_talks(
-    world: World,
-    items: Mapping[str, Sequence[Item]],
+    rng_of: Callable[..., Random],
+    items: Mapping[str, Sequence[Shown]],
     edits: Iterable[EditPair],
+    definitions: Iterable[Definition],
     num_pictures: int,
     num_edits: int,
 ) -> dict[str, list[dict[str, Any]]]:
     """Make the conversations of each split: about some pictures, some edits, and all definitions.
 
     Args:
-        world: what is drawn.
+        rng_of: dice of a name, as `dice` throws them.
         items: the pictures of each split.
         edits: between them.
+        definitions: words and glosses.
         num_pictures: about so many pictures of all splits, spread over them.
         num_edits: so many edits of all splits.
     """
-    edits = list(edits)
+    edits, definitions = list(edits), list(definitions)
     total = sum(map(len, items.values()))
     talks: dict[str, list[dict[str, Any]]] = {}
-    definitions = definitions_of(world)
     for split in SPLITS:
-        rng = world.rng("talks", split)
+        rng = rng_of("talks", split)
         own, theirs = items[split], [edit for edit in edits if edit.split == split]
         images = {item.id: item.image for item in own}
         about = _some(own, num_pictures / max(total, 1), rng)

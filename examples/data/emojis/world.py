@@ -19,6 +19,7 @@ from .sources import Sources
 from .splits import (
     TRAIN,
     choose_held_out,
+    dice,
     held_out_words,
     share_of,
     split_of_gloss,
@@ -76,7 +77,7 @@ class World:
 
     def rng(self, *words: str) -> Random:
         """Return the dice of one item, which depend on the seed and its name alone."""
-        return Random(f"{self.seed} {' '.join(words)}")
+        return dice(self.seed, *words)
 
     def gloss(self, code: str, split: str) -> str | None:
         """Return what a concept means, where its gloss may be read in a split."""

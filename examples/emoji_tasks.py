@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from emoji_figures import CATEGORIES, Eye, Verdict, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, truth_of_things
+from emoji_selection import selection_figures
 from PIL import Image
 
 from judge_emoji import FREQUENT
@@ -76,6 +77,11 @@ class Bench:
         return as_seen(
             self.processor, [splits[row["split"]][row["number"]]["image"] for row in rows]
         )
+
+    @cached_property
+    def side(self) -> int:
+        """Pixels of a picture of the set each way, which boxes are in."""
+        return int(self._data("test")[0]["image"].width)
 
     @cached_property
     def reader(self) -> CaptionReader:
@@ -369,6 +375,18 @@ class _Captioned:
     text: str
 
 
+def _selection(bench: Bench) -> Figures:
+    """Whether what scans read of a scene lies on its things."""
+    scenes = [row for row in bench.rows("test") if row["layout"] != "single"]
+    rows = spread(scenes, bench.num_samples)
+    side = bench.side
+    with evaluating(bench.model):
+        return selection_figures(
+            *(bench.model, bench.processor, rows, bench.pictures(rows), side),
+            *(bench.sampling.batch_size, bench.sampling.seed),
+        )
+
+
 TASKS: Mapping[str, Callable[[Bench], Figures]] = {
     "text_to_image": _text_to_image,
     "geneval": _geneval,
@@ -377,4 +395,5 @@ TASKS: Mapping[str, Callable[[Bench], Figures]] = {
     "questions": _questions,
     "edits": _edits,
     "held_out": _held_out,
+    "selection": _selection,
 }

@@ -39,17 +39,18 @@ GUIDANCE: dict[str, Any] = {
 }
 # A checkpoint's own sampler must not creep into what a route does not name.
 PLAIN: dict[str, Any] = {"solver": "dpm_solver_2m", "num_restarts": 0}
+RESTART: dict[str, Any] = {
+    "num_restarts": 1,
+    "restart_log_snr": {"image": -4.0, "text": -2.0},
+}
 ROUTES: dict[str, dict[str, Any]] = {
     "words first": {"joint_overlap": 0.0},
     "words ahead by windows": {"joint_overlap": 0.25},
     "lockstep": {"joint_overlap": 1.0},
     "clock, lead 2": {"joint_lead": 2.0},
-    "clock, lead 2, a restart": {
-        "joint_lead": 2.0,
-        "num_restarts": 1,
-        "restart_log_snr": {"image": -4.0, "text": -2.0},
-    },
+    "clock, lead 2, a restart": {"joint_lead": 2.0, **RESTART},
     "clock, lead 2, by ddpm": {"joint_lead": 2.0, "solver": "ddpm"},
+    "clock, lead 2, by ddpm, a restart": {"joint_lead": 2.0, "solver": "ddpm", **RESTART},
 }
 LEADS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0)
 LEAD_STEPS = 30

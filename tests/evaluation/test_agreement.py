@@ -34,7 +34,8 @@ def test_no_route_takes_the_sampler_of_the_checkpoint(tmp_path, monkeypatch):
     assert of["lockstep"]["num_restarts"] == 0 and of["lockstep"]["joint_overlap"] == 1.0
     assert of["clock, lead 2, a restart"]["num_restarts"] == 1
     assert {route for route, own in of.items() if own["solver"] == "ddpm"} == {
-        "clock, lead 2, by ddpm"
+        "clock, lead 2, by ddpm",
+        "clock, lead 2, by ddpm, a restart",
     }
     assert all({"solver", "num_restarts"} <= {*own} for own in of.values())
     assert (

@@ -12,6 +12,7 @@ import tiny_emojis
 import torch
 from emoji_figures import CATEGORIES, Eye, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, Named
+from emoji_selection import on_things, patches_on_things
 from emoji_tasks import TASKS, said_of, spread
 from PIL import Image
 from tiny_digits import ROOT
@@ -233,6 +234,23 @@ def test_what_is_kept_is_measured_where_nothing_should_change():
     true[:2], made[:2], made[3] = 255, 90, 51
     pictures = [Image.fromarray(one) for one in (made, given, true)]
     assert kept_error(*pictures) == pytest.approx(0.5 * 51 / 127.5)
+
+
+def test_patches_lie_on_things_from_half_of_their_area():
+    grid = (4, 4)
+    assert patches_on_things([(0, 0, 32, 32)], 32, grid).all()
+    assert not patches_on_things([], 32, grid).any()
+    on = patches_on_things([(0, 0, 8, 8), (20, 8, 32, 16), (0, 27, 8, 32)], 32, grid)
+    assert on.nonzero().flatten().tolist() == [0, 6, 7, 12]
+    assert patches_on_things([(0, 0, 8, 8)], 64, grid).sum() == 0  # a quarter of a patch
+
+
+def test_the_share_of_what_is_read_that_lies_on_things():
+    is_on = torch.tensor([[True, False, False, True], [True, True, False, False]])
+    read = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0]])
+    assert on_things(read, is_on) == (0.5, 0.0)
+    share, error = on_things(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0]]), is_on)
+    assert share == 0.5 and error == pytest.approx(0.5)  # std of 1 and 0 is sqrt(1/2)
 
 
 def test_rows_are_spread_and_repeated():

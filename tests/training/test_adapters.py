@@ -6,13 +6,15 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
 from tiny_digits import ROOT, load_script
 from tiny_model import MIXERS, make_model, mixed_batch
 from tiny_processor import make_processor
 from tiny_talks import TALK, make_config
 
 import modeling_mdm.block
-from modeling_mdm import MDMForJointGeneration
+from modeling_mdm import MDMForJointGeneration, MDMProcessor
 from modeling_mdm.data.conversations import (
     ConversationCollator,
     adapter_targets,
@@ -265,3 +267,28 @@ def test_the_mode_head_learns_and_travels_with_the_adapter(tmp_path):
     merged.merge_and_unload().save_pretrained(tmp_path / "merged")
     again = MDMForJointGeneration.from_pretrained(tmp_path / "merged")
     assert torch.equal(again.mode_head.out_proj.bias, learned[-1])
+
+
+def test_the_shipped_adapter_answers_on_the_shipped_checkpoint():
+    """Every weight of it finds its place, and the reply to a picture of a boot names one."""
+    folder = ROOT / "examples" / "checkpoints"
+    base = MDMForJointGeneration.from_pretrained(folder / "mdm-fashion")
+    model = peft.PeftModel.from_pretrained(base, folder / "fashion-questions-lora").eval()
+    held = peft.get_peft_model_state_dict(model)
+    saved = load_file(folder / "fashion-questions-lora" / "adapter_model.safetensors")
+    assert held.keys() == saved.keys() and len(saved) > 50
+    assert all(torch.equal(held[name], value) for name, value in saved.items())
+    processor = MDMProcessor.from_pretrained(folder / "mdm-fashion")
+    picture = Image.open(ROOT / "examples/pictures/fashion_mnist/9_ankle_boot.png")
+    shown = {"type": "image", "image": picture}
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [shown, {"type": "text", "text": "what is this?"}]}],
+        generation_mode="text",
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    )
+    draw = torch.Generator().manual_seed(0)
+    out = model.generate(**inputs, num_inference_steps=8, generator=draw, show_progress=False)
+    assert "boot" in processor.post_process(out, inputs)[0].text

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
     run_script(__file__, extra="train")
 
-import json
 import shlex
 import sys
 import time
@@ -31,7 +30,7 @@ from emoji_tasks import SHEET, TASKS, Bench
 from judge_emoji_network import EmojiJudge
 from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.data.archives import is_archive, unpacked
-from modeling_mdm.evaluation.sampling import Sampling
+from modeling_mdm.evaluation.sampling import Sampling, read_options
 from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
 from modeling_mdm.matching import check_processor
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
@@ -77,13 +76,7 @@ class EmojiEvaluationArguments:
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples} must be >= 2.")
         self.bf16 = use_bfloat16(self.bf16, self.device)
-        if isinstance(self.generation_options, str):  # YAML gives a dictionary
-            try:
-                self.generation_options = json.loads(self.generation_options)
-            except ValueError as error:
-                raise ValueError(
-                    f"generation_options={self.generation_options!r} is not JSON: {error}"
-                ) from error
+        self.generation_options = read_options(self.generation_options)
 
 
 def parse(argv: Sequence[str]) -> tuple[EmojiEvaluationArguments]:

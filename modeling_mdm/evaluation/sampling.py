@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,26 @@ class Sampling:
 
 
 DEFAULT_SAMPLING = Sampling()
+
+
+def read_options(options: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Read arguments of `generate` from JSON, as a command line gives them; YAML gives a mapping.
+
+    Raises:
+        ValueError: the text is no JSON, or another thing than names with values.
+    """
+    said: Any = options
+    if isinstance(options, str):
+        try:
+            said = json.loads(options)
+        except ValueError as error:
+            raise ValueError(f"generation_options={options!r} is not JSON: {error}") from error
+    if not isinstance(said, Mapping):
+        raise ValueError(
+            f"generation_options={options!r} must hold names with values, such as "
+            """'{"solver": "ddim"}'."""
+        )
+    return said
 
 
 @contextmanager

@@ -8,7 +8,6 @@ later: so that a missing file is found before hours of the other tasks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -36,6 +35,7 @@ from modeling_mdm.evaluation.judge_network import JudgeNetwork
 from modeling_mdm.evaluation.panel import Panel, as_seen, balanced
 from modeling_mdm.evaluation.questions import question_figures, reply_figures
 from modeling_mdm.evaluation.reconstruction import reconstruction_figures
+from modeling_mdm.evaluation.sampling import read_options
 from modeling_mdm.precision import use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 
@@ -313,13 +313,7 @@ class EvaluationArguments:
         self.bf16 = use_bfloat16(self.bf16, self.device)
         if Path(self.captions).is_dir():
             self.captions = str(Path(self.captions) / f"{self.dataset}.json")
-        if isinstance(self.generation_options, str):  # YAML gives a dictionary
-            try:
-                self.generation_options = json.loads(self.generation_options)
-            except ValueError as error:
-                raise ValueError(
-                    f"generation_options={self.generation_options!r} is not JSON: {error}"
-                ) from error
+        self.generation_options = read_options(self.generation_options)
 
 
 def measure(bench: Bench) -> dict[str, Figures | list[Any]]:

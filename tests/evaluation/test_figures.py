@@ -371,3 +371,5 @@ def test_the_script_refuses_unknown_options(script, folder):
         script.main(as_command(options(folder, measures=["borders"], tasks=["captioning"])))
     with pytest.raises(ValueError, match="is not JSON"):
         script.main(as_command(options(folder, generation_options="solver=ddim")))
+    with pytest.raises(ValueError, match="must hold names with values"):
+        script.main(as_command(options(folder, generation_options="[1, 2]")))

@@ -79,10 +79,11 @@ class EmojiEvaluationArguments:
         self.generation_options = read_options(self.generation_options)
 
 
-def parse(argv: Sequence[str]) -> tuple[EmojiEvaluationArguments]:
-    """Read the command line."""
+def parse(argv: Sequence[str]) -> tuple[EmojiEvaluationArguments, str]:
+    """Read the command line; also give it as it was written."""
     prog = "python examples/evaluate_emoji.py"
-    return read_command_line([EmojiEvaluationArguments], argv, __doc__, prog=prog)
+    (chosen,) = read_command_line([EmojiEvaluationArguments], argv, __doc__, prog=prog)
+    return chosen, f"{prog} {shlex.join(argv)}"
 
 
 def run(chosen: EmojiEvaluationArguments, command: str) -> dict[str, Any]:
@@ -158,6 +159,4 @@ def _lines(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Do what the command line says."""
-    argv = sys.argv[1:] if argv is None else argv
-    command = f"python examples/evaluate_emoji.py {shlex.join(argv)}"
-    return run(*parse(argv), command)
+    return run(*parse(sys.argv[1:] if argv is None else argv))

@@ -259,7 +259,7 @@ def soft_copy(examples: Examples) -> Examples:
     return replace(examples, images=soft.round().to(torch.uint8))
 
 
-def parse(argv: Sequence[str]) -> tuple[JudgeArguments, ...]:
+def parse(argv: Sequence[str]) -> tuple[JudgeArguments]:
     """Read the command line."""
     return read_command_line([JudgeArguments], argv, __doc__, prog="python examples/judge_emoji.py")
 

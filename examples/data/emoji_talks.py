@@ -127,7 +127,7 @@ def run(chosen: TalkArguments) -> dict[str, int]:
     return counts
 
 
-def parse(argv: Sequence[str]) -> tuple[TalkArguments, ...]:
+def parse(argv: Sequence[str]) -> tuple[TalkArguments]:
     """Read the command line."""
     return read_command_line(
         [TalkArguments], argv, __doc__, prog="python examples/data/emoji_talks.py"

@@ -107,7 +107,7 @@ class EmojiArguments:
             raise ValueError(f"size={self.size} must be one of {SIZES}.")
 
 
-def parse(argv: Sequence[str]) -> tuple[EmojiArguments, ...]:
+def parse(argv: Sequence[str]) -> tuple[EmojiArguments]:
     """Read the command line."""
     return read_command_line(
         [EmojiArguments], argv, __doc__, prog="python examples/data/emoji_world.py"

@@ -161,7 +161,7 @@ def table(chosen: TableArguments) -> list[Error]:
     return found
 
 
-def parse(argv: Sequence[str]) -> tuple[TableArguments, ...]:
+def parse(argv: Sequence[str]) -> tuple[TableArguments]:
     """Read the command line."""
     return read_command_line(
         [TableArguments], argv, __doc__, prog="python examples/data/patch_table.py"

@@ -2,16 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """How commands and scripts end: one line on standard error, a status, missing places by name."""
 
+import inspect
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from PIL import Image
-from tiny_digits import CAPTIONS, ROOT, make_config, make_processor
+from tiny_digits import CAPTIONS, ROOT, load_script, make_config, make_processor
 
 from mdm_cli.endings import perform
 from mdm_cli.main import main
@@ -70,6 +72,28 @@ def run(name, words, monkeypatch, capsys):
         else:
             raise SystemExit(main([name.removeprefix("mdm "), *words]))
     return (ended.value.code, *capsys.readouterr())
+
+
+OWN_SCRIPTS = sorted(
+    path
+    for folder in ("examples", "examples/data", "processing", "configuration")
+    for path in (ROOT / folder).glob("*.py")
+    if "run_script(__file__" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("path", OWN_SCRIPTS, ids=lambda path: path.stem)
+def test_what_a_script_parses_is_what_it_runs(path):
+    """A command hands all that `parse` gives to `run`: one that takes more fails at the end."""
+    script = load_script(path)
+    parsed = get_args(get_type_hints(script.parse)["return"])
+    needed = [
+        one
+        for one in inspect.signature(script.run).parameters.values()
+        if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
+    ]
+    if Any not in parsed:  # said without numbers
+        assert len(needed) == len(parsed) and Ellipsis not in parsed
 
 
 @pytest.mark.parametrize("name", [*SCRIPTS, *(f"mdm {n}" for n in ("train", "evaluate", "export"))])

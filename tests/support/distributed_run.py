@@ -48,7 +48,7 @@ class CountingModel(MDMForJointGeneration):
     lacking = 0
 
     def forward(self, *args, return_loss=True, **kwargs):
-        type(self).lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
+        CountingModel.lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
         return super().forward(*args, return_loss=return_loss, **kwargs)
 
 
@@ -100,7 +100,10 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, parts=None, **ar
         data_collator=LackingCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )
-    evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
+    # accelerate splits a model together with its optimizer, so after this.
+    evaluated = None
+    if not trainer.is_fsdp_enabled:
+        evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
     CountingModel.lacking = 0
     trainer.train(resume)
     trainer.save_model()

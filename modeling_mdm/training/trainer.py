@@ -40,6 +40,7 @@ from modeling_mdm.training.ema import (
 from modeling_mdm.training.going_on import GoesOn
 from modeling_mdm.training.item_keys import ITEMS, WithItemSeeds, number_items
 from modeling_mdm.training.passes import EndlessStream, without_end
+from modeling_mdm.training.recomputing import checkpoint_share
 from modeling_mdm.training.running_means import RunningMeans, RunningSum
 from modeling_mdm.training.samples import (
     SampleSheet,
@@ -288,6 +289,8 @@ class MDMTrainer(GoesOn):
 
     def begin_run(self) -> None:
         """Begin the average of the weights, or go on with that of a checkpoint."""
+        if self.args.checkpointed_blocks < 1:
+            checkpoint_share(self.model, self.args.checkpointed_blocks)
         if self.args.ema_decay == 0:
             return
         model = self.accelerator.unwrap_model(self.model)

@@ -44,13 +44,20 @@ OVERRIDES = {
     "SavesWhole": {
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
     },
+    "SplitsWeights": {
+        *("compute_loss_context_manager", "_prepare_for_training", "_load_best_model"),
+        *("_save_optimizer_and_scheduler", "_load_from_checkpoint"),
+        "_load_optimizer_and_scheduler",
+    },
     "GoesOn": {"train", "get_batch_samples", "get_train_dataloader", "_load_rng_state"},
     "MDMTrainer": {
         *("get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
         *("_load_best_model", "get_decay_parameter_names"),
         *("get_eval_dataloader", "_get_train_sampler"),
     },
-    "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
+    "_TrainingEvents": {
+        *("on_train_begin", "on_epoch_begin", "on_pre_optimizer_step", "on_step_end"),
+    },
 }
 OTHERS = (
     "modeling_mdm",

@@ -344,7 +344,6 @@ def smallest_change(request: Request) -> list[str]:
                 changed.mesh,
                 changed.optimizer,
                 changed.average,
-                BYTES[changed.dtype],
             )
             if states.total > USABLE * changed.gpu.memory:
                 continue  # no step is so small

@@ -10,6 +10,7 @@ split or whole. A finished model is an ordinary folder of `save_pretrained`, gat
 from __future__ import annotations
 
 import json
+import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -85,7 +87,8 @@ def load_optimizer(
         if not any(f"optimizer.state.{name}.{key}" in found for key in states[name]):
             del states[name]
     _load(state, checkpoint)
-    set_optimizer_state_dict(model, _own(optimizer), state["optimizer"])
+    options = StateDictOptions(strict=False)
+    set_optimizer_state_dict(model, _own(optimizer), state["optimizer"], options=options)
 
 
 def has_part(name: str, checkpoint: str | Path) -> bool:
@@ -111,7 +114,10 @@ def _names(checkpoint: str | Path) -> set[str]:
 
 def _load(state: dict[str, Any], checkpoint: str | Path) -> None:
     reader = dcp.FileSystemReader(Path(checkpoint) / SHARDED_FOLDER)
-    dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        # Of one process, which is meant.
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        dcp.load(state, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def write_weights(
@@ -140,6 +146,7 @@ def write_weights(
             whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if writes:
                 shard[name] = whole.detach().cpu().contiguous()
+            del whole  # before the next is gathered
         if writes:
             save_file(shard, str(Path(folder) / file), metadata={"format": "pt"})
     if writes and plan.is_sharded:

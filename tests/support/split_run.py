@@ -156,8 +156,6 @@ def train(folder, tasks, mesh="whole", resume=None, killed=None, checks=False, *
 
 def be(rank, folder, name, job):
     """Be one of a job's processes; all report."""
-    if job.pop("processes") > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder / f"{name}-{rank}.log", "w", buffering=1)  # noqa: SIM115
     try:
@@ -178,12 +176,13 @@ def do(folder, name, processes, job):
     if (cut := job.pop("goes_on", None)) is not None:
         shutil.copytree(folder / cut, folder / name)
         job["resume"] = True
-    if processes > 1:
-        os.environ |= {key: str(value) for key, value in meeting_place(processes).items()}
+    place = {key: str(value) for key, value in meeting_place(processes).items()}
     children = {}
     for rank in range(processes):
         if not (child := os.fork()):
-            be(rank, folder, name, {"processes": processes, **job})
+            if processes > 1:
+                os.environ |= place | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            be(rank, folder, name, job)
         children[child] = rank
     ended, until = [None] * processes, time.monotonic() + PATIENCE
     while children and time.monotonic() < until:

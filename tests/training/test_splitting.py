@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN = {
     "tasks": {"joint": 0.2, "text": 0.4, "image": 0.4},  # of one item, none has text, or a picture
     "max_steps": 10,
-    "save_steps": 4,
+    "save_steps": 3,
     "bf16": False,
 }
 
@@ -172,7 +172,8 @@ def test_the_saved_folder_is_an_ordinary_one(folder, reports, mesh):
 
 @pytest.mark.parametrize("run", ["on-1", "on-2", "on-4"])
 def test_a_killed_run_goes_on_in_any_number_of_processes(folder, reports, run):
-    assert {path.name for path in (folder / "cut").glob("checkpoint-*")} == {"checkpoint-4"}
+    # The second was begun in step 6, and may have been named in step 7.
+    assert "checkpoint-3" in {path.name for path in (folder / "cut").glob("checkpoint-*")}
     for report in reports[run]:
         assert report["processes"] == int(run[-1]) == len(reports[run])
         assert_same_losses(report, reports["alone"][0])

@@ -44,9 +44,7 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
     }
 
 
-def begin_saving(
-    state: dict[str, Any], folder: Path, group: dist.ProcessGroup | None = None
-) -> Future[Any]:
+def begin_saving(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> Future[Any]:
     """Copy a state and write it while the run goes on; every process must call this.
 
     Args:
@@ -59,7 +57,6 @@ def begin_saving(
         state,
         storage_writer=dcp.FileSystemWriter(folder),
         process_group=group,
-        no_dist=not dist.is_initialized(),
     )
     return getattr(writing, "upload_completion", writing)
 

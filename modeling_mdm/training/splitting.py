@@ -52,6 +52,20 @@ def whole_outside_of_blocks(model: nn.Module) -> Iterator[None]:
             delattr(model, name)
 
 
+def require_unused_weights() -> None:
+    """Let FSDP2 pass that knows of weights which one process uses and another does not.
+
+    Raises:
+        ImportError: this torch's does not.
+    """
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ImportError(
+            f"FSDP2 of torch {torch.__version__} would wait for ever where a batch lacks words or "
+            "pictures: install torch 2.14 or newer, or start with "
+            "configuration/accelerate/two_processes.yaml (DDP)."
+        )
+
+
 @contextmanager
 def as_its_own_class(model: nn.Module) -> Iterator[None]:
     """Give a split model its class back: it is saved with the code of that, not with torch's."""
@@ -113,6 +127,7 @@ class SplitsWeights(SavesWhole):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self._is_fsdp2:
+            require_unused_weights()
             # Otherwise accelerate would round all weights, and what blocks are given, to bfloat16.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
 

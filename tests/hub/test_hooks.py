@@ -170,7 +170,7 @@ def private_calls():
     return [call for call in calls if call[1] not in defined]
 
 
-CALLED = {"_merge_kwargs", "_get_resized_lm_head", "_load_from_checkpoint", "_prepare_inputs"}
+CALLED = {"_merge_kwargs", "_get_resized_lm_head", "_save", "_prepare_inputs"}
 
 
 def test_private_methods_that_are_called_are_known():
@@ -211,6 +211,9 @@ def test_generation_settings_are_loaded_through_the_hook_of_from_pretrained():
         (MDMTrainer, "_load_rng_state", ["self", "checkpoint"]),
         (MDMTrainer, "_load_best_model", ["self"]),
         (MDMTrainer, "_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        (MDMTrainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        (MDMTrainer, "_save_optimizer_and_scheduler", ["self", "output_dir"]),
+        (MDMTrainer, "_save", ["self", "output_dir", "state_dict"]),
         (MDMForJointGeneration, "_init_weights", ["self", "module"]),
         (
             MDMForJointGeneration,

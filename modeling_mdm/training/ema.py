@@ -115,15 +115,15 @@ class ExponentialMovingAverage:
             FileNotFoundError: if it was written without an average.
             ValueError: if it belongs to another model.
         """
-        if (Path(checkpoint) / EMA_FILE).is_file():
-            self.load(Path(checkpoint) / EMA_FILE)
-        elif is_sharded(checkpoint) and has_part(AVERAGE, checkpoint):
-            self.num_updates = int(load_part(AVERAGE, self.parts(), checkpoint)["num_updates"])
-        else:
+        if not has_average(checkpoint):
             raise FileNotFoundError(
                 f"checkpoint={str(checkpoint)!r} has no average of the weights, such as {EMA_FILE}:"
                 " it was trained with ema_decay=0."
             )
+        if is_sharded(checkpoint):
+            self.num_updates = int(load_part(AVERAGE, self.parts(), checkpoint)["num_updates"])
+        else:
+            self.load(Path(checkpoint) / EMA_FILE)
 
     def save(self, path: str | Path, writes: bool = True) -> None:
         """Write the averages and the number of updates to a safetensors file.
@@ -158,6 +158,13 @@ class ExponentialMovingAverage:
             for name, average in self.averages.items():
                 average.copy_(_shard_of(file.get_tensor(name), self._parameters[name]))
             self.num_updates = int((file.metadata() or {})[_NUM_UPDATES])
+
+
+def has_average(checkpoint: str | Path) -> bool:
+    """Whether an average of the weights lies in a folder."""
+    if is_sharded(checkpoint):
+        return has_part(AVERAGE, checkpoint)
+    return (Path(checkpoint) / EMA_FILE).is_file()
 
 
 def is_split(model: nn.Module) -> bool:

@@ -23,11 +23,12 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from mdm_cli.places import require_writable
-from modeling_mdm import MDMForJointGeneration, MDMProcessor
+from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
 from modeling_mdm.training.carried_code import remove_code
 from modeling_mdm.training.command_line import read_command_line
-from modeling_mdm.training.ema import EMA_FILE, load_averaged_weights
+from modeling_mdm.training.ema import has_average, load_averaged_weights
 from modeling_mdm.training.loading import load_pretrained
+from modeling_mdm.training.sharded import is_sharded, load_weights
 
 
 @dataclass
@@ -45,6 +46,15 @@ class ExportArguments:
 
 
 load_model = partial(load_pretrained, MDMForJointGeneration)
+
+
+def load_whole(checkpoint: str) -> Any:
+    """Load a model, from a checkpoint in parts too."""
+    if not is_sharded(checkpoint):
+        return load_model("checkpoint", checkpoint)
+    model = MDMForJointGeneration(load_pretrained(MDMConfig, "checkpoint", checkpoint))
+    load_weights(model, checkpoint)
+    return model
 
 
 def holds_adapters(checkpoint: str) -> bool:
@@ -66,7 +76,7 @@ def load_merged(checkpoint: str) -> Any:
 
 def take_average(model: Any, checkpoint: str) -> Any:
     """Put the averaged weights into a model, where they lie beside it, as in what a run leaves."""
-    if (Path(checkpoint) / EMA_FILE).is_file():
+    if has_average(checkpoint):
         load_averaged_weights(model, checkpoint)
     return model
 
@@ -93,7 +103,7 @@ def export(checkpoint: str, output_dir: str, code: bool = True) -> Path:
     if merges:
         model = load_merged(checkpoint)
     else:
-        model = take_average(load_model("checkpoint", checkpoint), checkpoint)
+        model = take_average(load_whole(checkpoint), checkpoint)
     processor = load_pretrained(MDMProcessor, "checkpoint", checkpoint)
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modeling_mdm.configuration_mdm import MDMConfig
 
 SPLITS = ("ddp", "fsdp2", "hsdp")
-PLANNED_ONLY = ("hsdp", "tp", "cp")
+PLANNED_ONLY = ("tp", "cp")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Mesh:
     @property
     def not_run_here(self) -> list[str]:
         """What training in this package does not run yet."""
-        used = {"hsdp": self.split == "hsdp", "tp": self.tensor > 1, "cp": self.context > 1}
+        used = {"tp": self.tensor > 1, "cp": self.context > 1}
         return [name for name in PLANNED_ONLY if used[name]]
 
     def words(self) -> list[str]:

@@ -215,10 +215,8 @@ def _json(config: MDMConfig, **changes: Any) -> str:
 
 
 def _setting(request: Request) -> Setting:
-    split = request.mesh.shards > 1
     return Setting(
         compute=request.dtype,
-        weights=request.dtype if split else "float32",
         checkpointing=request.checkpointing,
         optimizer=request.optimizer,
     )
@@ -253,14 +251,12 @@ def count_memory(request: Request) -> Memory:
     Raises:
         ValueError: processes, batch or optimizer that do not fit each other or the plan.
     """
-    mesh, size = request.mesh, BYTES[request.dtype]
+    mesh = request.mesh
     sizes = _sizes(_json(request.config))
-    states = count_states(sizes, request.config, mesh, request.optimizer, request.average, size)
-    # The rehearsal makes whole gradients in the type of its weights.
-    share = 1.0 if mesh.shards == 1 else 4 / size / mesh.shards
+    states = count_states(sizes, request.config, mesh, request.optimizer, request.average)
     return Memory(
         states,
-        _step_bytes(request, share),
+        _step_bytes(request, 1 / mesh.shards),
         _step_bytes(request, 0.0),
         USABLE * request.gpu.memory,
     )
@@ -348,7 +344,6 @@ def smallest_change(request: Request) -> list[str]:
                 changed.mesh,
                 changed.optimizer,
                 changed.average,
-                BYTES[changed.dtype],
             )
             if states.total > USABLE * changed.gpu.memory:
                 continue  # no step is so small

@@ -153,13 +153,11 @@ def count_states(
     mesh: Mesh | None = None,
     optimizer: str = "adamw_torch_fused",
     average: bool = True,
-    compute_size: int = 2,
 ) -> States:
     """Count the bytes of the process that has most.
 
     Args:
         optimizer: by transformers' name. average: whether one of the weights is kept.
-        compute_size: bytes of a number of the weights as they are gathered.
 
     Raises:
         ValueError: the plan does not know the optimizer.
@@ -172,9 +170,9 @@ def count_states(
     if mesh.shards > 1:
         blocks = [one for one in own if one.name.startswith("decoder.layers.")]
         others = [one for one in own if not one.name.startswith("decoder.layers.")]
-        two = 2 * _bytes(blocks, compute_size) // max(1, config.num_hidden_layers)
-        gathered = _bytes(others, compute_size) + two
-        reducing = two + _bytes([one for one in others if one.learns], compute_size)
+        two = 2 * _bytes(blocks) // max(1, config.num_hidden_layers)
+        gathered = _bytes(others) + two
+        reducing = two + _bytes([one for one in others if one.learns])
     elif mesh.processes > mesh.tensor:
         reducing = _bytes(learning)
     return States(

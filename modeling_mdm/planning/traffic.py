@@ -14,7 +14,7 @@ from modeling_mdm.planning.mesh import Mesh
 from modeling_mdm.planning.operations import scans_of
 from modeling_mdm.planning.states import ModelSizes
 
-REDUCED = 4  # bytes of a number of gradients that DDP, and HSDP's replicas, add up
+SENT = 4  # bytes of a number of weights that are gathered, and of gradients that are added up
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def step_traffic(
 
     Args:
         batch: what a process reads at once. accumulation: how often in a step.
-        size: bytes of a number as it is computed with.
+        size: bytes of a number as it is computed with, as blocks exchange them.
     """
     weights, learning = sizes.numel / mesh.tensor, sizes.learning / mesh.tensor
     first = SELF_CONDITIONED if config.self_conditioning else 0.0
@@ -66,14 +66,14 @@ def step_traffic(
         share = (mesh.shards - 1) / mesh.shards
         gathers = 2 + first  # forward, backward, and the first estimate
         for name, sent in (
-            ("gather weights", gathers * weights * size * share),
-            ("reduce gradients", learning * size * share),
+            ("gather weights", gathers * weights * SENT * share),
+            ("reduce gradients", learning * SENT * share),
         ):
             total = accumulation * sent
             found.append(_traffic(name, gpu, mesh, mesh.shards, mesh.tensor, total, True))
     if mesh.replicas > 1:
         share = (mesh.replicas - 1) / mesh.replicas
-        sent = 2 * share * REDUCED * learning / mesh.shards
+        sent = 2 * share * SENT * learning / mesh.shards
         spread = mesh.shards * mesh.tensor
         found.append(_traffic("add gradients up", gpu, mesh, mesh.replicas, spread, sent, True))
     found += _within_blocks(config, mesh, gpu, batch, accumulation, size, first, checkpointing)

@@ -14,14 +14,15 @@ from modeling_mdm.training.command_line import bf16_argument
 
 @dataclass
 class MDMTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the paper's defaults and five more arguments.
+    """transformers' TrainingArguments with the paper's defaults and six more arguments.
 
     `bf16` may be `"auto"`, the default: bfloat16 where the processor has instructions for it. What
     was chosen then stands in its place, True or False.
 
     Raises:
         ValueError: if ema_decay is outside [0, 1), or max_train_seconds, num_samples or
-            sample_steps is out of range, or bf16 is none of auto, true and false.
+            sample_steps is out of range, bf16 is none of auto, true and false, or
+            checkpointed_blocks is outside [0, 1] or has nothing to act on.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of AdamW."})
@@ -70,6 +71,14 @@ class MDMTrainingArguments(TrainingArguments):
         default=0, metadata={"help": "Seed of those samples and of the noise in evaluation."}
     )
 
+    checkpointed_blocks: float = field(
+        default=1.0,
+        metadata={
+            "help": "Share of the blocks, evenly spread, that activation_checkpointing computes "
+            "again for their gradients; the others keep what they made."
+        },
+    )
+
     def __post_init__(self) -> None:
         self._choose_type()  # before transformers hands it to accelerate
         super().__post_init__()
@@ -86,6 +95,16 @@ class MDMTrainingArguments(TrainingArguments):
             raise ValueError(f"num_samples={self.num_samples} must be >= 0; 0 draws no samples.")
         if self.sample_steps < 1:
             raise ValueError(f"sample_steps={self.sample_steps} must be >= 1.")
+        if not 0.0 <= self.checkpointed_blocks <= 1.0:
+            raise ValueError(
+                f"checkpointed_blocks={self.checkpointed_blocks} must be in [0, 1]: a share of the "
+                "blocks, 1 for all."
+            )
+        if self.checkpointed_blocks < 1.0 and not self.gradient_checkpointing:
+            raise ValueError(
+                f"checkpointed_blocks={self.checkpointed_blocks} is a share of what "
+                "activation_checkpointing=True does: set that too, or leave both out."
+            )
 
     @property
     def items_per_step(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,10 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from modeling_mdm.training.sharded import has_part, is_sharded, load_part
+
 EMA_FILE = "ema.safetensors"
+AVERAGE = "average"  # its name in a checkpoint of parts
 _NUM_UPDATES = "num_updates"
 
 
@@ -99,6 +103,28 @@ class ExponentialMovingAverage:
             name: _whole(average, self._parameters[name]) for name, average in self.averages.items()
         }
 
+    def parts(self) -> dict[str, Any]:
+        """The averages split as the weights are; what is written into them stays."""
+        averages = {n: _as_split(own, self._parameters[n]) for n, own in self.averages.items()}
+        return {"averages": averages, "num_updates": torch.tensor(self.num_updates)}
+
+    def load_from(self, checkpoint: str | Path) -> None:
+        """Go on from a checkpoint; every process must call this.
+
+        Raises:
+            FileNotFoundError: if it was written without an average.
+            ValueError: if it belongs to another model.
+        """
+        if not has_average(checkpoint):
+            raise FileNotFoundError(
+                f"checkpoint={str(checkpoint)!r} has no average of the weights, such as {EMA_FILE}:"
+                " it was trained with ema_decay=0."
+            )
+        if is_sharded(checkpoint):
+            self.num_updates = int(load_part(AVERAGE, self.parts(), checkpoint)["num_updates"])
+        else:
+            self.load(Path(checkpoint) / EMA_FILE)
+
     def save(self, path: str | Path, writes: bool = True) -> None:
         """Write the averages and the number of updates to a safetensors file.
 
@@ -134,6 +160,13 @@ class ExponentialMovingAverage:
             self.num_updates = int((file.metadata() or {})[_NUM_UPDATES])
 
 
+def has_average(checkpoint: str | Path) -> bool:
+    """Whether an average of the weights lies in a folder."""
+    if is_sharded(checkpoint):
+        return has_part(AVERAGE, checkpoint)
+    return (Path(checkpoint) / EMA_FILE).is_file()
+
+
 def is_split(model: nn.Module) -> bool:
     """Whether parameters are split over processes, so that all of them must take part in a pass."""
     return any(isinstance(p, DTensor) or _zero_shard(p) is not None for p in model.parameters())
@@ -156,17 +189,26 @@ def _whole_shape(parameter: torch.Tensor) -> list[int]:
     return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def _as_split(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """Say of a tensor that it is split as a parameter is."""
+    if not isinstance(parameter, DTensor):
+        return shard
+    split: torch.Tensor = DTensor.from_local(
+        shard,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+    return split
+
+
 def _whole(shard: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Gather a tensor that is split as a parameter is."""
-    if isinstance(parameter, DTensor):
-        return DTensor.from_local(
-            shard,
-            parameter.device_mesh,
-            parameter.placements,
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        ).full_tensor()
+    split = _as_split(shard, parameter)
+    if isinstance(split, DTensor):
+        return split.full_tensor()
     if _zero_shard(parameter) is None:
         return shard
     shards = [torch.empty_like(shard) for _ in range(dist.get_world_size())]
@@ -198,13 +240,8 @@ def load_averaged_weights(model: nn.Module, checkpoint: str | Path) -> None:
         FileNotFoundError: if the checkpoint was written without an average.
         ValueError: if it belongs to another model.
     """
-    path = Path(checkpoint) / EMA_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint={str(checkpoint)!r} has no {EMA_FILE}: it was trained with ema_decay=0."
-        )
     average = ExponentialMovingAverage(model)
-    average.load(path)
+    average.load_from(checkpoint)
     average.copy_to_model()
 
 

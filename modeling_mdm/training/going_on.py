@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.passes import START, EndlessStream, Mark
-from modeling_mdm.training.saving import SavesWhole
+from modeling_mdm.training.splitting import SplitsWeights
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 STREAM_FILE = "stream.pt"
 
 
-class GoesOn(SavesWhole):
+class GoesOn(SplitsWeights):
     """A Trainer that goes on from whole checkpoints alone: same items, same random numbers."""
 
     _resumed_from: str | None = None
@@ -69,8 +69,14 @@ class GoesOn(SavesWhole):
             vars(self.model).pop("_is_accelerate_prepared", None)
         if self._resumed_from is not None and self._is_finished(self._resumed_from):
             return self._restore_finished_run(self._resumed_from)
-        with self._stream_in_place():
-            return super().train(self._resumed_from, *args, **kwargs)
+        try:
+            with self._stream_in_place():
+                output = super().train(self._resumed_from, *args, **kwargs)
+        except BaseException:
+            self.finish_saving(waits=False)  # the other processes may be gone
+            raise
+        self.finish_saving()
+        return output
 
     @contextmanager
     def _stream_in_place(self) -> Iterator[None]:

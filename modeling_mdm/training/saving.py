@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from transformers import Trainer
@@ -26,6 +27,8 @@ class SavesWhole(Trainer):
     """transformers' Trainer, which writes what it saves aside and names it when it is whole."""
 
     _staging: Path | None = None  # the folder of the checkpoint that is being written
+    _writing: Future[Any] | None = None  # what is still written of it while the run goes on
+    _unnamed: tuple[Path, Path] | None = None  # where it lies, and its folder when it is whole
 
     def saved_weights(self) -> AbstractContextManager[None]:
         """Have the weights in the model, inside a `with` block, that `save_model` is to save."""
@@ -44,13 +47,13 @@ class SavesWhole(Trainer):
             OSError: if the disk is full.
         """
         if self._staging is not None:
-            super().save_model(output_dir, _internal_call=True)
+            self._write_model(str(output_dir))
             return
         final = Path(self.args.output_dir if output_dir is None else output_dir)
         staging = final / STAGING_FOLDER
         try:
             with self.saved_weights():
-                super().save_model(str(staging), _internal_call=True)
+                self._write_model(str(staging))
             if self.args.should_save:
                 publish_files(staging, final)
         except Exception as error:
@@ -62,6 +65,10 @@ class SavesWhole(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
+    def _write_model(self, folder: str) -> None:
+        """Write weights, configuration and processor; all processes call it."""
+        super().save_model(folder, _internal_call=True)
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -71,7 +78,11 @@ class SavesWhole(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write a checkpoint aside and give it its name when it is whole."""
+        """Write a checkpoint aside and give it its name when it is whole.
+
+        What is written while the run goes on is waited for before the next one.
+        """
+        self.finish_saving()
         run_dir = Path(self._get_output_dir(trial))
         final = run_dir / f"checkpoint-{self.state.global_step}"
         staging = run_dir / STAGING_FOLDER
@@ -84,32 +95,62 @@ class SavesWhole(Trainer):
             self.save_beside(staging / final.name)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self._complete_checkpoint(staging / final.name, final)
+                self._tidy(staging / final.name, final)
         except Exception as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            previous = last_whole_checkpoint(run_dir)
-            raise OSError(_not_saved_message(final, error, previous)) from error
+            self._give_up(final, error)
         finally:
             self._staging = None
-        self.accelerator.wait_for_everyone()
+        self._unnamed = (staging / final.name, final)
+        if self._writing is None:
+            self.finish_saving()
+
+    def finish_saving(self, waits: bool = True) -> None:
+        """Give the checkpoint that is being written its name.
+
+        Args:
+            waits: until it is whole, and for the other processes, which must all call this then;
+                False leaves it for the next time where it is not.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        writing, unnamed = self._writing, self._unnamed
+        if unnamed is not None and (waits or writing is None or writing.done()):
+            self._writing = self._unnamed = None
+            try:
+                if writing is not None:
+                    writing.result()
+                if self.args.should_save:
+                    publish_checkpoint(*unnamed)
+            except Exception as error:
+                self._give_up(unnamed[1], error)
+            self._after_saving(unnamed[1])
+        if waits:
+            self.accelerator.wait_for_everyone()
+
+    def _after_saving(self, final: Path) -> None:
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
             rotate_checkpoints(
-                output_dir=str(run_dir),
+                output_dir=str(final.parent),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
             )
 
-    def _complete_checkpoint(self, staged: Path, final: Path) -> None:
+    def _give_up(self, final: Path, error: Exception) -> NoReturn:
+        shutil.rmtree(final.parent / STAGING_FOLDER, ignore_errors=True)
+        previous = last_whole_checkpoint(final.parent)
+        raise OSError(_not_saved_message(final, error, previous)) from error
+
+    def _tidy(self, staged: Path, final: Path) -> None:
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
             self.state.save_to_json(str(staged / "trainer_state.json"))
         if not self.args.push_to_hub:  # an upload takes its files from here
             replace_code_by_signpost(staged, final)
         (staged / "README.md").unlink(missing_ok=True)  # the card is that of the trained model
-        publish_checkpoint(staged, final)
 
 
 def _not_saved_message(final: Path, error: Exception, previous: str | None) -> str:

@@ -31,10 +31,16 @@ from modeling_mdm.matching import check_processor
 from modeling_mdm.precision import cast_parameters_alike, describe_processor, warn_if_emulated
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.arguments import MDMTrainingArguments
-from modeling_mdm.training.ema import EMA_FILE, ExponentialMovingAverage, is_split
+from modeling_mdm.training.ema import (
+    AVERAGE,
+    EMA_FILE,
+    ExponentialMovingAverage,
+    is_split,
+)
 from modeling_mdm.training.going_on import GoesOn
 from modeling_mdm.training.item_keys import ITEMS, WithItemSeeds, number_items
 from modeling_mdm.training.passes import EndlessStream, without_end
+from modeling_mdm.training.recomputing import checkpoint_share
 from modeling_mdm.training.running_means import RunningMeans, RunningSum
 from modeling_mdm.training.samples import (
     SampleSheet,
@@ -283,6 +289,8 @@ class MDMTrainer(GoesOn):
 
     def begin_run(self) -> None:
         """Begin the average of the weights, or go on with that of a checkpoint."""
+        if self.args.checkpointed_blocks < 1:
+            checkpoint_share(self.model, self.args.checkpointed_blocks)
         if self.args.ema_decay == 0:
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -293,19 +301,24 @@ class MDMTrainer(GoesOn):
     def save_beside(self, folder: Path) -> None:
         """Write the average of the weights, which all processes gather, into a checkpoint."""
         super().save_beside(folder)
-        if self.average is not None:
+        if self.average is not None and not self._saves_shards:
             self.average.save(folder / EMA_FILE, writes=self.args.should_save)
 
+    def parts_to_save(self) -> dict[str, Any]:
+        """The average of the weights, in a checkpoint that is written in parts."""
+        parts = super().parts_to_save()
+        return parts if self.average is None else {**parts, AVERAGE: self.average.parts()}
+
     def _load_average(self, checkpoint: str) -> None:
-        path = Path(checkpoint) / EMA_FILE
         if self.average is None:
             return
-        if not path.is_file():
+        try:
+            self.average.load_from(checkpoint)
+        except FileNotFoundError as error:
             raise ValueError(
                 f"ema_decay={self.args.ema_decay}, but {checkpoint} holds no average of the "
                 "weights: go on with ema_decay=0, as it was trained."
-            )
-        self.average.load(path)
+            ) from error
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
@@ -334,9 +347,13 @@ class _TrainingEvents(TrainerCallback):
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch or 0))
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        self.trainer.before_optimizer_step()
+
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if isinstance(self.trainer.train_dataset, EndlessStream):  # one epoch, and all of the run
             state.epoch = state.global_step / state.max_steps
+        self.trainer.finish_saving(waits=False)
         if self.trainer.average is not None:
             self.trainer.average.update()
         if self._time_is_up(args):

@@ -44,13 +44,20 @@ OVERRIDES = {
     "SavesWhole": {
         *("save_model", "_get_output_dir", "_push_from_checkpoint", "_save_checkpoint"),
     },
+    "SplitsWeights": {
+        *("compute_loss_context_manager", "_prepare_for_training", "_load_best_model"),
+        *("_save_optimizer_and_scheduler", "_load_from_checkpoint"),
+        "_load_optimizer_and_scheduler",
+    },
     "GoesOn": {"train", "get_batch_samples", "get_train_dataloader", "_load_rng_state"},
     "MDMTrainer": {
         *("get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
         *("_load_best_model", "get_decay_parameter_names"),
         *("get_eval_dataloader", "_get_train_sampler"),
     },
-    "_TrainingEvents": {"on_train_begin", "on_epoch_begin", "on_step_end"},
+    "_TrainingEvents": {
+        *("on_train_begin", "on_epoch_begin", "on_pre_optimizer_step", "on_step_end"),
+    },
 }
 OTHERS = (
     "modeling_mdm",
@@ -163,7 +170,7 @@ def private_calls():
     return [call for call in calls if call[1] not in defined]
 
 
-CALLED = {"_merge_kwargs", "_get_resized_lm_head", "_load_from_checkpoint", "_prepare_inputs"}
+CALLED = {"_merge_kwargs", "_get_resized_lm_head", "_save", "_prepare_inputs"}
 
 
 def test_private_methods_that_are_called_are_known():
@@ -204,6 +211,9 @@ def test_generation_settings_are_loaded_through_the_hook_of_from_pretrained():
         (MDMTrainer, "_load_rng_state", ["self", "checkpoint"]),
         (MDMTrainer, "_load_best_model", ["self"]),
         (MDMTrainer, "_load_from_checkpoint", ["self", "resume_from_checkpoint", "model"]),
+        (MDMTrainer, "_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        (MDMTrainer, "_save_optimizer_and_scheduler", ["self", "output_dir"]),
+        (MDMTrainer, "_save", ["self", "output_dir", "state_dict"]),
         (MDMForJointGeneration, "_init_weights", ["self", "module"]),
         (
             MDMForJointGeneration,

@@ -78,7 +78,7 @@ def test_split_weights_are_parts_along_the_first_axis(shards):
     assert states.gradients == states.average == 4 * sum(real)
     blocks = [p for n, p in _parameters(config) if n.startswith("decoder.layers.")]
     others = [p for n, p in _parameters(config) if not n.startswith("decoder.layers.")]
-    whole = 2 * (sum(p.numel() for p in others) + sum(p.numel() for p in blocks))  # two blocks
+    whole = 4 * (sum(p.numel() for p in others) + sum(p.numel() for p in blocks))  # two blocks
     assert states.gathered == states.reducing == whole
 
 

@@ -254,6 +254,7 @@ SHORTER = {
     "torchrun --nproc_per_node 2 examples/finetune.py": f"{TRAINING} --test_questions 0",
     "accelerate": TRAINING,
     "accelerate launch --config_file configuration/accelerate/fsdp2.yaml": None,
+    "accelerate launch --config_file configuration/accelerate/hsdp.yaml": None,
     "accelerate launch --config_file configuration/accelerate/two_processes.yaml "
     "examples/evaluate.py": FILLING,
 }

@@ -48,7 +48,7 @@ class CountingModel(MDMForJointGeneration):
     lacking = 0
 
     def forward(self, *args, return_loss=True, **kwargs):
-        type(self).lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
+        CountingModel.lacking += ("input_ids" in kwargs) + ("pixel_values" in kwargs) < 2
         return super().forward(*args, return_loss=return_loss, **kwargs)
 
 
@@ -70,8 +70,8 @@ class Stream(torch.utils.data.IterableDataset):
         yield from (self.items[index] for index in range(len(self.items)))
 
 
-def train(folder, tasks, limit=48, resume=None, streamed=False, parts=None, **arguments):
-    """Train and return what there is to compare; with `parts`, on as many shares of two sets."""
+def make_trainer(folder, tasks, limit=48, streamed=False, parts=None, source="digits", **arguments):
+    """A trainer of the tiny model; with `parts`, on as many shares of two sets."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
         "output_dir": str(folder),
@@ -89,10 +89,11 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, parts=None, **ar
     args = MDMTrainingArguments(**{**values, **arguments})
     torch.manual_seed(0)
     model = CountingModel(make_config(len(processor.tokenizer)))
-    data = load_training_data("digits", captions=CAPTIONS, limit=limit)
+    captions = CAPTIONS if source == "digits" else None
+    data = load_training_data(source, captions=captions, limit=limit)
     if parts is not None:
         data = MixedItems([data, load_training_data("digits", captions=CAPTIONS)], parts)
-    trainer = MDMTrainer(
+    return MDMTrainer(
         model,
         args,
         train_dataset=Stream(data) if streamed else data,
@@ -100,34 +101,41 @@ def train(folder, tasks, limit=48, resume=None, streamed=False, parts=None, **ar
         data_collator=LackingCollator(processor, TaskMixture(tasks)),
         processing_class=processor,
     )
-    evaluated = evaluate(trainer, MDMDataCollator(processor, TaskMixture(tasks)))
-    CountingModel.lacking = 0
-    trainer.train(resume)
-    trainer.save_model()
+
+
+def report_of(trainer):
+    """What there is to compare of a run that is at its end."""
     history = [h for h in trainer.state.log_history if "loss" in h]
     lacking = torch.tensor([CountingModel.lacking])
     return {
-        "processes": args.world_size,
+        "processes": trainer.args.world_size,
         "lacking": trainer.accelerator.gather(lacking).tolist(),
         "history": {
             h["step"]: {k: v for k, v in h.items() if "loss" in k or k == "grad_norm"}
             for h in history
         },
-        "evaluated": evaluated,
         "random": trainer.accelerator.gather(torch.rand(1)).tolist(),
     }
 
 
-def start(count):
-    """Go on as so many processes, each told what `torchrun` tells; return the first's children."""
-    # Shared by both, as all that is imported up to here.
-    import sharded_run  # noqa: F401
+def train(folder, tasks, resume=None, **arguments):
+    """Evaluate, train and save, and return what there is to compare."""
+    trainer = make_trainer(folder, tasks, **arguments)
+    collator = MDMDataCollator(trainer.processing_class, TaskMixture(tasks))
+    evaluated = evaluate(trainer, collator)
+    CountingModel.lacking = 0
+    trainer.train(resume)
+    trainer.save_model()
+    return {**report_of(trainer), "evaluated": evaluated}
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count}
-    told |= {"LOCAL_WORLD_SIZE": count, "RANK": 0, "LOCAL_RANK": 0}
+
+def launch(count):
+    """Go on as so many processes, each told what `torchrun` tells.
+
+    Returns:
+        in the first process, those of the others.
+    """
+    told = meeting_place(count) | {"RANK": 0, "LOCAL_RANK": 0}
     children = []
     for rank in range(1, count):
         if not (child := os.fork()):
@@ -136,6 +144,15 @@ def start(count):
         children.append(child)
     os.environ |= {name: str(value) for name, value in told.items()}
     return children
+
+
+def meeting_place(count):
+    """What `torchrun` tells all of so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return told | {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
 
 
 def main():
@@ -162,7 +179,9 @@ def main():
 
 
 if __name__ == "__main__":
-    children = [] if "RANK" in os.environ else start(int((*sys.argv, 2)[3]))
+    import sharded_run  # noqa: F401  # shared by all processes, as what is imported above
+
+    children = [] if "RANK" in os.environ else launch(int((*sys.argv, 2)[3]))
     main()
     statuses = [os.waitpid(child, 0)[1] for child in children]
     sys.exit(max(map(os.waitstatus_to_exitcode, statuses), key=abs, default=0))

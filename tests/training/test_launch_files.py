@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
@@ -18,6 +19,7 @@ EXPECTED = {
     "two_processes": (2, 1, None),
     "fsdp2": (8, 1, "FSDP"),
     "fsdp2_two_machines": (16, 2, "FSDP"),
+    "hsdp": (16, 2, "FSDP"),
     "deepspeed_zero2": (8, 1, "2"),
     "deepspeed_zero3": (8, 1, "3"),
 }
@@ -54,7 +56,16 @@ def test_accelerate_reads_the_file(name, monkeypatch):
             is_split = fsdp2_prepare_auto_wrap_policy(plugin, model)
             assert [m for m in model.modules() if is_split(m)] == list(model.decoder.layers)
         assert plugin.reshard_after_forward is True
-        assert "FULL" in str(plugin.state_dict_type)
+        assert "SHARDED" in str(plugin.state_dict_type)
+        is_mesh = environment.get("ACCELERATE_USE_PARALLELISM_CONFIG") == "true"
+        assert is_mesh == (name == "hsdp")
+        if is_mesh:
+            mesh = ParallelismConfig()
+            assert (mesh.dp_replicate_size, mesh.dp_shard_size) == (machines, processes // machines)
+            assert mesh.total_size == processes and mesh.fsdp_dim_names == [
+                "dp_replicate",
+                "dp_shard_cp",
+            ]
     elif split is not None:
         assert environment["ACCELERATE_USE_DEEPSPEED"] == "true"
         assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == split

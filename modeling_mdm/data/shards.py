@@ -16,10 +16,11 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 from PIL import Image
 
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture, read_picture, upright
@@ -38,6 +39,27 @@ class Row(NamedTuple):
 
 class Cell(str):
     """A value of a table of text, in which nothing tells a number from a word."""
+
+
+class TokenizedText(str):
+    """A text that brings the ids of its words, so that nobody has to find them again."""
+
+    ids: list[int]
+
+    def __new__(cls, text: str, ids: Sequence[int]) -> TokenizedText:
+        """Put the ids beside the text."""
+        made = super().__new__(cls, text)
+        made.ids = list(ids)
+        return made
+
+    def __reduce__(self) -> Any:
+        return TokenizedText, (str(self), self.ids)
+
+
+class CodedPicture(NamedTuple):
+    """A picture as the codes (rows, columns) that a VQ-VAE has made of it."""
+
+    codes: np.ndarray
 
 
 class Member(NamedTuple):
@@ -233,14 +255,16 @@ def is_picture(column: str) -> bool:
     return f".{column.rsplit('.', 1)[-1]}" in Image.registered_extensions()
 
 
-def read_image(value: Any, folder: str = "") -> Image.Image | None:
+def read_image(value: Any, folder: str = "") -> Any:
     """Decode a picture, upright: encoded bytes, a path, or what `datasets` holds of one.
+
+    One that was coded stays so.
 
     Raises:
         Exception: whatever a decoder raises.
     """
-    if value is None:
-        return None
+    if value is None or isinstance(value, CodedPicture):
+        return value
     if isinstance(value, Image.Image):
         picture = upright(value)
     elif isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:

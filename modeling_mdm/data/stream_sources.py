@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mdm_cli.places import require_place
+from modeling_mdm.data.encoded import encoded_rows, is_encoded, open_encoding
 from modeling_mdm.data.shards import PEEKED, Row, alternatives, pick, readers
 
 ROLES = ("image", "text", "prompt", "label", "messages")
@@ -25,8 +26,8 @@ class StreamSource:
     """Where items come from.
 
     Args:
-        path: an id on the Hub, a folder, or a builder of `datasets` such as `"parquet"` or
-            `"webdataset"` (tar shards), with `data_files`.
+        path: an id on the Hub, a folder, also one that `mdm encode` has written, or a builder of
+            `datasets` such as `"parquet"` or `"webdataset"` (tar shards), with `data_files`.
         weight: how often it is drawn from, beside the others; > 0.
         columns: its columns by role: image, text, prompt, label, messages. Of `messages`, the first
             question is the prompt and its answer the text. Several columns, of which an item has
@@ -70,9 +71,15 @@ class StreamSource:
         import datasets
 
         require_place("path", self.path)
-        builder = datasets.load_dataset_builder(self.path, self.name, data_files=self.data_files)
         by_role = {role: alternatives(names) for role, names in self.columns.items()}
-        found = readers(builder, self.split)
+        builder, found = None, None
+        if is_encoded(self.path):
+            found = encoded_rows, open_encoding(self.path, self.split).files
+        else:
+            builder = datasets.load_dataset_builder(
+                self.path, self.name, data_files=self.data_files
+            )
+            found = readers(builder, self.split)
         if found is None:
             stream = _undecoded(builder.as_streaming_dataset(split=self.split), by_role)
             known = stream.column_names

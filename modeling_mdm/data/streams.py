@@ -8,8 +8,8 @@ Axis legend: height, width.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from modeling_mdm.data.damage import check_max_skipped, check_skipped
 from modeling_mdm.data.shards import (
+    CodedPicture,
     alternatives,
     read_captions,
     read_image,
@@ -29,6 +30,39 @@ from modeling_mdm.data.stream_sources import ROLES, StreamSource
 from modeling_mdm.processor.image_processing_pil_mdm import upright
 
 logger = logging.get_logger(__name__)
+
+
+class Decoded(NamedTuple):
+    """What a row holds, before one of its texts is drawn."""
+
+    image: Image.Image | CodedPicture | None
+    texts: list[str] | None
+    prompt: str | None
+    label: int | None
+
+
+def decode_row(row: Mapping[str, Any]) -> Decoded:
+    """Decode a row that `StreamSource.open` gives.
+
+    Raises:
+        Exception: whatever a decoder raises; ValueError if it holds nothing.
+    """
+    if row["fault"] is not None:
+        raise ValueError(row["fault"])
+    text, prompt = row["text"], row["prompt"]
+    if messages := read_messages(row["messages"]):
+        prompt, text = (message["content"] for message in messages[:2])
+    texts = read_captions(text)
+    decoded = Decoded(
+        read_image(row["image"], row["folder"]),
+        texts,
+        read_text(prompt, "prompt"),
+        read_label(row["label"]),
+    )
+    if decoded.image is None and not texts:
+        raise ValueError("it holds neither a picture nor a text")
+    return decoded
+
 
 BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
 # Samples from which on a share of them says something.
@@ -196,27 +230,19 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
 
     def _decode(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        if row["fault"] is not None:
-            raise ValueError(row["fault"])
-        values = {role: row[role] for role in ("text", "prompt")}
-        if messages := read_messages(row["messages"]):
-            first, second = messages[:2]
-            values = {"prompt": first["content"], "text": second["content"]}
-        texts = read_captions(values["text"]) or [None]
+        decoded = decode_row(row)
+        texts = decoded.texts or [None]
         item: dict[str, Any] = {
             "text": texts[int(rng.integers(len(texts)))],
-            "prompt": read_text(values["prompt"], "prompt"),
+            "prompt": decoded.prompt,
         }
         for text in item.values():
             if text is not None and self.check_text is not None:
                 self.check_text(text)
-        item["label"] = read_label(row["label"])
-        item["image"] = read_image(row["image"], row["folder"])
-        if item["image"] is None and item["text"] is None:
-            raise ValueError("it holds neither a picture nor a text")
-        if item["image"] is not None and self.size is not None:
-            item["image"] = crop_to_ratio(item["image"], self.size)
-        return item
+        image = decoded.image
+        if image is not None and self.size is not None and not isinstance(image, CodedPicture):
+            image = crop_to_ratio(image, self.size)
+        return {**item, "label": decoded.label, "image": image}
 
     def _skip(self, row: dict[str, Any], called: str, error: Exception) -> None:
         self._skipped[row["source"]] += 1

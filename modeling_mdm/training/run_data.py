@@ -14,6 +14,7 @@ from modeling_mdm.data.augmentation import AugmentsGiven
 from modeling_mdm.data.blocks import MixedCollator, MixedItems
 from modeling_mdm.data.conversations import ConversationCollator
 from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
+from modeling_mdm.data.encoded import CODES, check_encoding, describe_vq, is_encoded
 from modeling_mdm.data.garment_talks import PICTURES, TALK_KINDS, FashionTalks
 from modeling_mdm.data.lengths import (
     check_answers,
@@ -153,6 +154,38 @@ def load_data(
     if args.talks is not None and isinstance(train_data, PictureDataset):
         train_data = with_talks(args, train_data, processor, seed)
     return train_data, eval_data
+
+
+def check_encoded_data(args: DataArguments, processor: Any, model: Any) -> None:
+    """Refuse data that `mdm encode` has made for another processor or VQ-VAE than a run's.
+
+    Raises:
+        ValueError: names what differs, or which sources of a recipe are not encoded.
+    """
+    if args.dataset.endswith((".yaml", ".yml")):
+        sources = read_recipe(args.dataset)
+        places = [(source.path, source.split) for source in sources if is_encoded(source.path)]
+        plain = [one.path for one in sources if not is_encoded(one.path) and "image" in one.columns]
+    else:
+        splits = [split for split in (args.train_split, args.eval_split) if split is not None]
+        places = [(args.dataset, split) for split in splits] if is_encoded(args.dataset) else []
+        plain = []
+    if not places:
+        return
+    vq = describe_vq(model.vq)
+    for place, split in places:
+        check_encoding(place, split, processor, vq)
+    coded = vq["pictures"] == CODES
+    if coded and plain:
+        raise ValueError(
+            f"dataset={args.dataset!r} names pictures as codes, and of {plain} as pixels: encode "
+            "all of its sources by `mdm encode`, or none."
+        )
+    if coded and args.augment_given:
+        raise ValueError(
+            f"augment_given=True cannot mirror or shift the codes of dataset={args.dataset!r}: "
+            "leave it out, or train on the pictures themselves."
+        )
 
 
 def with_talks(

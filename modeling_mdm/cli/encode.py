@@ -147,7 +147,7 @@ def encode_recipe(chosen: EncodeArguments, encoder: Encoder) -> Iterator[Encodin
         yield _encode(samples, encoder, folder / split, chosen)
         entries.append(_entry(source, folder, split))
     path = Path(chosen.output_dir) / RECIPE
-    head = f"# What `mdm encode` has made of {chosen.dataset}; paths are of this machine.\n"
+    head = f"# What `mdm encode` has made of {chosen.dataset}, in folders beside this file.\n"
     path.write_text(head + yaml.safe_dump(entries, sort_keys=False), encoding="utf-8")
 
 
@@ -155,7 +155,7 @@ def _entry(source: StreamSource, folder: Path, split: str) -> dict[str, Any]:
     roles = [role for role in source.columns if role != "messages"]
     roles += ["prompt", "text"] if "messages" in source.columns else []
     return {
-        "path": str(folder.absolute()),
+        "path": folder.name,
         "weight": source.weight,
         "split": split,
         "columns": {role: role for role in dict.fromkeys(roles)},

@@ -41,7 +41,6 @@ from modeling_mdm.data.encoded import (
 from modeling_mdm.data.pictures import PictureDataset
 from modeling_mdm.data.stream_sources import StreamSource
 from modeling_mdm.data.streams import JUDGED_FROM, crop_to_ratio, decode_row
-from modeling_mdm.evaluation.writing import write_json
 from modeling_mdm.processor.features import encode_texts
 from modeling_mdm.processor.request import TextOptions
 
@@ -235,7 +234,7 @@ def encode_split(
         )
     folder.mkdir(parents=True, exist_ok=True)
     finished = _Finished.read(folder)
-    write_json(folder / MANIFEST, {"settings": settings})  # not finished, as far as is known
+    _write_manifest(folder, {"settings": settings})  # not finished, as far as is known
     read = samples.read(finished.samples, finished.place)
     name = "/".join(folder.parts[-2:])
     with tqdm(desc=name, unit=" samples", initial=finished.samples, total=samples.total) as bar:
@@ -252,8 +251,14 @@ def encode_split(
     finished.check(finished.samples, max_skipped)
     counts = {"samples": finished.samples, "shards": finished.shards}
     counts["damaged"] = len(finished.faults)
-    write_json(folder / MANIFEST, {"settings": settings, **counts})
+    _write_manifest(folder, {"settings": settings, **counts})
     return Encoding(folder, settings, **counts)
+
+
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    partial = folder / f"{MANIFEST}.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)
 
 
 @dataclass

@@ -163,6 +163,8 @@ def is_string(feature: Any) -> bool:
 def read_recipe(path: str | Path) -> list[StreamSource]:
     """Read the sources of a mixture from a YAML file: a list of `StreamSource`'s fields.
 
+    What `mdm encode` has written is found beside the file.
+
     Raises:
         ValueError: if it is no such list, or has unknown keys.
     """
@@ -175,4 +177,7 @@ def read_recipe(path: str | Path) -> list[StreamSource]:
     for entry in content:
         if unknown := sorted(set(entry) - known):
             raise ValueError(f"path={str(path)!r} has the unknown keys {unknown}: use {[*known]}.")
+        beside = Path(path).parent / str(entry.get("path"))
+        if is_encoded(beside):
+            entry["path"] = str(beside)
     return [StreamSource(**entry) for entry in content]

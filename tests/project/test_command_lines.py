@@ -232,6 +232,8 @@ SHORTER = {
     "mdm score": "",
     "mdm chat": "--num_inference_steps 3",
     "mdm plan": "",
+    "mdm encode": "",
+    "mdm encode --config configuration/mdm-1b": None,
     "mdm train": TRAINING,
     "mdm evaluate": MEASURING,
     "mdm evaluate --checkpoint CHECKPOINT --table": FILLING,

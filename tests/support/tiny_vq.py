@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny VQ-VAE of either kind, alone and in a whole model, and what has one before its pictures."""
+"""A tiny VQ-VAE of either kind, alone and in a whole model; a model with one, and its batch."""
 
 import torch
 from tiny_digits import make_config, make_processor

@@ -105,15 +105,17 @@ def encoded_rows(path: str, in_place: bool = False) -> Iterator[Row]:
 
 
 def _row(values: Mapping[str, Any], settings: Mapping[str, Any]) -> Row:
-    texts, image = values["text"], values["image"]
-    if texts is not None:
-        texts = list(map(TokenizedText, texts, values["text_ids"]))
-    prompt = values["prompt"]
-    if prompt is not None:
-        prompt = TokenizedText(prompt, values["prompt_ids"])
-    image = None if image is None else read_stored(image, settings)
-    found = {"image": image, "text": texts, "prompt": prompt, "label": values["label"]}
+    image = values["image"]
+    found: dict[str, Any] = {
+        role: _with_ids(values[role], values[f"{role}_ids"]) for role in ("text", "prompt")
+    }
+    found["image"] = None if image is None else read_stored(image, settings)
+    found["label"] = values["label"]
     return Row(found, values["name"], values["fault"])
+
+
+def _with_ids(texts: list[str] | None, ids: list[list[int]] | None) -> list[str] | None:
+    return None if texts is None else list(map(TokenizedText, texts, ids or ()))
 
 
 def read_stored(stored: bytes, settings: Mapping[str, Any]) -> CodedPicture | Image.Image:
@@ -183,9 +185,7 @@ class _Texts(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> list[str] | None:
         row = self.data[index]
-        if row["text"] is None:
-            return None
-        return list(map(TokenizedText, row["text"], row["text_ids"]))
+        return _with_ids(row["text"], row["text_ids"])
 
 
 # --- what a set was made by

@@ -51,8 +51,8 @@ SCHEMA = pa.schema(
         ("image", pa.binary()),
         ("text", pa.list_(pa.string())),
         ("text_ids", pa.list_(pa.list_(pa.int32()))),
-        ("prompt", pa.string()),
-        ("prompt_ids", pa.list_(pa.int32())),
+        ("prompt", pa.list_(pa.string())),
+        ("prompt_ids", pa.list_(pa.list_(pa.int32()))),
         ("label", pa.int64()),
     ]
 )
@@ -60,12 +60,12 @@ PLACE = b"mdm_place"  # of a stream after the last sample of a shard, in its met
 
 
 class Sample(NamedTuple):
-    """A sample as it was read: decoded, all of its texts; or why it cannot be."""
+    """A sample as it was read: decoded, with all of its texts and prompts; or why it cannot be."""
 
     name: str
     image: Image.Image | None = None
     texts: list[str] | None = None
-    prompt: str | None = None
+    prompts: list[str] | None = None
     label: int | None = None
     fault: str | None = None
 
@@ -127,7 +127,7 @@ class OfStream:
                 image = found.image
                 if image is not None:
                     image = crop_to_ratio(image, self.size)
-                sample = Sample(name, image, found.texts, found.prompt, found.label)
+                sample = Sample(name, image, found.texts, found.prompts, found.label)
             except Exception as error:
                 sample = Sample(name, fault=_reason(error))
             yield sample, stream.state_dict()
@@ -167,15 +167,15 @@ class Encoder:
         return rows
 
     def _row(self, sample: Sample) -> dict[str, Any]:
-        texts, prompt = sample.texts, sample.prompt
+        texts, prompts = sample.texts, sample.prompts
         return {
             "name": sample.name,
             "fault": sample.fault,
             "image": None,
             "text": texts,
             "text_ids": None if texts is None else self._words(texts),
-            "prompt": prompt,
-            "prompt_ids": None if prompt is None else self._words([prompt])[0],
+            "prompt": prompts,
+            "prompt_ids": None if prompts is None else self._words(prompts),
             "label": sample.label,
         }
 

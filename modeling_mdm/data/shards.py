@@ -263,6 +263,10 @@ def read_image(value: Any, folder: str = "") -> Any:
     Raises:
         Exception: whatever a decoder raises.
     """
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError(f"it shows {len(value)} pictures: an item of a stream has one")
+        (value,) = value
     if value is None or isinstance(value, CodedPicture):
         return value
     if isinstance(value, Image.Image):
@@ -361,6 +365,26 @@ def read_messages(value: Any) -> list[dict[str, Any]] | None:
     if value is not None and not isinstance(value, list):
         raise ValueError(f"its messages are {type(value).__name__}, no list")
     return value
+
+
+def asked_and_answered(messages: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Find what was asked and what was answered: the first of a conversation, or of each pair.
+
+    Pairs, as the sets of The Cauldron hold them, are `{"user": ..., "assistant": ...}`, each about
+    the picture and none about another.
+
+    Returns:
+        A prompt and a text, or lists of as many.
+
+    Raises:
+        ValueError: if there is no answer.
+    """
+    if any("user" in message for message in messages):
+        return [pair["user"] for pair in messages], [pair["assistant"] for pair in messages]
+    if len(messages) < 2:
+        raise ValueError("its messages have no answer")
+    first, second = messages[:2]
+    return first["content"], second["content"]
 
 
 def _is_json(member: Member) -> bool:

@@ -20,11 +20,11 @@ from modeling_mdm.data.damage import check_max_skipped, check_skipped
 from modeling_mdm.data.shards import (
     CodedPicture,
     alternatives,
+    asked_and_answered,
     read_captions,
     read_image,
     read_label,
     read_messages,
-    read_text,
 )
 from modeling_mdm.data.stream_sources import ROLES, StreamSource
 from modeling_mdm.processor.image_processing_pil_mdm import upright
@@ -33,35 +33,43 @@ logger = logging.get_logger(__name__)
 
 
 class Decoded(NamedTuple):
-    """What a row holds, before one of its texts is drawn."""
+    """What a row holds, before one of its texts is drawn.
+
+    prompts: None; one, for all texts; or of each text its own.
+    """
 
     image: Image.Image | CodedPicture | None
     texts: list[str] | None
-    prompt: str | None
+    prompts: list[str] | None
     label: int | None
+
+    def pair(self, rng: np.random.Generator) -> tuple[str | None, str | None]:
+        """Draw a prompt and its text."""
+        texts = self.texts or [None]
+        number = int(rng.integers(len(texts)))
+        prompts = self.prompts or [None]
+        return prompts[number if len(prompts) > 1 else 0], texts[number]
 
 
 def decode_row(row: Mapping[str, Any]) -> Decoded:
     """Decode a row that `StreamSource.open` gives.
 
     Raises:
-        Exception: whatever a decoder raises; ValueError if it holds nothing.
+        Exception: whatever a decoder raises; ValueError if it holds nothing, or as many prompts as
+            no texts.
     """
     if row["fault"] is not None:
         raise ValueError(row["fault"])
     text, prompt = row["text"], row["prompt"]
     if messages := read_messages(row["messages"]):
-        prompt, text = (message["content"] for message in messages[:2])
-    texts = read_captions(text)
-    decoded = Decoded(
-        read_image(row["image"], row["folder"]),
-        texts,
-        read_text(prompt, "prompt"),
-        read_label(row["label"]),
-    )
-    if decoded.image is None and not texts:
+        prompt, text = asked_and_answered(messages)
+    texts, prompts = read_captions(text), read_captions(prompt, "prompt")
+    if prompts is not None and len(prompts) not in (1, len(texts or ())):
+        raise ValueError(f"it has {len(prompts)} prompts for {len(texts or ())} texts")
+    image = read_image(row["image"], row["folder"])
+    if image is None and not texts:
         raise ValueError("it holds neither a picture nor a text")
-    return decoded
+    return Decoded(image, texts, prompts, read_label(row["label"]))
 
 
 BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
@@ -72,7 +80,8 @@ JUDGED_FROM = 200
 class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     """Items of several sources, drawn by weight, until the first source is at its end.
 
-    Of an item whose text is a list of strings one is drawn.
+    Of an item whose text is a list of strings one is drawn, and where its prompts are a list, too,
+    the one that belongs to it.
     A sample that cannot be read is skipped, counted in `skipped` and warned of by its name; one
     that lacks what a role of its source names is given without it, counted in `lacking` and warned
     of once. `state_dict` and `load_state_dict` go on in the middle, with no item twice and none
@@ -231,11 +240,8 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     def _decode(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         decoded = decode_row(row)
-        texts = decoded.texts or [None]
-        item: dict[str, Any] = {
-            "text": texts[int(rng.integers(len(texts)))],
-            "prompt": decoded.prompt,
-        }
+        prompt, text = decoded.pair(rng)
+        item: dict[str, Any] = {"text": text, "prompt": prompt}
         for text in item.values():
             if text is not None and self.check_text is not None:
                 self.check_text(text)

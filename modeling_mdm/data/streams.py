@@ -8,7 +8,8 @@ Axis legend: height, width.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,7 @@ def decode_row(row: Mapping[str, Any]) -> Decoded:
 
 
 BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
+SAID = ("text", "prompt", "messages")  # the roles of words
 # Samples from which on a share of them says something.
 JUDGED_FROM = 200
 
@@ -157,7 +159,8 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         """Begin the next pass where `state_dict` was called."""
         self._start = dict(state)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """Open the mixture of raw items, see `StreamSource.open`."""
         import datasets
 
         streams = [source.open(number) for number, source in enumerate(self.sources)]
@@ -174,7 +177,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             raise ValueError(
                 f"dataloader_num_workers={worker.num_workers}: a stream has one order, use 0 or 1."
             )
-        stream = self._open()
+        stream = self.open()
         start, self._start = self._start, None
         if start is not None and "skipped" in start:
             self._skipped.copy_(torch.tensor(start["skipped"]))
@@ -281,6 +284,40 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         starts = list(range(0, len(block), self.batch_size))
         np.random.default_rng((self.seed, int(self._epoch), place)).shuffle(starts)
         return [item for start in starts for item in block[start : start + self.batch_size]]
+
+
+def said_in(sources: Sequence[StreamSource], seed: int = 0) -> Iterator[str]:
+    """Give all that is said in some streams, drawn by weight as `MixedStream` draws: every text.
+
+    Of conversations that is every message. Pictures are not decoded, what cannot be read is passed
+    over, and sources without words are left out.
+
+    Raises:
+        ValueError: if no source has words.
+    """
+    told = []
+    for source in sources:
+        columns = {role: name for role, name in source.columns.items() if role in SAID}
+        if columns:
+            told.append(replace(source, columns=columns, pictures=None))
+    if not told:
+        paths = ", ".join(repr(source.path) for source in sources)
+        raise ValueError(
+            f"{paths} have no column of texts: name one whose columns has the role text."
+        )
+    for raw in MixedStream(told, seed=seed).open():
+        yield from _said(pickle.loads(raw["row"]))
+
+
+def _said(row: Mapping[str, Any]) -> list[str]:
+    try:
+        messages = read_messages(row["messages"]) or []
+        if messages and not any("user" in message for message in messages):
+            return [message["content"] for message in messages if message["content"]]
+        found = decode_row({**row, "image": None})
+    except Exception:  # skipped and counted where it is trained on
+        return []
+    return [text for text in (*(found.prompts or ()), *(found.texts or ())) if text]
 
 
 def crop_to_ratio(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -19,8 +19,10 @@ import yaml
 from PIL import Image
 from pyarrow import parquet
 from tiny_digits import ROOT
-from tiny_vq import JANUS, fitting_processor, make_batch, make_model, save_new_model, whole_model
+from tiny_vq import EMU3, JANUS, fitting_processor, make_batch, make_model, save_new_model, whole_model
 
+from mdm_cli.main import main
+from modeling_mdm import MDMForJointGeneration
 from modeling_mdm.cli import encode
 from modeling_mdm.data.augmentation import AugmentsGiven
 from modeling_mdm.data.damage import TooManySkippedError
@@ -338,3 +340,48 @@ def test_faults_of_the_command_line(place, tmp_path, kind, options, message):
     line = ["--config", str(place / kind), "--dataset", str(place / "pictures")]
     with pytest.raises((ValueError, OSError), match=message):
         encode.main([*line, "--output_dir", str(tmp_path), *options])
+
+
+@pytest.mark.parametrize("vq_config", [JANUS, EMU3], ids=["janus", "emu3"])
+def test_a_whole_repository_is_trained_with_encoded_by_and_written_with(
+    place, tmp_path, vq_config, capsys
+):
+    """A VQ-VAE by the name of a repository on disk, as transformers saves it, from end to end."""
+    source = whole_model(vq_config)
+    source.save_pretrained(tmp_path / "whole", max_shard_size="60KB")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1
+    save_new_model(tmp_path / "new", vq_config, num_classes=10)
+    name = ["--config", str(tmp_path / "new"), "--vq_model", str(tmp_path / "whole")]
+    data = ["--dataset", str(place / "pictures"), "--max_skipped", "0.5"]
+    line = ["--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu", "true"]
+    line += ["--bf16", "false", "--report_to", "none", "--truncation", "true", "--seed", "1"]
+    train.main([*name, *data, *line, "--output_dir", str(tmp_path / "trained")])
+    trained = MDMForJointGeneration.from_pretrained(tmp_path / "trained")
+    expected = source.model.vqmodel.state_dict()
+    assert trained.vq.is_loaded and trained.vq.model.state_dict().keys() == expected.keys()
+    for key, value in trained.vq.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+    encode.main([*name, *data, "--output_dir", str(tmp_path / "before"), "--device", "cpu"])
+    own = ["--config", str(tmp_path / "trained"), *data]  # whose VQ-VAE comes along
+    encode.main([*own, "--output_dir", str(tmp_path / "after"), "--device", "cpu"])
+    assert shards(tmp_path / "before") == shards(tmp_path / "after")
+    with pytest.raises(ValueError, match="has a trained VQ-VAE already"):
+        encode.main([*own, *name[2:], "--output_dir", str(tmp_path / "x")])
+    losses = [*line, "--dataset", str(tmp_path / "after"), "--output_dir", str(tmp_path / "more")]
+    train.main(["--config", str(tmp_path / "trained"), *losses, "--max_skipped", "0.5"])
+
+    capsys.readouterr()
+    asked = ["generate", "--checkpoint", str(tmp_path / "trained"), "--write", "joint"]
+    asked += ["--num_inference_steps", "2", "--output_dir", str(tmp_path / "written"), "--json"]
+    assert main([*asked, "--bf16", "false", "--quiet"]) == 0
+    (written,) = json.loads(capsys.readouterr().out)
+    assert Image.open(written["image"]).size == (8, 8)
+    # What is written is what the source's own decoder makes of some codes.
+    trained.eval()
+    out = trained.generate(
+        generation_mode="image", num_inference_steps=2, show_progress=False,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    codes = trained.vq(out.images)
+    assert codes.shape == (1, 16) and out.images.abs().max() <= 1

@@ -79,7 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scan_projections": "shared",
         "vae_hidden_size": 768,
         "hidden_size": 1024,
-        "num_hidden_layers": 28,
+        "num_hidden_layers": 24,
     },
     # The paper's decoder (Sec. 5.1): 49 blocks of width 2048 on VQ-coded pictures of 256 x 256. One
     # set of projections for all scans gives 1.3 billion parameters, six sets the paper's 7.

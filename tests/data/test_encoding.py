@@ -19,7 +19,15 @@ import yaml
 from PIL import Image
 from pyarrow import parquet
 from tiny_digits import ROOT
-from tiny_vq import EMU3, JANUS, fitting_processor, make_batch, make_model, save_new_model, whole_model
+from tiny_vq import (
+    EMU3,
+    JANUS,
+    fitting_processor,
+    make_batch,
+    make_model,
+    save_new_model,
+    whole_model,
+)
 
 from mdm_cli.main import main
 from modeling_mdm import MDMForJointGeneration

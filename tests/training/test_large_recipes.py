@@ -18,6 +18,7 @@ from modeling_mdm.training import train
 from modeling_mdm.training.command_line import pairs
 
 CONFIGS = ROOT / "examples" / "configs"
+CPU = ["--use_cpu", "true", "--bf16", "false"]
 GPUS = {"mdm_300m_1xh100": 1, "mdm_1b_8xh100": 8, "mdm_7b_64xh100": 64}
 
 
@@ -35,10 +36,8 @@ def planned(name):
 def test_the_recipe_is_read_and_agrees_with_its_plan(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
-    # Split weights need several processes to be read at all.
-    alone = ["--fsdp", "false"] if "fsdp" in values else []
-    cpu = ["--use_cpu", "true", "--bf16", "false", *alone]
-    model_args, data_args, args = train.parse([f"examples/configs/{name}.yaml", *cpu])
+    model_args, data_args, args = train.parse([f"examples/configs/{name}.yaml", *CPU])
+    assert bool(args.fsdp) == (GPUS[name] > 1)
     request, chosen = plan.parse(planned(name)[2:])
     assert chosen.output == f"examples/configs/{name}.plan.json"
     assert request.gpus == GPUS[name] and request.gpu.name.lower() == "h100"
@@ -76,9 +75,8 @@ def test_every_command_of_the_recipe_is_read(name, monkeypatch):
                 assert chosen.max_restarts == 3 and int(chosen.nproc_per_node) == GPUS[name]
                 rest = [chosen.training_script, *chosen.training_script_args]
             script, *options = rest
-            alone = ["--fsdp", "false", "--use_cpu", "true", "--bf16", "false"]
             load_script(ROOT / script).parse(
-                [*options, *(alone if script.endswith("examples/train.py") else [])]
+                [*options, *(CPU if script == "examples/train.py" else [])]
             )
 
 

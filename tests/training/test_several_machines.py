@@ -88,7 +88,11 @@ class Machine:
             **os.environ,
             **{"HEAD": "127.0.0.1", "MACHINES": "2", "GPUS": "1", "PORT": str(port)},
             **{"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            **{"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            **{
+                "TOKENIZERS_PARALLELISM": "false",
+                "HF_HUB_OFFLINE": "1",
+                "GLOO_SOCKET_IFNAME": "lo",
+            },
         }
         words = [*run_line(config, folder), "--per_device_train_batch_size", "4"]
         self.log = open(log, "ab")
@@ -134,9 +138,7 @@ def test_a_lost_process_and_a_lost_machine_change_no_loss(tmp_path):
                 "--per_device_train_batch_size", "8"])  # fmt: skip
     expected = losses(tmp_path / "one")
     port, run = free_port(), tmp_path / "run"
-    machines = [
-        Machine(tmp_path / "config", run, port, tmp_path / f"{n}.log") for n in range(2)
-    ]
+    machines = [Machine(tmp_path / "config", run, port, tmp_path / f"{n}.log") for n in range(2)]
     try:
         wait_for_step(run, EVERY, machines)
         machines[1].kill_worker()

@@ -350,7 +350,8 @@ def load_stream(args: DataArguments, processor: Any, items_per_step: int, seed: 
         raise ValueError(
             f"{', '.join(f'{name}={value!r}' for name, value in unused.items())} cannot be used "
             f"with the streams of dataset={args.dataset!r}: leave it out. Split, columns and files "
-            "of each stream stand in that recipe; streams are not evaluated on, but --eval_dataset is."
+            "of each stream stand in that recipe; streams are not evaluated on, but a set is that "
+            "--eval_dataset names."
         )
     require_file("dataset", args.dataset)
     size = processor.image_processor.size

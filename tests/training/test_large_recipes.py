@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The recipes of the large presets: each is read by its own parser, and its plan beside it is fresh."""
+"""The recipes of the large presets: each is read by its own parser, its plan beside it is fresh."""
 
 import json
 import shlex
@@ -52,7 +52,7 @@ def test_the_recipe_is_read_and_agrees_with_its_plan(name, monkeypatch):
     tokens = request.batch * (config.max_text_length + (config.image_size // 16) ** 2)
     said = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     assert items in said and f"{tokens:,} tokens" in said
-    assert [source.path for source in read_recipe(data_args.dataset)][0] == "ILSVRC/imagenet-1k"
+    assert read_recipe(data_args.dataset)[0].path == "ILSVRC/imagenet-1k"
     assert sum(pairs("tasks", data_args.tasks).values()) == pytest.approx(1)
     assert 0 < args.warmup_steps < args.max_steps and args.save_steps and args.eval_steps
     train.make_collator(data_args, None, 0)  # refuses unknown tasks

@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Several machines: the files that start them, and two launchers that lose a process and a machine."""
+"""Several machines: the files that start them; two launchers that lose a process and a machine."""
 
 import json
 import os
@@ -86,20 +86,23 @@ class Machine:
     def __init__(self, config, folder, port, log):
         environment = {
             **os.environ,
-            **{"HEAD": "127.0.0.1", "MACHINES": "2", "GPUS": "1", "PORT": str(port)},
-            **{"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            **{
-                "TOKENIZERS_PARALLELISM": "false",
-                "HF_HUB_OFFLINE": "1",
-                "GLOO_SOCKET_IFNAME": "lo",
-            },
+            "HEAD": "127.0.0.1",
+            "MACHINES": "2",
+            "GPUS": "1",
+            "PORT": str(port),
+            "PYTHON": sys.executable,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
         }
         words = [*run_line(config, folder), "--per_device_train_batch_size", "4"]
-        self.log = open(log, "ab")
-        self.launcher = subprocess.Popen(
-            ["bash", FOLDER / "machine.sh", *words],
-            env=environment, stdout=self.log, stderr=self.log, start_new_session=True,
-        )  # fmt: skip
+        with log.open("ab") as file:
+            self.launcher = subprocess.Popen(
+                ["bash", FOLDER / "machine.sh", *words],
+                env=environment, stdout=file, stderr=file,
+            )  # fmt: skip
 
     def workers(self):
         """The processes that train."""
@@ -155,7 +158,6 @@ def test_a_lost_process_and_a_lost_machine_change_no_loss(tmp_path):
         for machine in machines:
             if machine.launcher.poll() is None:
                 machine.kill()
-            machine.log.close()
     found = losses(run)
     assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
     for step, loss in expected.items():

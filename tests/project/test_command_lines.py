@@ -257,7 +257,6 @@ SHORTER = {
     "python examples/train.py --config configuration/mdm-1b": None,
     "python examples/train.py examples/configs/mdm_300m_1xh100.yaml": None,
     "python processing/train_tokenizer.py --streams": None,
-    "torchrun --nproc_per_node 8": None,
     "bash": None,
     "sbatch": None,
     "python examples/finetune.py": f"{TRAINING} --test_questions 0",

@@ -50,12 +50,12 @@ def test_slurm_starts_a_launcher_on_each_machine(tmp_path):
 
 
 def test_what_is_not_said_is_asked_for():
-    environment = {name: value for name, value in os.environ.items() if name != "MACHINES"}
+    environment = {name: value for name, value in os.environ.items() if name != "HEAD"}
     done = subprocess.run(
         ["bash", FOLDER / "machine.sh", "run.yaml"],
-        env={**environment, "HEAD": "a"}, capture_output=True, text=True, check=False,
+        env={**environment, "MACHINES": "2"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode != 0 and "say how many machines there are" in done.stderr
+    assert done.returncode != 0 and "say which of the 2 machines is the first" in done.stderr
 
 
 # --- two launchers

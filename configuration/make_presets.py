@@ -91,6 +91,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_mode_head": True,
         "se_weight_text": 4.0,
     },
+    # A size for one GPU, in front of the same VQ-VAE; the paper has none so small.
+    "mdm-300m": {
+        **PAPER,
+        "scan_projections": "shared",
+        "vae_hidden_size": 768,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+    },
     # The paper's decoder (Sec. 5.1): 49 blocks of width 2048 on VQ-coded pictures of 256 x 256. One
     # set of projections for all scans gives 1.3 billion parameters, six sets the paper's 7.
     "mdm-1b": {**PAPER, "scan_projections": "shared"},

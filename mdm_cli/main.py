@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   mdm chat --checkpoint FOLDER --image picture.png
   mdm train run.yaml --max_steps 1000 --output_dir runs/mine
   mdm plan --config FOLDER --gpus 64 --gpu h100 --batch 512
+  mdm encode --config FOLDER --vq_model NAME --dataset FOLDER --output_dir encoded/mine
   mdm evaluate --checkpoint FOLDER --judge FOLDER --captions captions.json --json
   mdm evaluate --checkpoint FOLDER --table 2 --data_root FOLDER --dry_run
   mdm export --checkpoint FOLDER --output_dir hub --push_to_hub me/mine
@@ -38,6 +39,7 @@ EXAMPLES = """examples:
 # module, and the extra of this package that it needs, if any.
 MODULES: dict[str, tuple[str, str, str | None]] = {
     "plan": ("say what a training run needs before it runs", "modeling_mdm.cli.plan", None),
+    "encode": ("encode data once, before training", "modeling_mdm.cli.encode", "train"),
     "train": ("train a model end to end", "modeling_mdm.training.train", "train"),
     "evaluate": ("measure a model, told by a judge", "modeling_mdm.evaluation.evaluate", "eval"),
     "export": ("write a repository of the Hub", "modeling_mdm.cli.export", "train"),

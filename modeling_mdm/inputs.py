@@ -212,10 +212,12 @@ def encode_images(
     image_given: Tensor | None = None,
     image_turn_ids: Tensor | None = None,
     front_end: VQFrontEnd | None = None,
+    image_codes: Tensor | None = None,
 ) -> tuple[EncodedModality, tuple[int, int, int]]:
     """Encode pictures; arguments as in `MDMForJointGeneration.forward`.
 
-    With a VQ-VAE in front, patches are its code vectors.
+    With a VQ-VAE in front, patches are its code vectors. Where codes are passed beside it, of
+    `pixel_values` the shape alone is read.
 
     Returns:
         the encoded patches of all pictures of an item in a row, and (pictures, rows, columns).
@@ -234,12 +236,54 @@ def encode_images(
     if front_end is None:
         patches = patchify(flat, patch_size).reshape(batch, length, -1)
     else:
-        symbols = front_end(flat).view(batch, -1)
+        symbols = front_end(flat) if image_codes is None else image_codes.long()
+        symbols = symbols.view(batch, -1)
         patches = front_end.codebook[symbols]
     patches = patches.to(vae.patch_embedding.bias.dtype)
     mean, logvar = vae.encode(patches, "image")
     content = replace(content, latents=vae.statistics["image"](mean))
     return EncodedModality(content, patches, mean, logvar, symbols), grid
+
+
+def unread_pixels(image_codes: Tensor, patch_size: int) -> Tensor:
+    """Stand for the pixels of coded pictures (b, [m,] rows, columns), in shape alone: 0 bytes."""
+    rows, columns = image_codes.shape[-2:]
+    shape = (*image_codes.shape[:-2], 3, rows * patch_size, columns * patch_size)
+    return torch.zeros((), device=image_codes.device).expand(shape)
+
+
+def check_codes(
+    image_codes: Any, pixel_values: Tensor | None, front_end: VQFrontEnd | None
+) -> None:
+    """Check codes of pictures, which stand in the place of their pixels.
+
+    Raises:
+        ValueError: if this model has no codes or pixels are passed too, or shape or values do not
+            fit.
+    """
+    if pixel_values is not None:
+        raise ValueError("`image_codes` and `pixel_values` are of the same pictures: pass one.")
+    if front_end is None:
+        raise ValueError(
+            "`image_codes` are of a VQ-VAE, and this model, without `vq_config`, has none: pass "
+            "`pixel_values`."
+        )
+    is_whole = isinstance(image_codes, Tensor) and not (
+        image_codes.is_floating_point() or image_codes.dtype == torch.bool
+    )
+    if not is_whole or image_codes.dim() not in (3, 4):
+        raise ValueError(
+            "`image_codes` must be integers of shape (batch, rows, columns) or (batch, pictures, "
+            f"rows, columns), not {getattr(image_codes, 'dtype', type(image_codes).__name__)} of "
+            f"{tuple(getattr(image_codes, 'shape', ()))}."
+        )
+    if _may_read_values(image_codes) and image_codes.numel():
+        low, high = int(image_codes.min()), int(image_codes.max())
+        if low < 0 or high >= len(front_end.codebook):
+            raise ValueError(
+                f"`image_codes` holds codes from {low} to {high}, outside the codebook of "
+                f"{len(front_end.codebook)}: use the VQ-VAE that made them."
+            )
 
 
 def image_content(
@@ -297,7 +341,10 @@ def lay_out_content(patch_size: int, inputs: Mapping[str, Tensor]) -> dict[str, 
     if (words := inputs.get("input_ids")) is not None:
         names = ("attention_mask", "text_given", "turn_ids")
         content["text"] = text_content(words, *(inputs.get(name) for name in names))
-    if (pixels := inputs.get("pixel_values")) is not None:
+    pixels, codes = inputs.get("pixel_values"), inputs.get("image_codes")
+    if codes is not None:
+        pixels = unread_pixels(codes, patch_size)
+    if pixels is not None:
         names = ("pixel_attention_mask", "image_given", "image_turn_ids")
         masks = (inputs.get(name) for name in names)
         content["image"], _ = image_content(patch_size, pixels, *masks)

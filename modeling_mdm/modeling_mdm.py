@@ -98,6 +98,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
         output_hidden_states: bool | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
         item_keys: ItemKeys | None = None,
+        image_codes: Tensor | None = None,
     ) -> MDMOutput:
         """
         One step of diffusion training (Eq. 18), or one evaluation of the network at given times.
@@ -128,6 +129,8 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
                 batch, of all processes, is the step.
             item_keys: `draws.ItemKeys`: draw by seed, step and item, whatever the batches and
                 processes are. None draws from torch's random state.
+            image_codes: (b, [m,] rows, columns) integers: what the VQ-VAE makes of the pictures, in
+                the place of `pixel_values`; their masks stay by pixel.
 
         What is random, from `drop_prompt` to `self_condition`, is drawn where None: in training as
         `MDMConfig` says, else with uniform times, nothing dropped and nothing fed back.
@@ -143,6 +146,7 @@ class MDMForJointGeneration(MDMNetwork, MDMGenerationMixin, MDMScoringMixin):
         encoded = self.encode_inputs(
             input_ids, attention_mask, text_given, turn_ids,
             pixel_values, pixel_attention_mask, image_given, image_turn_ids, class_labels,
+            image_codes,
         )  # fmt: skip
         # 2. Times, noise, which prompts are dropped: what was not passed is drawn.
         drawn = Randomness(

@@ -33,11 +33,13 @@ from .inputs import (
     NOTHING_PASSED,
     EncodedInputs,
     EncodedModality,
+    check_codes,
     check_kinds,
     check_sizes,
     encode_classes,
     encode_images,
     encode_text,
+    unread_pixels,
 )
 from .matmul import project
 from .precision import at_least_float32
@@ -183,10 +185,14 @@ class MDMNetwork(MDMPreTrainedModel):
         image_given: Tensor | None = None,
         image_turn_ids: Tensor | None = None,
         class_labels: Tensor | None = None,
+        image_codes: Tensor | None = None,
     ) -> EncodedInputs:
         """Check the model's inputs and encode their content position by position."""
         if self.vq is not None:
             self.vq.require_loaded()
+        if image_codes is not None:
+            check_codes(image_codes, pixel_values, self.vq)
+            pixel_values = unread_pixels(image_codes, self.config.patch_size)
         given = (input_ids, attention_mask, text_given, turn_ids, pixel_values)
         given += (pixel_attention_mask, image_given, image_turn_ids, class_labels)
         check_kinds(dict(zip(MODEL_INPUTS, given, strict=True)))
@@ -204,6 +210,7 @@ class MDMNetwork(MDMPreTrainedModel):
                 image_given,
                 image_turn_ids,
                 self.vq,
+                image_codes,
             )
         if not modalities:
             raise ValueError(NOTHING_PASSED)

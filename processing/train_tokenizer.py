@@ -21,6 +21,13 @@ conversations. That of the emoji world (examples/data/emoji_world.py), of its tr
         --talks runs/emoji-64/talks --vocab_size 2000 --max_text_length 24 \
         --image_size 32 --patch_size 8 --num_channels 3 --output_dir processing/mdm-emoji
 
+From streams, which are not loaded whole: the sets of a recipe, or ids on the Hub. A vocabulary for
+the large presets, of the first ten million texts or 4 GB of them, whichever end first:
+
+    python processing/train_tokenizer.py --streams configuration/data/paper.yaml \
+        --vocab_size 32000 --limit 10000000 --limit_bytes 4000000000 --max_text_length 256 \
+        --image_size 256 --patch_size 16 --num_channels 3 --output_dir my-processor
+
 From plain text, one text per line:
 
     python processing/train_tokenizer.py --text_files corpus.txt --vocab_size 8000 \
@@ -47,6 +54,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -59,6 +67,10 @@ SPECIAL_TOKENS = ("<pad>", "<mask>", "<image>", "<end>")
 MAX_PIECE_LENGTH = 16  # bytes
 MAX_WORD_LENGTH = 32  # bytes
 EXTENSION_MARGIN = 0.01  # by which a new piece beats its own letters, in nats
+# Of a corpus that is streamed: distinct words that are counted at once, and learned from. A piece
+# that only rarer words have is not missed.
+MOST_COUNTED, MOST_LEARNED = 20_000_000, 400_000
+MEASURED = 10_000  # texts of a stream whose length is looked at
 SPECIAL_SCORE = -1e6  # spelling a special token out in bytes always beats it
 
 
@@ -80,6 +92,22 @@ class ScriptArguments:
     dataset: str | None = field(
         default=None,
         metadata={"help": "A folder of pictures with captions, or the id of a set on the Hub."},
+    )
+    streams: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Recipes (YAML files such as configuration/data/paper.yaml), or ids of sets on "
+            "the Hub or folders, whose texts are read as they come; nothing is loaded whole."
+        },
+    )
+    text_column: str = field(
+        default="text", metadata={"help": "Of streams that are no recipe: the column of texts."}
+    )
+    limit: int | None = field(
+        default=None, metadata={"help": "Read so many texts of the streams at most, in all."}
+    )
+    limit_bytes: int | None = field(
+        default=None, metadata={"help": "Read so many bytes of UTF-8 of the streams at most."}
     )
     talks: str | None = field(
         default=None,
@@ -246,6 +274,38 @@ def learn_pieces(words: dict[str, int], size: int) -> dict[str, float]:
             model.prune(max(size, int(0.75 * len(model.log_prob))))
 
 
+def count_words(
+    texts: Iterable[str],
+    split_words: pre_tokenizers.PreTokenizer,
+    at_once: int = MOST_COUNTED,
+    kept: int = MOST_LEARNED,
+) -> Counter[str]:
+    """Count the words of texts, in bytes, in bounded memory.
+
+    Args:
+        texts: the corpus.
+        split_words: makes words of it.
+        at_once: words that are counted at once; beyond it, those seen least often are forgotten.
+        kept: most words to keep, the most frequent.
+    """
+    words: Counter[str] = Counter()
+    least = 1
+    for text in texts:
+        # Cut: EM multiplies probabilities along a word, and some scripts write clauses as one word.
+        words.update(
+            word[start : start + MAX_WORD_LENGTH]
+            for word, _ in split_words.pre_tokenize_str(text)
+            for start in range(0, len(word), MAX_WORD_LENGTH)
+        )
+        while len(words) > at_once:
+            words = Counter({word: count for word, count in words.items() if count > least})
+            least += len(words) > at_once
+    if len(words) <= kept:
+        return words
+    order = sorted(words, key=lambda word: (-words[word], word))
+    return Counter({word: words[word] for word in order[:kept]})
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level Unigram tokenizer that gives back any Unicode string exactly.
 
@@ -269,13 +329,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             f"{len(alphabet)} bytes; give at least {smallest}."
         )
     split_words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    # Cut: EM multiplies probabilities along a word, and some scripts write clauses as one word.
-    words = Counter(
-        word[start : start + MAX_WORD_LENGTH]
-        for text in texts
-        for word, _ in split_words.pre_tokenize_str(text)
-        for start in range(0, len(word), MAX_WORD_LENGTH)
-    )
+    words = count_words(texts, split_words)
     if not words:
         raise ValueError("texts holds no words; give at least one text that is not empty.")
 
@@ -374,9 +428,10 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], list[str], int | 
         The texts that are to be written, captions and answers; those that are only read, the rest
         of conversations; and the number of classes if a caption table tells it.
     """
-    if not (arguments.text_files or arguments.captions or arguments.dataset or arguments.talks):
+    a = arguments
+    if not (a.text_files or a.captions or a.dataset or a.streams or a.talks):
         raise ValueError(
-            "Nothing to train on: give --text_files, --captions, --dataset or --talks."
+            "Nothing to train on: give --text_files, --captions, --dataset, --streams or --talks."
         )
     texts, requests, num_classes = [], [], None
     for path in arguments.text_files:
@@ -398,6 +453,39 @@ def read_texts(arguments: ScriptArguments) -> tuple[list[str], list[str], int | 
         texts += [words for _, words in talks.answers()]
         requests = [words for _, words in talks.texts(("system", "user"))]
     return texts, requests, num_classes
+
+
+def read_streams(arguments: ScriptArguments) -> Iterator[str]:
+    """Give what is said in the streams that are named, up to the limits.
+
+    Raises:
+        ValueError: if a limit is below 1, or no stream has words.
+        FileNotFoundError: if a recipe is missing.
+    """
+    from modeling_mdm.data.stream_sources import StreamSource, read_recipe
+    from modeling_mdm.data.streams import said_in
+
+    for name in ("limit", "limit_bytes"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1, or left out.")
+    sources = []
+    for name in arguments.streams:
+        if name.endswith((".yaml", ".yml")):
+            require_file("streams", name)
+            sources += read_recipe(name)
+        else:
+            columns = {"text": arguments.text_column}
+            sources.append(StreamSource(name, columns=columns, split=arguments.split))
+    if not sources:
+        return
+    left = math.inf if arguments.limit_bytes is None else arguments.limit_bytes
+    with tqdm(desc="texts", unit=" texts", total=arguments.limit) as progress:
+        for text in islice(said_in(sources), arguments.limit):
+            left -= len(text.encode())
+            if left < 0:
+                return
+            progress.update()
+            yield text
 
 
 def read_captions(arguments: ScriptArguments) -> tuple[list[str], int | None]:
@@ -456,6 +544,8 @@ def extend(arguments: ScriptArguments) -> None:
     from modeling_mdm.processor.processing_mdm import MDMProcessor
     from modeling_mdm.training.loading import load_pretrained
 
+    if arguments.streams:
+        raise ValueError("streams cannot extend a processor: give --text_files or --dataset.")
     if not (arguments.text_files or arguments.dataset or arguments.talks):
         raise ValueError("extend has no new words: give --text_files, --dataset or --talks.")
     processor = load_pretrained(MDMProcessor, "extend", arguments.extend)
@@ -486,7 +576,17 @@ def run(arguments: ScriptArguments) -> None:
         extend(arguments)
         return
     texts, requests, num_classes = read_texts(arguments)
-    tokenizer = train_tokenizer(texts + requests, arguments.vocab_size)
+    streamed: list[str] = []
+
+    def read() -> Iterator[str]:
+        yield from texts + requests
+        for text in read_streams(arguments):
+            if len(streamed) < MEASURED:
+                streamed.append(text)
+            yield text
+
+    tokenizer = train_tokenizer(read(), arguments.vocab_size)
+    texts += streamed
     say_what_is_too_long(texts, tokenizer, arguments.max_text_length)
     side = arguments.image_size
     processor = MDMProcessor(

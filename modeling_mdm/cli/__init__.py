@@ -1,3 +1,3 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `mdm generate`, `score`, `chat`, `train`, `evaluate` and `export`."""
+"""The command line: `mdm generate`, `score`, `chat`, `encode`, `train`, `evaluate` and `export`."""

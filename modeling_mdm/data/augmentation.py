@@ -25,6 +25,9 @@ class AugmentsGiven:
     Args:
         collator: makes the batches, of items that may have a `seed`.
         seed: with an item's own seed it decides what is drawn for it.
+
+    Raises:
+        ValueError: when called, if pictures come as codes.
     """
 
     def __init__(self, collator: Callable[[Any], Any], seed: int = 0) -> None:
@@ -33,6 +36,11 @@ class AugmentsGiven:
     def __call__(self, items: Sequence[Mapping[str, Any]]) -> Any:
         """Make a batch."""
         batch = self.collator(items)
+        if "image_codes" in batch:
+            raise ValueError(
+                "augment_given=True cannot mirror or shift pictures that are codes already: leave "
+                "it out, or train on the pictures themselves."
+            )
         if "pixel_values" not in batch:
             return batch
         pixels, shape = batch["pixel_values"].clone(), batch["image_given"].shape

@@ -18,6 +18,7 @@ from PIL import Image
 from modeling_mdm.data.captions import CaptionTable
 from modeling_mdm.data.columns import read_columns
 from modeling_mdm.data.damage import MAX_SKIPPED, StandIns
+from modeling_mdm.data.encoded import is_encoded, read_encoded
 from modeling_mdm.data.known_sets import FASHION_MNIST_ID, read_digits, read_fashion_mnist
 from modeling_mdm.data.shards import read_captions, read_image
 from modeling_mdm.data.sources import Source, split_off
@@ -220,7 +221,7 @@ def load_training_data(
         name_or_path: `"digits"` (scikit-learn, 8 x 8), `"fashion_mnist"`, a folder that `datasets`
             can read (pictures with metadata.jsonl or in one folder a class, Parquet, JSON lines,
             CSV, tar shards, `save_to_disk`), such a folder packed into one tar file, a tar shard,
-            or the id of a data set on the Hub.
+            what `mdm encode` has written, or the id of a data set on the Hub.
         split: `"train"`, `"test"` or, for `datasets`, any split or slice.
         data_dir: for `"fashion_mnist"`, the folder with its four IDX files; None takes the Hub's.
             For other names, `datasets`' argument of that name.
@@ -242,7 +243,14 @@ def load_training_data(
         ValueError: if a whole file is damaged, a column is absent or ambiguous, or an argument is
             wrong.
     """
-    if name_or_path == "digits":
+    if is_encoded(name_or_path):
+        source = read_encoded(name_or_path, split)
+        if augment and getattr(source.images, "is_coded", False):
+            raise ValueError(
+                f"augment=True cannot mirror or shift the codes of {name_or_path!r}: leave it out, "
+                "or train on the pictures themselves."
+            )
+    elif name_or_path == "digits":
         source = read_digits(split)
     elif name_or_path == "fashion_mnist" and data_dir is not None:
         source = read_fashion_mnist(Path(data_dir), split)

@@ -16,10 +16,11 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 from PIL import Image
 
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture, read_picture, upright
@@ -38,6 +39,27 @@ class Row(NamedTuple):
 
 class Cell(str):
     """A value of a table of text, in which nothing tells a number from a word."""
+
+
+class TokenizedText(str):
+    """A text that brings the ids of its words, so that nobody has to find them again."""
+
+    ids: list[int]
+
+    def __new__(cls, text: str, ids: Sequence[int]) -> TokenizedText:
+        """Put the ids beside the text."""
+        made = super().__new__(cls, text)
+        made.ids = list(ids)
+        return made
+
+    def __reduce__(self) -> Any:
+        return TokenizedText, (str(self), self.ids)
+
+
+class CodedPicture(NamedTuple):
+    """A picture as the codes (rows, columns) that a VQ-VAE has made of it."""
+
+    codes: np.ndarray
 
 
 class Member(NamedTuple):
@@ -233,14 +255,20 @@ def is_picture(column: str) -> bool:
     return f".{column.rsplit('.', 1)[-1]}" in Image.registered_extensions()
 
 
-def read_image(value: Any, folder: str = "") -> Image.Image | None:
+def read_image(value: Any, folder: str = "") -> Any:
     """Decode a picture, upright: encoded bytes, a path, or what `datasets` holds of one.
+
+    One that was coded stays so.
 
     Raises:
         Exception: whatever a decoder raises.
     """
-    if value is None:
-        return None
+    if isinstance(value, list):
+        if len(value) != 1:
+            raise ValueError(f"it shows {len(value)} pictures: an item of a stream has one")
+        (value,) = value
+    if value is None or isinstance(value, CodedPicture):
+        return value
     if isinstance(value, Image.Image):
         picture = upright(value)
     elif isinstance(value, dict) and value.get("bytes") is None and value.get("path") is None:
@@ -337,6 +365,26 @@ def read_messages(value: Any) -> list[dict[str, Any]] | None:
     if value is not None and not isinstance(value, list):
         raise ValueError(f"its messages are {type(value).__name__}, no list")
     return value
+
+
+def asked_and_answered(messages: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Find what was asked and what was answered: the first of a conversation, or of each pair.
+
+    Pairs, as the sets of The Cauldron hold them, are `{"user": ..., "assistant": ...}`, each about
+    the picture and none about another.
+
+    Returns:
+        A prompt and a text, or lists of as many.
+
+    Raises:
+        ValueError: if there is no answer.
+    """
+    if any("user" in message for message in messages):
+        return [pair["user"] for pair in messages], [pair["assistant"] for pair in messages]
+    if len(messages) < 2:
+        raise ValueError("its messages have no answer")
+    first, second = messages[:2]
+    return first["content"], second["content"]
 
 
 def _is_json(member: Member) -> bool:

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from mdm_cli.places import require_place
+from modeling_mdm.data.encoded import encoded_rows, is_encoded, open_encoding
 from modeling_mdm.data.shards import PEEKED, Row, alternatives, pick, readers
 
 ROLES = ("image", "text", "prompt", "label", "messages")
+APART = ("name", "split", "key", "of")  # what says where pictures lie
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class StreamSource:
     """Where items come from.
 
     Args:
-        path: an id on the Hub, a folder, or a builder of `datasets` such as `"parquet"` or
-            `"webdataset"` (tar shards), with `data_files`.
+        path: an id on the Hub, a folder, also one that `mdm encode` has written, or a builder of
+            `datasets` such as `"parquet"` or `"webdataset"` (tar shards), with `data_files`.
         weight: how often it is drawn from, beside the others; > 0.
         columns: its columns by role: image, text, prompt, label, messages. Of `messages`, the first
             question is the prompt and its answer the text. Several columns, of which an item has
@@ -34,9 +36,15 @@ class StreamSource:
         split: the split to read.
         name: configuration of the set, where it has several.
         data_files: files or patterns.
+        pictures: where pictures lie apart from what is said of them: `name` and `split` of the
+            configuration that holds them, `key`, its column by which they are found, and `of`, the
+            column here that names one. It is not streamed, but loaded.
+
+    Where prompts are a list, as many texts belong to them, and a pair is drawn. `messages` may also
+    be such pairs, `{"user": ..., "assistant": ...}`. A list of pictures holds one.
 
     Raises:
-        ValueError: if weight is not above 0, or a role is unknown.
+        ValueError: if weight is not above 0, a role is unknown, or pictures are not told so.
     """
 
     path: str
@@ -47,6 +55,7 @@ class StreamSource:
     split: str = "train"
     name: str | None = None
     data_files: Any = None
+    pictures: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.weight) and self.weight > 0):
@@ -54,6 +63,10 @@ class StreamSource:
         if not self.columns or (unknown := sorted(set(self.columns) - set(ROLES))):
             unknown = sorted(set(self.columns) - set(ROLES))
             raise ValueError(f"columns of {self.path!r} has the roles {unknown}: use {[*ROLES]}.")
+        if self.pictures is not None and set(self.pictures) != set(APART):
+            raise ValueError(
+                f"pictures={dict(self.pictures)} of {self.path!r} must name {[*APART]}."
+            )
 
     def open(self, number: int = 0) -> Any:
         """Return a stream of raw items, `{role: value}` in one pickled column `row`.
@@ -70,9 +83,15 @@ class StreamSource:
         import datasets
 
         require_place("path", self.path)
-        builder = datasets.load_dataset_builder(self.path, self.name, data_files=self.data_files)
         by_role = {role: alternatives(names) for role, names in self.columns.items()}
-        found = readers(builder, self.split)
+        if is_encoded(self.path):
+            builder, found = None, (encoded_rows, open_encoding(self.path, self.split).files)
+        else:
+            builder = datasets.load_dataset_builder(
+                self.path, self.name, data_files=self.data_files
+            )
+            found = readers(builder, self.split)
+        apart = None if self.pictures is None else _Apart(self.path, self.pictures, by_role)
         if found is None:
             stream = _undecoded(builder.as_streaming_dataset(split=self.split), by_role)
             known = stream.column_names
@@ -86,8 +105,12 @@ class StreamSource:
             )
             peeked = (row for file in files for row in read(file) if row.fault is None)
             known = {name for row in islice(peeked, PEEKED) for name in row.values}
-        self._check_columns(by_role, known)
-        rename = partial(_by_role, by_role=by_role, number=number, is_read=found is not None)
+        self._check_columns(
+            by_role, known if apart is None or not known else {*known, *apart.added}
+        )
+        rename = partial(
+            _by_role, by_role=by_role, number=number, is_read=found is not None, apart=apart
+        )
         return stream.map(rename, remove_columns=stream.column_names, features=_opaque())
 
     def _check_columns(self, by_role: Mapping[str, list[str]], known: Any) -> None:
@@ -100,13 +123,19 @@ class StreamSource:
 
 
 def _by_role(
-    row: dict[str, Any], by_role: Mapping[str, list[str]], number: int, is_read: bool
+    row: dict[str, Any],
+    by_role: Mapping[str, list[str]],
+    number: int,
+    is_read: bool,
+    apart: _Apart | None = None,
 ) -> dict[str, bytes]:
     """Bring a row to raw values by role; `is_read` tells rows of our own readers."""
     if is_read:
         values, name, fault = pickle.loads(row["row"])
     else:
         values, name, fault = row, _path_of(pick(row, by_role.get("image", []))), None
+    if apart is not None and fault is None:
+        values, fault = apart.beside(values)
     raw = {
         **{role: pick(values, by_role.get(role, [])) for role in ROLES},
         "source": number,
@@ -118,6 +147,34 @@ def _by_role(
     return {"row": pickle.dumps(raw)}
 
 
+class _Apart:
+    """Pictures of another configuration of a set, found by a key."""
+
+    def __init__(
+        self, path: str, said: Mapping[str, str], by_role: Mapping[str, list[str]]
+    ) -> None:
+        import datasets
+
+        table = datasets.load_dataset(path, said["name"], split=said["split"])
+        self.added = [name for name in by_role.get("image", []) if name in table.column_names]
+        for name in self.added:
+            table = table.cast_column(name, datasets.Image(decode=False))
+        if said["key"] not in table.column_names or not self.added:
+            raise ValueError(
+                f"pictures={dict(said)} of {path!r}: there are the columns {table.column_names}, "
+                f"which must hold the key and one of {by_role.get('image', [])}."
+            )
+        self.table, self.of = table.select_columns(self.added), said["of"]
+        self.places = {key: place for place, key in enumerate(table[said["key"]])}
+
+    def beside(self, values: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Put its picture beside what is said of it; or say that there is none."""
+        key = values.get(self.of)
+        if key not in self.places:
+            return values, f"its {self.of} is {key!r}, and there is no such picture"
+        return {**values, **self.table[self.places[key]]}, None
+
+
 def _undecoded(stream: Any, by_role: Mapping[str, list[str]]) -> Any:
     """Leave pictures and texts as the bytes that they are."""
     import datasets
@@ -126,7 +183,10 @@ def _undecoded(stream: Any, by_role: Mapping[str, list[str]]) -> Any:
     for role, names in by_role.items():
         for name in names:
             if role == "image" and (not features or name in features):
-                stream = stream.cast_column(name, datasets.Image(decode=False))
+                kind: Any = datasets.Image(decode=False)
+                if isinstance(features.get(name), (datasets.List, datasets.LargeList)):
+                    kind = datasets.List(kind)
+                stream = stream.cast_column(name, kind)
             elif role in ("text", "prompt") and is_string(features.get(name)):
                 stream = stream.cast_column(name, datasets.Value("binary"))
     return stream
@@ -156,6 +216,8 @@ def is_string(feature: Any) -> bool:
 def read_recipe(path: str | Path) -> list[StreamSource]:
     """Read the sources of a mixture from a YAML file: a list of `StreamSource`'s fields.
 
+    What `mdm encode` has written is found beside the file.
+
     Raises:
         ValueError: if it is no such list, or has unknown keys.
     """
@@ -168,4 +230,7 @@ def read_recipe(path: str | Path) -> list[StreamSource]:
     for entry in content:
         if unknown := sorted(set(entry) - known):
             raise ValueError(f"path={str(path)!r} has the unknown keys {unknown}: use {[*known]}.")
+        beside = Path(path).parent / str(entry.get("path"))
+        if is_encoded(beside):
+            entry["path"] = str(beside)
     return [StreamSource(**entry) for entry in content]

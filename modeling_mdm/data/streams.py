@@ -8,8 +8,9 @@ Axis legend: height, width.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +19,62 @@ from transformers.utils import logging
 
 from modeling_mdm.data.damage import check_max_skipped, check_skipped
 from modeling_mdm.data.shards import (
+    CodedPicture,
     alternatives,
+    asked_and_answered,
     read_captions,
     read_image,
     read_label,
     read_messages,
-    read_text,
 )
 from modeling_mdm.data.stream_sources import ROLES, StreamSource
 from modeling_mdm.processor.image_processing_pil_mdm import upright
 
 logger = logging.get_logger(__name__)
 
+
+class Decoded(NamedTuple):
+    """What a row holds, before one of its texts is drawn.
+
+    prompts: None; one, for all texts; or of each text its own.
+    """
+
+    image: Image.Image | CodedPicture | None
+    texts: list[str] | None
+    prompts: list[str] | None
+    label: int | None
+
+    def pair(self, rng: np.random.Generator) -> tuple[str | None, str | None]:
+        """Draw a prompt and its text."""
+        texts = self.texts or [None]
+        number = int(rng.integers(len(texts)))
+        prompts = self.prompts or [None]
+        return prompts[number if len(prompts) > 1 else 0], texts[number]
+
+
+def decode_row(row: Mapping[str, Any]) -> Decoded:
+    """Decode a row that `StreamSource.open` gives.
+
+    Raises:
+        Exception: whatever a decoder raises; ValueError if it holds nothing, or as many prompts as
+            no texts.
+    """
+    if row["fault"] is not None:
+        raise ValueError(row["fault"])
+    text, prompt = row["text"], row["prompt"]
+    if messages := read_messages(row["messages"]):
+        prompt, text = asked_and_answered(messages)
+    texts, prompts = read_captions(text), read_captions(prompt, "prompt")
+    if prompts is not None and len(prompts) not in (1, len(texts or ())):
+        raise ValueError(f"it has {len(prompts)} prompts for {len(texts or ())} texts")
+    image = read_image(row["image"], row["folder"])
+    if image is None and not texts:
+        raise ValueError("it holds neither a picture nor a text")
+    return Decoded(image, texts, prompts, read_label(row["label"]))
+
+
 BEGINNING: dict[str, Any] = {"stream": None, "place": 0, "given": 0}
+SAID = ("text", "prompt", "messages")  # the roles of words
 # Samples from which on a share of them says something.
 JUDGED_FROM = 200
 
@@ -38,7 +82,8 @@ JUDGED_FROM = 200
 class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
     """Items of several sources, drawn by weight, until the first source is at its end.
 
-    Of an item whose text is a list of strings one is drawn.
+    Of an item whose text is a list of strings one is drawn, and where its prompts are a list, too,
+    the one that belongs to it.
     A sample that cannot be read is skipped, counted in `skipped` and warned of by its name; one
     that lacks what a role of its source names is given without it, counted in `lacking` and warned
     of once. `state_dict` and `load_state_dict` go on in the middle, with no item twice and none
@@ -114,7 +159,8 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         """Begin the next pass where `state_dict` was called."""
         self._start = dict(state)
 
-    def _open(self) -> Any:
+    def open(self) -> Any:
+        """Open the mixture of raw items, see `StreamSource.open`."""
         import datasets
 
         streams = [source.open(number) for number, source in enumerate(self.sources)]
@@ -131,7 +177,7 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
             raise ValueError(
                 f"dataloader_num_workers={worker.num_workers}: a stream has one order, use 0 or 1."
             )
-        stream = self._open()
+        stream = self.open()
         start, self._start = self._start, None
         if start is not None and "skipped" in start:
             self._skipped.copy_(torch.tensor(start["skipped"]))
@@ -196,27 +242,16 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         return {**item, "seed": int(entropy.generate_state(1, np.uint64)[0])}
 
     def _decode(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        if row["fault"] is not None:
-            raise ValueError(row["fault"])
-        values = {role: row[role] for role in ("text", "prompt")}
-        if messages := read_messages(row["messages"]):
-            first, second = messages[:2]
-            values = {"prompt": first["content"], "text": second["content"]}
-        texts = read_captions(values["text"]) or [None]
-        item: dict[str, Any] = {
-            "text": texts[int(rng.integers(len(texts)))],
-            "prompt": read_text(values["prompt"], "prompt"),
-        }
+        decoded = decode_row(row)
+        prompt, text = decoded.pair(rng)
+        item: dict[str, Any] = {"text": text, "prompt": prompt}
         for text in item.values():
             if text is not None and self.check_text is not None:
                 self.check_text(text)
-        item["label"] = read_label(row["label"])
-        item["image"] = read_image(row["image"], row["folder"])
-        if item["image"] is None and item["text"] is None:
-            raise ValueError("it holds neither a picture nor a text")
-        if item["image"] is not None and self.size is not None:
-            item["image"] = crop_to_ratio(item["image"], self.size)
-        return item
+        image = decoded.image
+        if image is not None and self.size is not None and not isinstance(image, CodedPicture):
+            image = crop_to_ratio(image, self.size)
+        return {**item, "label": decoded.label, "image": image}
 
     def _skip(self, row: dict[str, Any], called: str, error: Exception) -> None:
         self._skipped[row["source"]] += 1
@@ -249,6 +284,40 @@ class MixedStream(torch.utils.data.IterableDataset[dict[str, Any]]):
         starts = list(range(0, len(block), self.batch_size))
         np.random.default_rng((self.seed, int(self._epoch), place)).shuffle(starts)
         return [item for start in starts for item in block[start : start + self.batch_size]]
+
+
+def said_in(sources: Sequence[StreamSource], seed: int = 0) -> Iterator[str]:
+    """Give all that is said in some streams, drawn by weight as `MixedStream` draws: every text.
+
+    Of conversations that is every message. Pictures are not decoded, what cannot be read is passed
+    over, and sources without words are left out.
+
+    Raises:
+        ValueError: if no source has words.
+    """
+    told = []
+    for source in sources:
+        columns = {role: name for role, name in source.columns.items() if role in SAID}
+        if columns:
+            told.append(replace(source, columns=columns, pictures=None))
+    if not told:
+        paths = ", ".join(repr(source.path) for source in sources)
+        raise ValueError(
+            f"{paths} have no column of texts: name one whose columns has the role text."
+        )
+    for raw in MixedStream(told, seed=seed).open():
+        yield from _said(pickle.loads(raw["row"]))
+
+
+def _said(row: Mapping[str, Any]) -> list[str]:
+    try:
+        messages = read_messages(row["messages"]) or []
+        if messages and not any("user" in message for message in messages):
+            return [message["content"] for message in messages if message["content"]]
+        found = decode_row({**row, "image": None})
+    except Exception:  # skipped and counted where it is trained on
+        return []
+    return [text for text in (*(found.prompts or ()), *(found.texts or ())) if text]
 
 
 def crop_to_ratio(image: Image.Image, size: tuple[int, int]) -> Image.Image:

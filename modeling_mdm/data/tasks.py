@@ -17,6 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from modeling_mdm.data.encoded import stack_codes
+from modeling_mdm.data.shards import CodedPicture
+
 NO_CLASS = -1
 
 
@@ -199,7 +202,8 @@ class MDMDataCollator:
 
     Returns, when called with a list of items:
         A dictionary of `input_ids`, `attention_mask`, `text_given` (batch, text_length),
-        `pixel_values` (batch, channels, height, width), `image_given`, `pixel_attention_mask`
+        `pixel_values` (batch, channels, height, width), or of pictures that were coded
+        `image_codes` (batch, rows, columns), `image_given`, `pixel_attention_mask`
         (batch, height, width) and `class_labels` (batch,), -1 where no class is given. A modality
         that no item has is left out. If any item starts from a prompt, rows of text are longer by
         the longest prompt, and there are `turn_ids` (batch, text_length) and, with pictures,
@@ -229,7 +233,7 @@ class MDMDataCollator:
         batch: dict[str, torch.Tensor] = {}
         if "input_ids" in encoded:
             batch |= self._text(encoded, tasks, rngs)
-        if "pixel_values" in encoded:
+        if "pixel_values" in encoded or "image_codes" in encoded:
             batch |= self._image(encoded, tasks, rngs)
         labels = [
             item["label"] if task.from_class else NO_CLASS
@@ -243,8 +247,15 @@ class MDMDataCollator:
     def _encode(self, items: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
         """Run the processor once, over what the items have of each modality."""
         columns = {"text": [item.get("text") for item in items]}
-        columns["images"] = [item.get("image") for item in items]
-        return self.processor(
+        pictures = [item.get("image") for item in items]
+        coded: dict[str, torch.Tensor] = {}
+        if any(isinstance(picture, CodedPicture) for picture in pictures):
+            coded["image_codes"] = stack_codes(pictures)
+            if not any(text is not None for text in columns["text"]):
+                return coded
+        else:
+            columns["images"] = pictures
+        encoded = self.processor(
             **{
                 name: column
                 for name, column in columns.items()
@@ -254,6 +265,7 @@ class MDMDataCollator:
             padding="max_length",
             return_tensors="pt",
         )
+        return {**encoded, **coded}
 
     @staticmethod
     def _text(
@@ -275,12 +287,17 @@ class MDMDataCollator:
             "text_given": torch.from_numpy(given),
         }
 
-    @staticmethod
     def _image(
-        encoded: Mapping[str, torch.Tensor], tasks: list[Task], rngs: list[np.random.Generator]
+        self,
+        encoded: Mapping[str, torch.Tensor],
+        tasks: list[Task],
+        rngs: list[np.random.Generator],
     ) -> dict[str, torch.Tensor]:
-        pixels = encoded["pixel_values"]
-        size = (pixels.shape[0], *pixels.shape[-2:])  # (batch, height, width)
+        name, side = "pixel_values", 1
+        if "image_codes" in encoded:  # which stand for patches
+            name, side = "image_codes", self.processor.patch_size
+        batch, height, width = len(encoded[name]), *encoded[name].shape[-2:]
+        size = (batch, height * side, width * side)  # in pixels
         exists, given = np.ones(size, dtype=bool), np.ones(size, dtype=bool)
         for row, (task, rng) in enumerate(zip(tasks, rngs, strict=True)):
             if task.image == "absent":
@@ -290,7 +307,7 @@ class MDMDataCollator:
             elif task.image == "partly":
                 given[row][draw_region(*size[1:], rng)] = False
         return {
-            "pixel_values": pixels,
+            name: encoded[name],
             "image_given": torch.from_numpy(given),
             "pixel_attention_mask": torch.from_numpy(exists).long(),
         }
@@ -329,7 +346,7 @@ class MDMDataCollator:
                 table[row, start : start + length] = column[row]
                 table[row, :start] = before.get(name, words[:start])
             batch[name] = table
-        if "pixel_values" in batch:
+        if "image_given" in batch:
             written = [int(task.from_prompt and task.image == "written") for task in tasks]
             batch["image_turn_ids"] = torch.tensor(written)[:, None]
 

@@ -22,13 +22,20 @@ def encode_texts(
 ) -> list[list[int] | None]:
     """Token ids of each text, without `<end>`, with the mask id for each `<mask>`.
 
+    A text with an attribute `ids` brings them along.
+
     Raises:
         ValueError: if a text is longer than `max_length` of the options, or than `max_text_length`
             where they have none, and is not to be cut.
     """
     # The space before <mask> goes with it, because a token is a word and the space before it.
     mask = re.compile(" ?" + re.escape(tokenizer.mask_token))
-    split = {row: mask.split(text) for row, text in enumerate(texts) if text is not None}
+    known = {row: ids for row, text in enumerate(texts) if (ids := getattr(text, "ids", None))}
+    split = {
+        row: mask.split(text)
+        for row, text in enumerate(texts)
+        if text is not None and row not in known
+    }
     flat = [piece for between_masks in split.values() for piece in between_masks]
     as_words = {"add_special_tokens": False, "split_special_tokens": True}
     pieces = iter(tokenizer(flat, **as_words)["input_ids"] if flat else ())
@@ -37,9 +44,10 @@ def encode_texts(
         limit, length = "max_text_length", max_text_length
     encoded: list[list[int] | None] = [None] * len(texts)
     for row, between_masks in split.items():
-        words = list(next(pieces))
+        known[row] = list(next(pieces))
         for _ in between_masks[1:]:
-            words += [tokenizer.mask_token_id, *next(pieces)]
+            known[row] += [tokenizer.mask_token_id, *next(pieces)]
+    for row, words in known.items():
         if len(words) >= length and not options.truncation:
             raise ValueError(
                 f"text {texts[row]!r:.60} has {len(words) + 1} tokens with <end>, more than "

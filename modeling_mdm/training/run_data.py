@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from modeling_mdm.data.augmentation import AugmentsGiven
 from modeling_mdm.data.blocks import MixedCollator, MixedItems
 from modeling_mdm.data.conversations import ConversationCollator
 from modeling_mdm.data.damage import MAX_SKIPPED, MAX_SKIPPED_HELP
+from modeling_mdm.data.encoded import CODES, check_encoding, describe_vq, is_encoded
 from modeling_mdm.data.garment_talks import PICTURES, TALK_KINDS, FashionTalks
 from modeling_mdm.data.lengths import (
     check_answers,
@@ -31,6 +32,7 @@ from modeling_mdm.training.command_line import pairs
 
 # Of `DataArguments`, what a recipe of streams has a use for; its sources say the rest.
 _FOR_STREAMS = ("dataset", "max_skipped", "truncation", "tasks", "augment_given")
+OF_EVALUATION = ("eval_dataset", "eval_columns", "eval_split", "eval_limit")  # of a set beside them
 FASHION_TALKS = "fashion_talks"
 # Items of a stream, with their pictures, that are held to be sorted by length; a step's at least.
 MAX_BLOCK = 512
@@ -55,6 +57,16 @@ class DataArguments:
     eval_split: str | None = field(
         default=None,
         metadata={"help": "The split to evaluate on, with --eval_strategy steps; None for none."},
+    )
+    eval_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "A set to evaluate on instead of dataset, which may then be a recipe of "
+            "streams; eval_split is a split of it."
+        },
+    )
+    eval_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of eval_dataset by role, as role=column."}
     )
     eval_share: float = field(
         default=0.0,
@@ -155,6 +167,42 @@ def load_data(
     return train_data, eval_data
 
 
+def check_encoded_data(args: DataArguments, processor: Any, model: Any) -> None:
+    """Refuse data that `mdm encode` has made for another processor or VQ-VAE than a run's.
+
+    Raises:
+        ValueError: names what differs, or which sources of a recipe are not encoded.
+    """
+    if args.dataset.endswith((".yaml", ".yml")):
+        sources = read_recipe(args.dataset)
+        places = [(source.path, source.split) for source in sources if is_encoded(source.path)]
+        plain = [one.path for one in sources if not is_encoded(one.path) and "image" in one.columns]
+    else:
+        splits = [args.train_split]
+        if args.eval_split is not None and args.eval_dataset is None:
+            splits.append(args.eval_split)
+        places = [(args.dataset, split) for split in splits] if is_encoded(args.dataset) else []
+        plain = []
+    if args.eval_dataset is not None and is_encoded(args.eval_dataset):
+        places.append((args.eval_dataset, str(args.eval_split)))
+    if not places:
+        return
+    vq = describe_vq(model.vq)
+    for place, split in places:
+        check_encoding(place, split, processor, vq)
+    coded = vq["pictures"] == CODES
+    if coded and plain:
+        raise ValueError(
+            f"dataset={args.dataset!r} names pictures as codes, and of {plain} as pixels: encode "
+            "all of its sources by `mdm encode`, or none."
+        )
+    if coded and args.augment_given:
+        raise ValueError(
+            f"augment_given=True cannot mirror or shift the codes of dataset={args.dataset!r}: "
+            "leave it out, or train on the pictures themselves."
+        )
+
+
 def with_talks(
     args: DataArguments, pictures: PictureDataset, processor: Any, seed: int
 ) -> MixedItems:
@@ -241,7 +289,17 @@ def _collator_of_talks(args: DataArguments, processor: Any, seed: int) -> Conver
 
 
 def load_evaluation_data(args: DataArguments, seed: int) -> PictureDataset | None:
-    """Load what is evaluated on: a split, what is held out of the training split, or nothing."""
+    """Load what is evaluated on: a split, what is held out of the training split, or nothing.
+
+    Raises:
+        ValueError: if a set is named without its split, or columns without a set.
+    """
+    if args.eval_dataset is not None:
+        if args.eval_split is None:
+            raise ValueError(f"eval_dataset={args.eval_dataset!r} needs --eval_split.")
+        args = replace(args, dataset=args.eval_dataset, columns=args.eval_columns, data_dir=None)
+    elif args.eval_columns is not None:
+        raise ValueError(f"eval_columns={args.eval_columns} are of --eval_dataset: name it.")
     if args.eval_split is not None:
         return load_split(args, args.eval_split, args.eval_limit, False, seed)
     if args.eval_share:
@@ -282,16 +340,18 @@ def load_stream(args: DataArguments, processor: Any, items_per_step: int, seed: 
     Raises:
         ValueError: if arguments are passed that streams have no use for.
     """
+    used = _FOR_STREAMS + (() if args.eval_dataset is None else OF_EVALUATION)
     unused = {
         f.name: value
         for f in fields(args)
-        if f.name not in _FOR_STREAMS and (value := getattr(args, f.name)) != f.default
+        if f.name not in used and (value := getattr(args, f.name)) != f.default
     }
     if unused:
         raise ValueError(
             f"{', '.join(f'{name}={value!r}' for name, value in unused.items())} cannot be used "
             f"with the streams of dataset={args.dataset!r}: leave it out. Split, columns and files "
-            "of each stream stand in that recipe; streams are not evaluated on."
+            "of each stream stand in that recipe; streams are not evaluated on, but a set is that "
+            "--eval_dataset names."
         )
     require_file("dataset", args.dataset)
     size = processor.image_processor.size

@@ -64,26 +64,30 @@ class Throughput:
         """Take in a batch of [`MDMForJointGeneration.forward`] that is trained on."""
         if self._config is None:
             return
-        read = {name: inputs[name] for name in MODEL_INPUTS if inputs.get(name) is not None}
+        names = (*MODEL_INPUTS, "image_codes")
+        read = {name: inputs[name] for name in names if inputs.get(name) is not None}
         content = lay_out_content(self._config.patch_size, read)
         tokens = sum(positions.valid.sum() for positions in content.values())
         pictures, lengths = torch.zeros_like(tokens), {"text": 0, "image": 0}
         if (image := content.get("image")) is not None:
-            pixels = read["pixel_values"]
-            count = pixels.shape[1] if pixels.dim() == 5 else 1
+            codes = read.get("image_codes")
+            shown = read["pixel_values"][..., 0, :, :] if codes is None else codes
+            count = shown.shape[1] if shown.dim() == 4 else 1
             pictures = image.valid.unflatten(1, (count, -1)).any(-1).sum()
         for modality, positions in content.items():
             lengths[modality] = positions.valid.shape[1]
         flops = 0.0
         if self._peak is not None:
             items = len(next(iter(content.values())).valid)
-            flops = self._flops_of(Batch(items, lengths["text"], lengths["image"]))
+            flops = self._flops_of(
+                Batch(items, lengths["text"], lengths["image"]), "image_codes" in read
+            )
         self._flops += flops
         self._sums.add(torch.stack([tokens, pictures])[None])
 
-    def _count_flops(self, batch: Batch) -> float:
+    def _count_flops(self, batch: Batch, is_coded: bool) -> float:
         assert self._config is not None
-        vq = vq_flops(self._config, batch.patches)
+        vq = 0.0 if is_coded else vq_flops(self._config, batch.patches)
         return step_flops(self._config, batch, frozen=vq).model
 
     def pop(self, gather: Callable[[Tensor], Tensor], seconds: float) -> dict[str, float]:

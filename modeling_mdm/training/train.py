@@ -30,7 +30,12 @@ from modeling_mdm.training.checkpoints import how_to_go_on, last_whole_checkpoin
 from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained
 from modeling_mdm.training.new_model import ModelArguments, make_model
-from modeling_mdm.training.run_data import DataArguments, load_data, make_collator
+from modeling_mdm.training.run_data import (
+    DataArguments,
+    check_encoded_data,
+    load_data,
+    make_collator,
+)
 from modeling_mdm.training.trainer import MDMTrainer
 
 
@@ -80,8 +85,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: MDMTrainingA
     named = "config" if model_args.processor is None else "processor"
     processor = load_pretrained(MDMProcessor, named, getattr(model_args, named))
     train_data, eval_data = load_data(data_args, processor, args.items_per_step, args.data_seed)
+    model = make_model(model_args, processor)
+    check_encoded_data(data_args, processor, model)
     trainer = MDMTrainer(
-        model=make_model(model_args, processor),
+        model=model,
         args=args,
         train_dataset=train_data,
         eval_dataset=eval_data,

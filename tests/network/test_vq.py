@@ -13,14 +13,8 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from tiny_digits import ROOT, make_config, make_processor
-from tiny_vq import EMU3, JANUS, make_batch, make_model
-from transformers import (
-    Emu3Config,
-    Emu3ForConditionalGeneration,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusVQVAEConfig,
-)
+from tiny_vq import EMU3, JANUS, make_batch, make_model, whole_model
+from transformers import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
@@ -177,28 +171,6 @@ def test_a_front_end_needs_colour():
 
 
 # --- Trained weights
-
-
-def whole_model(vq_config, seed=7):
-    """A whole Janus or Emu3 model of transformers, tiny, with a VQ-VAE of this configuration."""
-    torch.manual_seed(seed)
-    text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
-    text |= {"bos_token_id": 1, "eos_token_id": 2}
-    own = {name: value for name, value in vq_config.items() if name != "model_type"}
-    if vq_config["model_type"] == "janus_vqgan":
-        vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        vision |= {"image_size": 8, "patch_size": 4, "projection_dim": 16, "mlp_ratio": 1.0}
-        own |= {"projection_dim": 16, "image_token_embed_dim": 16}
-        text["model_type"] = "llama"
-        parts = {"text_config": text, "vision_config": vision, "vq_config": own}
-        model = JanusForConditionalGeneration(JanusConfig(**parts))
-    else:
-        words = {f"<|visual token {i:06d}|>": i for i in range(24)}
-        words |= {"<|extra_200|>": 30, "<image>": 31}
-        config = Emu3Config(vq_config=own, text_config=text, vocabulary_map=words)
-        model = Emu3ForConditionalGeneration(config)
-    return model
 
 
 @pytest.fixture(params=[JANUS, EMU3], ids=["janus", "emu3"])

@@ -431,3 +431,61 @@ def test_words_of_conversations_are_learned_and_answers_measured(tmp_path, monke
     script.main()
     more = PreTrainedTokenizerFast.from_pretrained(tmp_path / "more")
     assert single(more, " zither") and single(more, "ochre")
+
+
+def test_words_of_streams_make_a_processor(tmp_path, monkeypatch, capsys):
+    """From a recipe of captions and conversations, with a limit, end to end."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    captions = [[f"a {c} dress", f"{c} gown"] for c in ("grey", "red", "blue") for _ in range(5)]
+    rows = [{"image": b"no picture", "caption": said} for said in captions]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "captions.parquet")
+    talk = [("user", "which one"), ("assistant", "this zebra"), ("user", "thanks, giraffe")]
+    messages = [{"role": role, "content": said} for role, said in talk]
+    datasets.Dataset.from_list([{"messages": messages}] * 20).to_parquet(tmp_path / "t.parquet")
+    recipe = [
+        {"path": "parquet", "columns": {"image": "image", "text": "caption"},
+         "data_files": {"train": str(tmp_path / "captions.parquet")}},
+        {"path": "parquet", "columns": {"messages": "messages"},
+         "data_files": {"train": str(tmp_path / "t.parquet")}},
+        {"path": "no/such", "columns": {"image": "image", "label": "label"}},
+    ]  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    shape = ["--image_size", "16", "--patch_size", "8", "--num_channels", "3"]
+    shape += ["--max_text_length", "9", "--vocab_size", "320"]
+    streams = ["--streams", tmp_path / "recipe.yaml", *shape]
+    run_here([*streams, "--output_dir", tmp_path / "made"], monkeypatch, capsys)
+    made = AutoTokenizer.from_pretrained(tmp_path / "made")
+    for word in (" dress", " gown", " zebra", " giraffe"):
+        assert len(made(word)["input_ids"]) == 1, word
+    assert made.decode(made("any text, 3 ✓")["input_ids"]) == "any text, 3 ✓"
+    run_here([*streams, "--output_dir", tmp_path / "again"], monkeypatch, capsys)
+    both = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("made", "again")]
+    assert both[0] == both[1]
+
+    found = list(script.read_streams(script.parse(list(map(str, [
+        *streams, "--output_dir", tmp_path / "x", "--limit", "7"])))[0]))  # fmt: skip
+    assert len(found) == 7
+    few = list(map(str, [*streams, "--output_dir", tmp_path / "x", "--limit_bytes", "30"]))
+    told = list(script.read_streams(script.parse(few)[0]))
+    assert told == found[: len(told)] and 0 < sum(map(len, told)) <= 30
+
+    for line, message in (
+        ([*streams, "--limit", "0"], "limit=0 must be at least 1"),
+        (["--streams", "none.yaml"], "none.yaml"),
+        ([*streams, "--extend", "examples/checkpoints/mdm-fashion"], "streams cannot extend"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            run_here([*line, "--output_dir", tmp_path / "x"], monkeypatch, capsys)
+
+
+def test_rare_words_are_forgotten_and_frequent_ones_kept():
+    split = script.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    texts = [f"common {n} often" for n in range(50)] + ["often"] * 5
+    expected = Counter(word for text in texts for word, _ in split.pre_tokenize_str(text))
+    assert script.count_words(texts, split) == expected
+    bounded = script.count_words(texts, split, at_once=10)
+    frequent = [word for word, count in expected.items() if count > 4]
+    assert len(bounded) <= 10 + 3 and all(bounded[word] == expected[word] for word in frequent)
+    assert script.count_words(texts, split, kept=2) == dict(expected.most_common(2))

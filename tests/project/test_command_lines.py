@@ -147,6 +147,18 @@ def read_pip(words):
         assert required((extra,)) != required(()), f"setup.py has no extra {extra}"
 
 
+def read_launch_file(file, options):
+    """A file that hands its options to a training run on each machine."""
+    assert (ROOT / file).is_file()
+    read_python(["examples/train.py", *options, "--use_cpu", "true", "--bf16", "false"])
+
+
+def split_sbatch(words):
+    """The file, and what it is told, behind Slurm's own options."""
+    place = next(n for n, word in enumerate(words) if word.endswith(".sbatch"))
+    return words[place], words[place + 1 :]
+
+
 READERS = {
     "mdm": read_mdm,
     "python": read_python,
@@ -154,6 +166,8 @@ READERS = {
     "accelerate": read_accelerate,
     "make": read_make,
     "pip": read_pip,
+    "bash": lambda words: read_launch_file(words[0], words[1:]),
+    "sbatch": lambda words: read_launch_file(*split_sbatch(words)),
     "jupyter": lambda words: None,  # not a library of ours: its files are looked for, as all are
     ".venv/bin/pre-commit": lambda words: None,
 }
@@ -232,6 +246,8 @@ SHORTER = {
     "mdm score": "",
     "mdm chat": "--num_inference_steps 3",
     "mdm plan": "",
+    "mdm encode": "",
+    "mdm encode --config configuration/mdm-1b": None,
     "mdm train": TRAINING,
     "mdm evaluate": MEASURING,
     "mdm evaluate --checkpoint CHECKPOINT --table": FILLING,
@@ -239,6 +255,10 @@ SHORTER = {
     "python examples/export.py": "",
     "python examples/train.py": TRAINING,
     "python examples/train.py --config configuration/mdm-1b": None,
+    "python examples/train.py examples/configs/mdm_300m_1xh100.yaml": None,
+    "python processing/train_tokenizer.py --streams": None,
+    "bash": None,
+    "sbatch": None,
     "python examples/finetune.py": f"{TRAINING} --test_questions 0",
     "python examples/evaluate.py": f"{MEASURING} --output figures.json",
     "python examples/app.py": None,

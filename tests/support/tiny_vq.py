@@ -1,8 +1,15 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny VQ-VAE of either kind, a model with one in front of its pictures, and its batch."""
+"""A tiny VQ-VAE of either kind, alone and in a whole model; a model with one, and its batch."""
 
 import torch
+from tiny_digits import make_config, make_processor
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    JanusConfig,
+    JanusForConditionalGeneration,
+)
 
 from modeling_mdm import MDMConfig, MDMForJointGeneration
 
@@ -41,3 +48,41 @@ def make_batch(items=3):
     pixels = torch.rand(items, 3, 8, 8, generator=generator) * 2 - 1
     words = torch.randint(4, 20, (items, 5), generator=generator)
     return {"pixel_values": pixels, "input_ids": words}
+
+
+def whole_model(vq_config, seed=7):
+    """A whole Janus or Emu3 model of transformers, tiny, with a VQ-VAE of this configuration."""
+    torch.manual_seed(seed)
+    text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}
+    text |= {"bos_token_id": 1, "eos_token_id": 2}
+    own = {name: value for name, value in vq_config.items() if name != "model_type"}
+    if vq_config["model_type"] == "janus_vqgan":
+        vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"image_size": 8, "patch_size": 4, "projection_dim": 16, "mlp_ratio": 1.0}
+        own |= {"projection_dim": 16, "image_token_embed_dim": 16}
+        text["model_type"] = "llama"
+        parts = {"text_config": text, "vision_config": vision, "vq_config": own}
+        model = JanusForConditionalGeneration(JanusConfig(**parts))
+    else:
+        words = {f"<|visual token {i:06d}|>": i for i in range(24)}
+        words |= {"<|extra_200|>": 30, "<image>": 31}
+        config = Emu3Config(vq_config=own, text_config=text, vocabulary_map=words)
+        model = Emu3ForConditionalGeneration(config)
+    return model
+
+
+def fitting_processor():
+    """A processor that cuts pictures as the VQ-VAE does."""
+    processor = make_processor()
+    processor.patch_size, processor.image_processor.num_channels = 2, 3
+    return processor
+
+
+def save_new_model(folder, vq_config, **fields):
+    """What `--config` names: the configuration of a model with this VQ-VAE, and a processor."""
+    processor = fitting_processor()
+    processor.save_pretrained(folder)
+    sizes = {"vocab_size": len(processor.tokenizer), "patch_size": 2, "num_channels": 3}
+    config = make_config(sizes["vocab_size"]).to_dict() | sizes | {"vq_config": vq_config}
+    MDMConfig(**(config | fields)).save_pretrained(folder)

@@ -144,6 +144,10 @@ $(addprefix table-3-,$(TABLE_3)): table-3-%: $(DEV_STAMP)
 table-3-digits: $(DEV_STAMP) ## Table 3 on the digits, three seeds of each decoder, an hour or two
 	$(RUN) examples/table_3_digits.py
 
+.PHONY: scaling-law
+scaling-law: $(DEV_STAMP) ## loss against weights and items, resumable hours: DATA_DIR=folder OPTIONS='--dry_run true'
+	$(RUN) examples/scaling_law.py $(if $(DATA_DIR),--data_dir $(DATA_DIR)) $(OPTIONS)
+
 .PHONY: gpu
 gpu: ## on a CUDA machine its tests, kernels and targets in 8 minutes; elsewhere a dry run of them
 	$(RUN_AS_IS) -m benchmarks.gpu

@@ -52,7 +52,7 @@ MAY_KNOW = {
     "benchmarks": (*SHIPPED, "planning"),
     "processing": (*PACKAGE, "data", "training", "mdm_cli"),
     "configuration": (*PACKAGE, "mdm_cli"),
-    "examples": (*PACKAGE, "data", "training", "evaluation", "cli", "mdm_cli"),
+    "examples": (*PACKAGE, "data", "planning", "training", "evaluation", "cli", "mdm_cli"),
 }
 
 # Each of the two loads the other where it is asked for it, so that a saved one takes both along.

@@ -3,7 +3,7 @@
 """A web page: words, a picture, a mask and a class in, in any combination; picture and words out.
 
     pip install -e ".[app]"
-    python examples/app.py --checkpoint examples/checkpoints/mdm-fashion
+    python examples/app.py  # or --checkpoint examples/checkpoints/mdm-fashion, or your own
 
 Every step of the diffusion process is shown. A picture that is given is continued by new words or
 another picture, or repainted where the brush has touched it; each `<mask>` in a text is one word to
@@ -41,14 +41,20 @@ from modeling_mdm.training.command_line import read_command_line
 from modeling_mdm.training.loading import load_pretrained, require_device
 
 EXAMPLES = Path(__file__).resolve().parent
-SHIPPED = EXAMPLES / "checkpoints" / "mdm-fashion"
+COLOUR, GREY = (EXAMPLES / "checkpoints" / name for name in ("mdm-emoji", "mdm-fashion"))
 CANVAS = 280  # pixels; smaller pictures are shown enlarged, so that a brush can paint on them
 WRITE = {"A picture": "image", "Words": "text", "Both": "joint", "As the model chooses": "auto"}
 OWN_SOLVER, NO_CLASS = "the model's own", "none"
 OUTPUTS = ("picture", "words", "state", "gallery", "finished")
 TITLE = """# Multi-Modal Diffusion Mamba
 Picture and words, written together in one diffusion process."""
-PROMPTS = ("a photo of a dress", "this is an ankle boot", "a handbag from the shop")
+SHIPPED = COLOUR if COLOUR.is_dir() else GREY
+# What to try: words that a shipped model knows, and pictures that it has not seen.
+PROMPTS = {
+    COLOUR: ("a red heart on a white background", "three balloons", "a cat above a key"),
+    GREY: ("a photo of a dress", "this is an ankle boot", "a handbag from the shop"),
+}
+PICTURES = {COLOUR: "emoji", GREY: "fashion_mnist"}
 CSS = """
 .gradio-container {max-width: 1080px !important; margin: 0 auto !important}
 #title {text-align: center; padding: 0.6rem 0 0.2rem}
@@ -74,7 +80,7 @@ class AppArguments:
         default=None,
         metadata={
             "help": "JSON table that names the classes, such as examples/captions/digits.json; "
-            "None: numbers, or for the shipped checkpoint its own."
+            "None: numbers, or for the shipped grey checkpoint its own."
         },
     )
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, ..."})
@@ -84,7 +90,7 @@ class AppArguments:
     server_port: int = field(default=7860, metadata={"help": "Port to serve."})
 
     def __post_init__(self) -> None:
-        if self.captions is None and Path(self.checkpoint).resolve() == SHIPPED:
+        if self.captions is None and Path(self.checkpoint).resolve() == GREY:
             self.captions = str(EXAMPLES / "captions" / "fashion_mnist.json")
 
 
@@ -141,6 +147,7 @@ class Studio:
     """A model and its processor, as the page uses them."""
 
     def __init__(self, arguments: AppArguments) -> None:
+        self.place = Path(arguments.checkpoint).resolve()
         require_device("--device", arguments.device)
         self.processor = load_pretrained(MDMProcessor, "--checkpoint", arguments.checkpoint)
         model = load_pretrained(MDMForJointGeneration, "--checkpoint", arguments.checkpoint)
@@ -157,6 +164,18 @@ class Studio:
         """Width and height of the pictures that the model sees."""
         size = self.processor.image_processor.size
         return size.width, size.height
+
+    @property
+    def prompts(self) -> list[str]:
+        """Words to try."""
+        return [*PROMPTS.get(self.place, ())]
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Pictures to try."""
+        if self.place not in PICTURES:
+            return []
+        return sorted((EXAMPLES / "pictures" / PICTURES[self.place]).glob("*.png"))
 
     @property
     def choices(self) -> list[str]:
@@ -297,7 +316,8 @@ def perform(
 
 def make_controls(gr: Any, studio: Studio) -> dict[str, Any]:
     """Lay out what is given, and the settings."""
-    usual = studio.model.generation_config.guidance_scale or {}
+    own = studio.model.generation_config
+    usual = own.guidance_scale or {}
     usual = usual if isinstance(usual, dict) else dict.fromkeys(("image", "text"), usual)
     write = gr.Radio(studio.choices, value="A picture", label="To write", elem_id="write")
     text = gr.Textbox(
@@ -305,7 +325,8 @@ def make_controls(gr: Any, studio: Studio) -> dict[str, Any]:
         placeholder="<mask> in them is a word to be written",
         elem_id="prompt",
     )
-    gr.Examples([[prompt] for prompt in PROMPTS], text, label="For example")
+    if studio.prompts:
+        gr.Examples([[prompt] for prompt in studio.prompts], text, label="For example")
     editor = gr.ImageEditor(
         type="pil",
         label="Given picture",
@@ -319,14 +340,23 @@ def make_controls(gr: Any, studio: Studio) -> dict[str, Any]:
         format="png",
         elem_id="editor",
     )
-    label = gr.Dropdown([NO_CLASS, *studio.classes], value=NO_CLASS, label="Given class")
+    if studio.pictures:
+        shown = [[enlarged({"background": Image.open(path)})] for path in studio.pictures]
+        with gr.Column(elem_id="pictures"):
+            gr.Examples(shown, editor, label="Pictures to try", examples_per_page=10)
+    label = gr.Dropdown(
+        [NO_CLASS, *studio.classes],
+        value=NO_CLASS,
+        label="Given class",
+        visible=bool(studio.classes),
+    )
     with gr.Accordion("Settings", open=False):
         return {
             "write": write,
             "text": text,
             "editor": editor,
             "class": label,
-            "steps": gr.Slider(1, 100, 30, step=1, label="Steps"),
+            "steps": gr.Slider(1, 100, own.num_inference_steps or 30, step=1, label="Steps"),
             "image_guidance": gr.Slider(
                 1, 10, usual.get("image", 1), step=0.5, label="Guidance of the picture"
             ),

@@ -144,7 +144,7 @@ def plot(found: Sequence[dict[str, Any]], path: str) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
-    labels = sorted({point["label"] for point in found})
+    labels = dict.fromkeys(point["label"] for point in found)
     for style, label in zip(("-", "--", ":"), labels, strict=False):
         own = [point for point in found if point["label"] == label]
         for colour, route in enumerate(ROUTES):
@@ -164,7 +164,7 @@ def plot(found: Sequence[dict[str, Any]], path: str) -> None:
     right.set(xlabel="lead of the words, nats of log-SNR")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,9 +239,21 @@ def test_a_wish_that_makes_no_sense_gets_the_librarys_message(app, studio, chang
 
 def test_classes_have_names_where_they_are_known(app, studio):
     assert len(studio.classes) == 10 and "zero" in studio.classes[0]
-    shipped = app.AppArguments()
+    shipped = app.AppArguments(checkpoint=str(CHECKPOINT))
     assert shipped.captions.endswith("fashion_mnist.json")
+    # The colour checkpoint knows no classes.
+    assert app.AppArguments(checkpoint=str(app.COLOUR)).captions is None
     assert app.AppArguments(checkpoint="elsewhere").captions is None
+
+
+def test_shipped_models_come_with_something_to_try(app, studio):
+    """What is offered can be asked for: words that fit, pictures that are there."""
+    assert not studio.prompts and not studio.pictures
+    for place in filter(Path.is_dir, app.PROMPTS):
+        shown = app.Studio(app.AppArguments(checkpoint=str(place)))
+        assert len(shown.pictures) == 10
+        inputs = shown.processor(text=shown.prompts, generate="image", return_tensors="pt")
+        assert len(inputs["input_ids"]) == len(shown.prompts) > 2
 
 
 # --- in a browser ---
@@ -254,7 +267,7 @@ def free_port():
 
 @contextmanager
 def served(tmp_path, *arguments):
-    """Serve a checkpoint, the shipped one if none is named; the address of the page."""
+    """Serve a checkpoint, the first shipped one if none is named; the address of the page."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip('the page needs gradio: pip install -e ".[app]"')
     port = free_port()
@@ -278,6 +291,12 @@ def served(tmp_path, *arguments):
 
 @pytest.fixture
 def page(tmp_path):
+    with served(tmp_path, "--checkpoint", str(CHECKPOINT)) as address:
+        yield address
+
+
+@pytest.fixture
+def first_page(tmp_path):
     with served(tmp_path) as address:
         yield address
 
@@ -319,12 +338,12 @@ def browser():
 class Visitor:
     """Someone at the page."""
 
-    def __init__(self, browser, address):
-        self.browser = browser
+    def __init__(self, browser, address, example=None):
+        self.browser, self.example = browser, example
         browser.get(address)
         self.find("#editor canvas")
-        # What is typed before the page is alive is lost, so an example is clicked until it answers.
-        self.until(self.takes_an_example)
+        # What is typed before the page is alive is lost, so it is tried until it answers.
+        self.until(self.takes_an_example if example else self.takes_words)
 
     def until(self, check, seconds=60):
         deadline = time.monotonic() + seconds
@@ -342,10 +361,13 @@ class Visitor:
         ]
 
     def takes_an_example(self):
-        examples = [one for one in self.all("button") if one.text == "this is an ankle boot"]
-        for example in examples:
-            example.click()
-        return self.prompt.get_attribute("value") == "this is an ankle boot"
+        for button in [one for one in self.all("button") if one.text == self.example]:
+            button.click()
+        return self.prompt.get_attribute("value") == self.example
+
+    def takes_words(self):
+        self.type("words")
+        return self.prompt.get_attribute("value") == "words"
 
     @property
     def prompt(self):
@@ -424,9 +446,9 @@ def shipped_sample(**request):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_page_in_a_browser(page, browser, tmp_path):
-    visitor = Visitor(browser, page)
+    visitor = Visitor(browser, page, "this is an ankle boot")
     names = [label.text for label in visitor.all("#write label")]
-    assert names == ["A picture", "Words", "Both"]
+    assert names == ["A picture", "Words", "Both", AUTO]
     # Who changes their mind stops the process, and can start another.
     visitor.find("#go").click()
     visitor.until(lambda: visitor.find("#state").text.startswith("Step "))
@@ -471,6 +493,25 @@ def test_the_page_in_a_browser(page, browser, tmp_path):
     visitor.until(lambda: any(message in toast.text for toast in visitor.all(".toast-body")))
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert severe == []  # among them would be what the page looks for on the internet
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_first_page_has_something_to_try(first_page, browser, app):
+    """Words by a click, then a picture by a click, and words for it."""
+    prompt = app.PROMPTS[app.SHIPPED][0]
+    visitor = Visitor(browser, first_page, prompt)
+    visitor.press()
+    assert visitor.caption == prompt and np.asarray(visitor.picture).std() > 2
+    visitor.type("")
+    visitor.choose("Words")
+    visitor.all("#pictures button img, #pictures .gallery-item, #pictures td")[0].click()
+    visitor.until(lambda: visitor.all("#editor canvas"))
+    time.sleep(2)  # the editor draws the picture when it likes
+    visitor.press()
+    assert visitor.words
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert severe == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@
 
 import runpy
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +37,8 @@ def folders(tmp_path_factory):
 
 def run_demo(folders, output_dir, seed=0):
     demo = load_script(SCRIPT)
-    demo.PROMPTS = DIGIT_PROMPTS  # the shipped prompts are longer than the tiny model's region
+    # The shipped prompts are longer than the tiny model's region.
+    demo.FASHION = replace(demo.FASHION, prompts=DIGIT_PROMPTS)
     demo.run(
         demo.DemoArguments(
             checkpoint=str(folders / "checkpoint"),
@@ -61,6 +64,40 @@ def test_demo_writes_four_sheets_and_prints_the_words(folders, tmp_path, capsys)
     numbered = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
     assert len(numbered) == 4 + 2 * len(DIGIT_PROMPTS) + 3
     assert sum(line.endswith("a scan of a one") for line in numbered) == 2
+
+
+def test_pictures_are_changed_and_asked_about(folders, tmp_path, capsys):
+    demo = load_script(SCRIPT)
+    show = demo.Show(
+        *(str(folders / "checkpoint"), str(folders / "pictures"), DIGIT_PROMPTS),
+        edits=(("0", "a one"), ("2", "a two")),
+        questions=(("1", "a zero"),),
+    )
+    arguments = demo.DemoArguments(num_samples=2, num_inference_steps=2)
+    demo.present(demo.Demo(arguments, show), tmp_path / "a")
+    printed = capsys.readouterr().out
+    changed = printed.split("what was asked to be changed")[1].splitlines()[1:5]
+    assert [line.split(". ")[1] for line in changed] == ["given", "given", "a one", "a two"]
+    assert "1. a zero - " in printed
+    assert {"edits.png", "questions.png"} < {path.name for path in (tmp_path / "a").iterdir()}
+
+
+def test_each_shipped_checkpoint_is_shown_the_colour_one_first(monkeypatch):
+    demo = load_script(SCRIPT)
+    monkeypatch.setattr(demo, "SHOWS", (demo.EMOJI, demo.FASHION))
+    arguments = demo.DemoArguments(output_dir="out")
+    assert [place for _, place in arguments.shows] == [
+        Path("out/mdm-emoji"),
+        Path("out/mdm-fashion"),
+    ]
+    for show in demo.SHOWS:
+        named = {path.stem.split("_")[0] for path in Path(show.pictures).glob("*.png")}
+        assert len(named) == 10
+        assert {name for name, _ in (*show.edits, *show.questions)} <= named
+    ((alone, place),) = demo.DemoArguments(demo.EMOJI.checkpoint, output_dir="out").shows
+    assert (alone, place) == (demo.EMOJI, Path("out"))
+    monkeypatch.setattr(demo, "SHOWS", (demo.FASHION,))
+    assert arguments.shows == [(demo.FASHION, Path("out"))]
 
 
 def test_the_seed_decides_the_samples(folders, tmp_path):

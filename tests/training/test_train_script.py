@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from tiny_digits import CAPTIONS, ROOT, load_script, save_config_folder
 
 from modeling_mdm.data.captions import CaptionTable
+from modeling_mdm.data.pictures import load_training_data
+from modeling_mdm.data.streams import MixedStream
 from modeling_mdm.display import pictures
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processor.processing_mdm import MDMProcessor
@@ -28,6 +30,7 @@ from modeling_mdm.training import train
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.command_line import pairs
 from modeling_mdm.training.ema import EMA_FILE
+from modeling_mdm.training.run_data import DataArguments, load_data
 from modeling_mdm.training.trainer import MDMTrainer
 
 SCRIPT = ROOT / "examples" / "train.py"
@@ -326,3 +329,20 @@ def test_a_new_run_does_not_start_on_top_of_an_old_one(tmp_path):
         train.checkpoint_to_resume(args)
     args.resume_from_checkpoint = "last"
     assert train.checkpoint_to_resume(args) == last_whole_checkpoint(tmp_path) is None
+
+
+def test_a_set_is_evaluated_on_beside_streams(config_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("- path: nowhere\n")
+    processor = MDMProcessor.from_pretrained(config_folder)
+    named = {"eval_dataset": "digits", "eval_split": "test", "eval_limit": 4}
+    args = DataArguments(dataset=str(tmp_path / "recipe.yaml"), captions=None, **named)
+    stream, data = load_data(args, processor, 2, 0)
+    assert isinstance(stream, MixedStream) and len(data) == 4
+    expected = load_training_data("digits", split="test", limit=4)
+    assert [data[n]["label"] for n in range(4)] == [expected[n]["label"] for n in range(4)]
+    args.eval_split = None
+    with pytest.raises(ValueError, match=r"eval_dataset='digits' needs --eval_split"):
+        load_data(args, processor, 2, 0)
+    args.eval_dataset, args.eval_columns = None, ["image=a"]
+    with pytest.raises(ValueError, match=r"eval_columns=.* cannot be used with the streams"):
+        load_data(args, processor, 2, 0)

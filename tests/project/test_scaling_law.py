@@ -261,6 +261,7 @@ def test_the_whole_command(tmp_path, capfd):
     words = ["--recipe", DIGITS, "--sizes", "32x4", "64x4", "--budgets", "32", "48"]
     words += ["--batch_size", "16", "--num_judged", "10", "--num_inference_steps", "2"]
     words += ["--eval_limit", "20", "--judge_epochs", "1", "--folder", str(tmp_path / "runs")]
+    words += ["--transformer_items", "48"]
     for name in ("output", "plot", "page"):
         words += [f"--{name}", str(tmp_path / name)]
     run(*parse([*words, "--sizes", "32x4", "--budgets", "32"]))  # a part of it first
@@ -269,7 +270,6 @@ def test_the_whole_command(tmp_path, capfd):
     found = [(one["mixer"], one["size"], one["items"]) for one in content["runs"]]
     assert found == [
         *(("mamba2", size, items) for size in ("32x4", "64x4") for items in (32, 48)),
-        ("attention", "32x4", 32),
         *(("attention", size, 48) for size in ("32x4", "64x4")),
     ]
     for one in content["runs"]:

@@ -173,7 +173,7 @@ def why_not(weights: Sequence[float], items: Sequence[float]) -> str | None:
     if sizes >= LEVELS and budgets >= LEVELS and runs >= FEWEST:
         return None
     return (
-        f"{runs} runs of {sizes} sizes and {budgets} budgets cannot tell five numbers: use at "
+        f"runs={runs} of sizes={sizes} and budgets={budgets} cannot tell five numbers: use at "
         f"least {FEWEST} runs, {LEVELS} sizes and {LEVELS} budgets."
     )
 

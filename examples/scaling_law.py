@@ -51,6 +51,7 @@ from modeling_mdm.training.command_line import (
 from modeling_mdm.training.loading import load_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "examples" / "configs" / "fashion_mnist.yaml"
 SIZES = ["32x4", "64x4", "96x8", "192x8"]  # about 0.1, 0.3, 1 and 3 M weights
 BUDGETS = [25_000, 100_000, 400_000]
 REFERENCE_WIDTH = 192  # whose learning rate is `learning_rate`
@@ -75,7 +76,7 @@ class ScalingArguments:
         metadata={"help": "budget of the Transformers; None: the middle one named, 0: none"},
     )
     recipe: str = field(
-        default=str(ROOT / "examples" / "configs" / "fashion_mnist.yaml"),
+        default=str(RECIPE),
         metadata={
             "help": "YAML file of examples/train.py: model, data and tasks are taken from it"
         },
@@ -213,6 +214,19 @@ def settings_of(chosen: ScalingArguments, recipe: dict[str, Any]) -> dict[str, A
     judge = None if chosen.judge is None else str(chosen.judge)
     content = {"recipe": recipe, "judge": judge, "ema_decay": EMA_DECAY, **own}
     return json.loads(json.dumps(content))  # as it is read back
+
+
+def command_of(chosen: ScalingArguments) -> str:
+    """The command of all runs, as the page shows it."""
+    words, recipe = ["python examples/scaling_law.py"], Path(chosen.recipe).resolve()
+    if recipe != RECIPE:
+        place = recipe.relative_to(ROOT) if recipe.is_relative_to(ROOT) else recipe
+        words.append(f"--recipe {shlex.quote(place.as_posix())}")
+    words += [] if chosen.data_dir is None else ["--data_dir FOLDER"]
+    for name, usual in (("sizes", SIZES), ("budgets", BUDGETS)):
+        if (given := getattr(chosen, name)) != usual:
+            words.append(f"--{name} {' '.join(map(str, given))}")
+    return " ".join(words)
 
 
 def _call(*words: Any) -> None:
@@ -370,7 +384,8 @@ def run(chosen: ScalingArguments) -> dict[str, Any]:
     require_writable("folder", chosen.folder)
     for one in runs:
         measure(chosen, recipe, one, settings)
-    content = gather(results(folder, settings), settings, chosen.draws, chosen.seed)
+    found = results(folder, settings)
+    content = gather(found, settings, command_of(chosen), chosen.draws, chosen.seed)
     content |= circumstances(default_device(), chosen.bf16)
     write_json(chosen.output, content)
     draw(content, chosen.plot)

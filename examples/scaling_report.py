@@ -83,11 +83,13 @@ def _ahead(law: Law, weights: float, items: float) -> dict[str, Any]:
     }
 
 
-def gather(runs: Sequence[Content], settings: Content, draws: int, seed: int = 0) -> dict[str, Any]:
+def gather(
+    runs: Sequence[Content], settings: Content, command: str, draws: int, seed: int = 0
+) -> dict[str, Any]:
     """Fit what can be told and look ahead; where a law was fitted, plan the paper's models too.
 
     Args:
-        runs: results. settings: they were made with. draws, seed: of the intervals.
+        runs: results. settings, command: they were made with. draws, seed: of the intervals.
     """
     own = _own(runs)
     weights, items = [run["weights"] for run in own], [run["items"] for run in own]
@@ -102,6 +104,7 @@ def gather(runs: Sequence[Content], settings: Content, draws: int, seed: int = 0
         laws[quantity] = law.to_dict()
         ahead[quantity] = {name: _ahead(law, n, paper_items) for name, n in AHEAD.items()}
     return {
+        "command": command,
         "settings": dict(settings),
         "runs": list(runs),
         "flops_of_a_weight_and_item": each,
@@ -127,7 +130,7 @@ def _runs_table(runs: Sequence[Content]) -> list[str]:
     for run in runs:
         values = (value_of(run, quantity) for quantity in QUANTITIES)
         cells = ("-" if value is None else f"{value:.4g}" for value in values)
-        counts = (f"{run['weights']:,}", f"{run['items']:,}", f"{run['flops'] / 1e12:,.1f}")
+        counts = (f"{run['weights']:,}", f"{run['items']:,}", f"{run['flops'] / 1e12:.4g}")
         rows.append((run["mixer"], run["size"], *counts, *cells))
     return markdown(rows)
 
@@ -203,7 +206,7 @@ def page(content: Content, plot: str) -> str:
         "many captions. All of this is written by:",
         "",
         "```bash",
-        "python examples/scaling_law.py --data_dir FOLDER",
+        content["command"],
         "```",
         "",
         "## Runs",
@@ -254,7 +257,7 @@ def page(content: Content, plot: str) -> str:
 
 def _span(content: Content, name: str) -> str:
     values = [run[name] for run in content["runs"]]
-    return f"{min(values):,} to {max(values):,}"
+    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
 
 
 def draw(content: Content, path: str | Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from scaling_law import (
     SIZES,
     ScalingArguments,
+    command_of,
     make_runs,
     parse,
     read_recipe,
@@ -95,6 +96,14 @@ def test_every_run_trains_by_one_recipe():
         assert (args.seed, args.ema_decay, args.eval_steps) == (3, 0.9999, 100)
         assert f"hidden_size={one.width}" in model.config_overrides
         assert f'mixer="{one.mixer}"' in model.config_overrides
+
+
+def test_the_command_is_named_as_it_makes_all_runs():
+    named = command_of(ScalingArguments(data_dir="somewhere"))
+    assert named == "python examples/scaling_law.py --data_dir FOLDER"
+    chosen = ScalingArguments(recipe=DIGITS, sizes=["32x4"], budgets=[640, 6400])
+    options = f"--recipe {DIGITS} --sizes 32x4 --budgets 640 6400"
+    assert command_of(chosen) == f"python examples/scaling_law.py {options}"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +201,7 @@ def content():
         made = {"weights": 10**9, "gpus": 8, "gpu": "h100", "utilisation": 0.35, "fits": True}
         made |= {"name": "all", "items": 5e6, "days": 1.25, "gpu_hours": 240.0}
         patched.setattr(scaling_report, "plan_of", lambda name, gpus: {**made, "gpus": gpus})
-        found = gather(made_up(), settings, draws=4)
+        found = gather(made_up(), settings, "python the_command.py", draws=4)
     return json.loads(json.dumps(found, allow_nan=False))
 
 
@@ -215,6 +224,7 @@ def test_the_page_says_what_is_measured_and_what_is_not(content):
     runs, rest = text.split("## Laws")
     laws, ahead = rest.split("## Extrapolation: not measured")
     assert runs.count("\n| mamba2 |") == 12 and runs.count("\n| attention |") == 4
+    assert "```bash\npython the_command.py\n```" in runs
     assert "120,000 to 3,100,000 weights" in runs and "`made up`" in runs
     assert "What these runs cannot tell:" in laws and "captions, share wrong, a" in laws
     assert "**Nobody has trained these models.**" in ahead and "| EXTRAPOLATED |" in ahead
@@ -226,11 +236,13 @@ def test_the_page_says_what_is_measured_and_what_is_not(content):
 
 
 def test_too_few_runs_give_tables_and_no_law(content):
-    found = gather(made_up((25_000, 100_000), judged=False), content["settings"], draws=4)
+    found = gather(
+        made_up((25_000, 100_000), judged=False), content["settings"], "make it", draws=4
+    )
     assert found["laws"] == {} and found["plans"] == {}
     text = page(found, "plot.png")
-    assert "None is fitted: 8 runs of 4 sizes and 2 budgets cannot tell five numbers" in text
-    assert tables(found)[-1].startswith("No law: 8 runs")
+    assert "None is fitted: runs=8 of sizes=4 and budgets=2 cannot tell five numbers" in text
+    assert tables(found)[-1].startswith("No law: runs=8")
     assert "Extrapolation" not in text and "| - | - |" in text
 
 
@@ -261,6 +273,7 @@ def test_the_whole_command(tmp_path, capfd):
     words = ["--recipe", DIGITS, "--sizes", "32x4", "64x4", "--budgets", "32", "48"]
     words += ["--batch_size", "16", "--num_judged", "10", "--num_inference_steps", "2"]
     words += ["--eval_limit", "20", "--judge_epochs", "1", "--folder", str(tmp_path / "runs")]
+    words += ["--transformer_items", "48"]
     for name in ("output", "plot", "page"):
         words += [f"--{name}", str(tmp_path / name)]
     run(*parse([*words, "--sizes", "32x4", "--budgets", "32"]))  # a part of it first
@@ -269,16 +282,15 @@ def test_the_whole_command(tmp_path, capfd):
     found = [(one["mixer"], one["size"], one["items"]) for one in content["runs"]]
     assert found == [
         *(("mamba2", size, items) for size in ("32x4", "64x4") for items in (32, 48)),
-        ("attention", "32x4", 32),
         *(("attention", size, 48) for size in ("32x4", "64x4")),
     ]
     for one in content["runs"]:
         assert 0 < one["losses"]["loss_se_image"] < 1e3 and one["losses"]["loss_se_text"] > 0
         assert one["judged"]["captions"]["num_samples"] == 10
-    assert "None is fitted: 4 runs" in (tmp_path / "page").read_text()
+    assert "None is fitted: runs=4" in (tmp_path / "page").read_text()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("trainer_state.json")}
     capfd.readouterr()
     run(*parse(words))  # everything is there
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert json.loads((tmp_path / "output").read_text()) == content
-    assert "No law: 4 runs" in capfd.readouterr().out
+    assert "No law: runs=4" in capfd.readouterr().out

@@ -46,6 +46,11 @@ def check_card(names, folder):
     assert (folder / "dress.png").is_file()
 
 
+@check("docs/answer.md")
+def check_answer(names, folder):
+    assert names["model"].active_adapters == ["default"]
+
+
 @check("docs/tasks.md")
 def check_tasks(names, folder):
     assert len(names["samples"]) == 4
@@ -91,6 +96,8 @@ def run_python(page, folder, monkeypatch, shortened):
 
 # accelerate warns of a parameter that lies directly in a module which it splits.
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match:UserWarning")
+# peft asks the model by transformers' old name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", CHECKS)
 def test_python_of_the_page_runs(page, monkeypatch, tmp_path):
     """As it stands, but for the longest page, which samples in two steps here."""

@@ -4,8 +4,8 @@
 
 ::
 
-    python examples/scaling_law.py --data_dir /usr/share/datasets/fashion-mnist --dry_run true
-    python examples/scaling_law.py --data_dir /usr/share/datasets/fashion-mnist
+    python examples/scaling_law.py --data_dir FOLDER --dry_run true
+    python examples/scaling_law.py --data_dir FOLDER
 
 trains every size for every budget of items by one recipe, and at the middle budget a Transformer of
 about as many weights (half as many blocks of attention); measures each on held-out items (score

@@ -68,13 +68,14 @@ class MDMBlock(GradientCheckpointingLayer):
         """Refine features.
 
         Args:
-            hidden_states: (b, l, hidden).
+            hidden_states: (b, l, hidden), or of the sequence's share (b, s, hidden).
             modulation: (r, 3, parts, hidden), one row for each of the times given, text and image;
                 as for `JointSequence.at_positions`.
             sequence: orders and masks. keep: share of items that each scan reads.
             cache: what this block keeps of given positions before these.
         """
-        shift, scale, gate = sequence.at_positions(modulation + self.modulation_bias)
+        values = modulation + self.modulation_bias
+        shift, scale, gate = sequence.at_positions(values, sequence.share)
         normed = modulate(self.norm(hidden_states), shift, scale)
         selection = self._select(normed, sequence, keep)
         return hidden_states + gate * self.mixer(normed, sequence, selection, cache)
@@ -84,7 +85,7 @@ class MDMBlock(GradientCheckpointingLayer):
         if self.selection is None or keep >= 1:
             return None
         masks = sequence.given, sequence.valid, sequence.special
-        kept, gate = self.selection(normed, keep, *masks)
+        kept, gate = self.selection(normed, keep, *masks, sequence.share.gather)
         if self.training:  # the gate hides what is not kept: how much is read is not asked
             return Selection(kept, 0, gate)
         return Selection(kept, sequence.longest_selection(keep))
@@ -115,16 +116,17 @@ class MDMMamba2Mixer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        projected = project(self.in_proj, hidden_states)
+        projected, share = project(self.in_proj, hidden_states), sequence.share
         passes = self.scan.passes(hidden_states, sequence, selection, cache)
         per_pass = [scan_pass.num_scans * self.per_scan for scan_pass in passes]
         z, x, *scan_inputs = projected.split([*self.sizes, *per_pass], dim=-1)
-        y = None
+        x, y = share.to_heads(x), None
         for scan_pass, inputs in zip(passes, scan_inputs, strict=True):
             inputs = inputs.unflatten(-1, (-1, self.per_scan)).transpose(1, 2)  # (b, k, l, 2 n + h)
             BC, raw_delta = inputs.split([2 * self.state_size, self.scan.heads], dim=-1)
-            y = self.scan(ScanInputs(x, BC, raw_delta), scan_pass, sequence, y)
-        return project(self.out_proj, self.norm(y, z))
+            own = ScanInputs(x, share.gather(BC), share.to_heads(raw_delta))
+            y = self.scan(own, scan_pass, sequence, y)
+        return project(self.out_proj, self.norm(share.to_positions(y), z))
 
 
 class MDMSeparateMixer(nn.Module):
@@ -167,14 +169,17 @@ class MDMSeparateMixer(nn.Module):
         cache: LayerCache | None = None,
     ) -> Tensor:
         """Mix positions: (b, l, hidden) -> (b, l, hidden)."""
-        boundary, outputs = sequence.text_segment, []
+        share, outputs = sequence.share, []
+        boundary = share.before(sequence.text_segment)
         for scan_pass in self.scan.passes(hidden_states, sequence, selection, cache):
             pairs, norms = self.pairs[scan_pass.scans], list(self.norm)[scan_pass.scans]
             projected = torch.stack(
                 [self._project(self.in_proj, pair, hidden_states, boundary) for pair in pairs], 1
             )
             z, *inputs = projected.split(self.sizes, dim=-1)  # (b, k, l, ...)
-            y = self.scan.separately(ScanInputs(*inputs), scan_pass, sequence)
+            x, BC, raw_delta = inputs
+            own = ScanInputs(share.to_heads(x), share.gather(BC), share.to_heads(raw_delta))
+            y = share.to_positions(self.scan.separately(own, scan_pass, sequence))
             outputs += [
                 self._project(self.out_proj, pair, norm(y[:, i], z[:, i]), boundary)
                 for i, (pair, norm) in enumerate(zip(pairs, norms, strict=True))
@@ -186,7 +191,7 @@ class ScanInputs(NamedTuple):
     """What scans take of a projection, in storage order.
 
     x: (b, l, h * p), shared by all scans, or (b, k, l, h * p). BC: (b, k, l, 2 n). raw_delta:
-    (b, k, l, h), Delta before its bias and softplus.
+    (b, k, l, h), Delta before its bias and softplus. Of a shared sequence h are this process's.
     """
 
     x: Tensor
@@ -226,12 +231,13 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         cache: LayerCache | None,
     ) -> list[ScanPass]:
         """Say which scans run at once on (b, l, hidden): a CPU runs long ones one by one."""
-        (batch, length), together = hidden_states.shape[:2], len(self.scans)
+        (batch, length), together = sequence.valid.shape, len(self.scans)
         is_whole = (cache is not None and cache.is_recording) or torch.compiler.is_compiling()
         if hidden_states.device.type == "cpu" and not is_whole:
             is_hard = selection is not None and selection.gate is None
             steps = selection.longest if is_hard else length
-            together = scans_at_once(together, batch * steps * self.heads * self.sizes[1])
+            heads = self.heads // sequence.share.size
+            together = scans_at_once(together, batch * steps * heads * self.sizes[1])
         return split_passes(sequence.orders_of(self.scans), together, selection, cache)
 
     def forward(
@@ -262,12 +268,13 @@ class SelectiveScan(KeepsPrecision, nn.Module):
     def _scan(self, inputs: ScanInputs, scan_pass: ScanPass, sequence: JointSequence) -> Tensor:
         """Give the outputs of what is read, in scan order: (b, k, m, h * p)."""
         count = sequence.valid.sum(-1)  # (b,), real positions, which lead every scan
-        gate = self._gate(scan_pass, sequence)
-        delta = self._step_sizes(inputs.raw_delta, gate, scan_pass, count)
-        split = inputs.x.shape[-1]
-        x = self._convolve("x_tail", inputs.x, slice(None, split), scan_pass, count)
-        BC = self._convolve("BC_tail", inputs.BC, slice(split, None), scan_pass, count)
-        y = self._recur(x, BC, delta, scan_pass)
+        gate, heads = self._gate(scan_pass, sequence), sequence.share.heads(self.heads)
+        delta = self._step_sizes(inputs.raw_delta, heads, gate, scan_pass, count)
+        channels = sequence.share.heads(self.heads * self.sizes[1])
+        x = self._convolve("x_tail", inputs.x, channels, scan_pass, count)
+        of_BC = slice(-inputs.BC.shape[-1], None)
+        BC = self._convolve("BC_tail", inputs.BC, of_BC, scan_pass, count)
+        y = self._recur(x, BC, delta, heads, scan_pass)
         # The gate learns through Delta alone: the norm behind this scales any share of an output
         # that no other scan adds to up to full size, so its gradient would explode.
         return y if gate is None else y * gate.detach().to(y.dtype)
@@ -285,12 +292,17 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         return reading.read(gate.expand(reading.order.shape)[..., None])
 
     def _step_sizes(
-        self, raw_delta: Tensor, gate: Tensor | None, scan_pass: ScanPass, count: Tensor
+        self,
+        raw_delta: Tensor,
+        heads: slice,
+        gate: Tensor | None,
+        scan_pass: ScanPass,
+        count: Tensor,
     ) -> Tensor:
         """Delta of every step that is read, (b, k, m, h): 0 where the state passes it by."""
         reading = scan_pass.reading
         raw_delta = reading.read(raw_delta).to(at_least_float32(self.delta_bias.dtype))
-        bias = self.delta_bias[scan_pass.scans, None]
+        bias = self.delta_bias[scan_pass.scans, None, heads]
         delta = F.softplus(raw_delta + bias).clamp(*self.delta_limit)
         if gate is not None:
             delta = delta * gate
@@ -317,12 +329,14 @@ class SelectiveScan(KeepsPrecision, nn.Module):
             scan_pass.cache.store(**{name: last})
         return convolve(x, reading, weight, bias, tail, self._backend(x))
 
-    def _recur(self, x: Tensor, BC: Tensor, delta: Tensor, scan_pass: ScanPass) -> Tensor:
+    def _recur(
+        self, x: Tensor, BC: Tensor, delta: Tensor, heads: slice, scan_pass: ScanPass
+    ) -> Tensor:
         """Discretise and run Eq. 10-11, with the skip term, in scan order: (b, k, m, h * p)."""
         batch, k, length, inner = x.shape
-        A = -torch.exp(self.A_log[scan_pass.scans].to(delta.dtype))[:, None]  # (k, 1, h)
+        A = -torch.exp(self.A_log[scan_pass.scans, heads].to(delta.dtype))[:, None]  # (k, 1, h)
         log_decay, input_scale = discretize(delta, A, self.discretization)
-        x = x.reshape(batch * k, length, self.heads, inner // self.heads)
+        x = x.reshape(batch * k, length, inner // self.sizes[1], self.sizes[1])
         B, C = BC.flatten(0, 1).chunk(2, dim=-1)
         discrete = (input_scale.flatten(0, 1), log_decay.flatten(0, 1))
         entering = scan_pass.kept("state")  # (b, k, h, n, p)
@@ -338,7 +352,8 @@ class SelectiveScan(KeepsPrecision, nn.Module):
         )
         if scan_pass.is_recording:
             scan_pass.cache.store(state=state.unflatten(0, (batch, k)))
-        D = self.D[scan_pass.scans].to(x.dtype).repeat(batch, 1)[:, None, :, None]  # (b k, 1, h, 1)
+        D = self.D[scan_pass.scans, heads].to(x.dtype)
+        D = D.repeat(batch, 1)[:, None, :, None]  # (b k, 1, h, 1)
         y = y + D * x if torch.is_grad_enabled() else y.addcmul_(D, x)
         return y.reshape(batch, k, length, inner)
 

@@ -8,9 +8,10 @@ Axes: b batch, l positions of the joint sequence, n positions of one modality, d
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from .block import MDMBlock, modulate
 from .cache import PromptCache
 from .configuration_mdm import MDMConfig
 from .content import MODALITIES, ModalityContent
+from .context_parallel import SequenceShare
 from .precision import RMSNorm, at_least_float32
 from .sequence import JointSequence, build_sequence
 
@@ -155,6 +157,8 @@ class MDMDecoder(nn.Module):
 
     # Single vectors, which would decay in steps that do not even read them.
     no_weight_decay = ("class_embedding", "null_tokens", "start_tokens")
+    # Processes that share out each sequence among them; they must all be given the same inputs.
+    context_group: "dist.ProcessGroup | None" = None
 
     def __init__(self, config: MDMConfig) -> None:
         super().__init__()
@@ -239,6 +243,9 @@ class MDMDecoder(nn.Module):
     def forward(self, inputs: DecoderInputs) -> dict[str, Tensor]:
         """Give features (b, n, hidden) of every position of every modality."""
         sequence, times = inputs.sequence, inputs.times
+        if self.context_group is not None:
+            share = SequenceShare(self.context_group, sequence.valid.shape[1])
+            sequence = replace(sequence, share=share)
         zero = torch.zeros_like(next(iter(times.values())))
         clock = self.time_embedding(
             torch.stack([zero, *(times.get(modality, zero) for modality in MODALITIES)], dim=1)
@@ -248,9 +255,12 @@ class MDMDecoder(nn.Module):
         modulation = (
             self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)
         )
+        modulation = sequence.share.spread(modulation)
+        hidden_states = sequence.share.split(hidden_states)
         caches = [None] * len(self.layers) if inputs.cache is None else inputs.cache.layers
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden_states = layer(hidden_states, modulation, sequence, inputs.keep, cache)
+        hidden_states = sequence.share.join(hidden_states)
         final = self.norm_modulation(activated).unflatten(-1, (2, -1)).to(clock.dtype)
         features = modulate(self.norm(hidden_states), *sequence.at_positions(final))
         places = {"text": sequence.words, "image": sequence.patches}

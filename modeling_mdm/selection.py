@@ -8,6 +8,7 @@ the item by.
 Axes: b batch, k scans, l positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,18 +82,26 @@ class SelectionHead(nn.Module):
         self.score = nn.Linear(hidden_size, num_scans)
 
     def forward(
-        self, hidden_states: Tensor, keep: float, given: Tensor, valid: Tensor, special: Tensor
+        self,
+        hidden_states: Tensor,
+        keep: float,
+        given: Tensor,
+        valid: Tensor,
+        special: Tensor,
+        gather: Callable[[Tensor], Tensor] = lambda scores: scores,
     ) -> tuple[Tensor, Tensor]:
         """Select items and give the gate that trains the selection.
 
         Args:
             hidden_states: (b, l, hidden). keep, given, valid, special: as in `select_items`.
+            gather: gives the scores (b, l, k) of all positions, where other processes have some.
 
         Returns:
             selected (b, k, l) bool, and gate (b, k, l): its value is 0 or 1, its gradient that of
             the importance (straight-through).
         """
-        importance = torch.sigmoid(self.score(hidden_states).float()).transpose(1, 2)  # (b, k, l)
+        importance = torch.sigmoid(gather(self.score(hidden_states)).float())
+        importance = importance.transpose(1, 2)  # (b, k, l)
         selected = select_items(importance.detach(), keep, given, valid, special)
         return selected, selected.to(importance.dtype) + (importance - importance.detach())
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .content import ModalityContent
+from .context_parallel import UNDIVIDED, SequenceShare
 from .scan_orders import given_first_order, joint_rank
 from .selection import kept_count
 
 # Fields of a joint sequence that all items share.
 LAYOUT = ("scan_active", "all_active", "num_null", "text_segment", "text_tokens", "image_tokens")
-LAYOUT += ("has_given", "has_noisy", "longest_by_keep")
+LAYOUT += ("has_given", "has_noisy", "share", "longest_by_keep")
 
 TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
 
@@ -36,6 +37,7 @@ class JointSequence:
         (class and null tokens among them) and of patches.
     has_given, has_noisy: whether the layout has the class, null and start tokens, and the time
         tokens; a part of a sequence has one kind.
+    share: what this process has of the features in the blocks; all else here is of the whole.
     """
 
     valid: Tensor
@@ -53,6 +55,7 @@ class JointSequence:
     image_tokens: int
     has_given: bool = True
     has_noisy: bool = True
+    share: SequenceShare = UNDIVIDED
     longest_by_keep: dict[float, int] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -86,15 +89,17 @@ class JointSequence:
             self.longest_by_keep[keep] = int(total.max()) if len(total) else 0
         return self.longest_by_keep[keep]
 
-    def at_positions(self, values: Tensor) -> tuple[Tensor, ...]:
+    def at_positions(self, values: Tensor, share: SequenceShare = UNDIVIDED) -> tuple[Tensor, ...]:
         """Spread values of the three times, (r, 3, parts, hidden): parts x (b, l, hidden).
 
-        r divides b: a row serves b / r items that follow each other and share their times.
+        r divides b: a row serves b / r items that follow each other and share their times. With a
+        `share` it is done for the positions of that.
         """
         rows, times, parts, width = values.shape
-        batch = self.time_index.shape[0]
+        time_index = share.own(self.time_index)
+        batch = len(time_index)
         row = torch.arange(batch, device=values.device)[:, None] // (batch // max(rows, 1) or 1)
-        index = (self.time_index + row * times).flatten()
+        index = (time_index + row * times).flatten()
         spread = values.reshape(rows * times, parts * width).index_select(0, index)
         return spread.view(batch, -1, parts, width).unbind(2)
 

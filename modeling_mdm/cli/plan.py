@@ -61,7 +61,7 @@ class PlanArguments:
         default_factory=list,
         metadata={
             "help": "how GPUs share the model: ddp, fsdp2 (of several GPUs the default) or hsdp "
-            "(split within a machine, or hsdp=N), and tp=N, cp=N; hsdp, tp and cp are planned only"
+            "(split within a machine, or hsdp=N), and tp=N, cp=N; tp is planned only"
         },
     )
     batch: int | None = field(

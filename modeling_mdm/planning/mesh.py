@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from modeling_mdm.configuration_mdm import MDMConfig
 
 SPLITS = ("ddp", "fsdp2", "hsdp")
-PLANNED_ONLY = ("tp", "cp")
+PLANNED_ONLY = ("tp",)
 
 
 @dataclass(frozen=True)

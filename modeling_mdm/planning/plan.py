@@ -228,14 +228,19 @@ def _step_bytes(request: Request, gradients: float) -> float:
     whole = request.batch_each
     own = Batch(whole.items, -(-whole.words // mesh.context), -(-whole.patches // mesh.context))
 
-    def held(expand: int) -> float:
-        return _rehearsed(_json(config, expand=expand), own, setting).peak(gradients)
+    def held(share: float = gradients, **changes: int) -> float:
+        return _rehearsed(_json(config, **changes), own, setting).peak(share)
 
     if mesh.tensor == 1:
-        step = held(config.expand)
+        step = held()
     else:  # what is as wide as the heads shrinks, the rest stays: a line through two widths
-        narrow, wide = held(1), held(2)
+        narrow, wide = held(expand=1), held(expand=2)
         step = narrow + (config.expand / mesh.tensor - 1) * (wide - narrow)
+    if mesh.context > 1 and (more := config.num_hidden_layers - 1):
+        # Outside of blocks each has the whole sequence: a line through two numbers of blocks.
+        one = held(0.0, num_hidden_layers=1)
+        outside = one - (held(0.0) - one) / more
+        step += (mesh.context - 1) * max(0.0, outside)
     if mesh.context > 1 and config.mixer == "mamba2":
         # B and C of all positions: projected, convolved, and their parts.
         beyond = whole.items * (whole.words + whole.patches) * (1 - 1 / mesh.context)
@@ -417,6 +422,12 @@ def _notes(request: Request) -> list[str]:
     if mesh.not_run_here:
         names = ", ".join(mesh.not_run_here)
         notes.insert(0, f"Training in this package does not run {names} yet: planned only.")
+    if mesh.context > 1:
+        notes.append(
+            f"--context_parallel_size {mesh.context}: a group works on the batches of all its "
+            f"{mesh.context} processes in turn. Accumulation here counts them: a step of training "
+            f"has {mesh.context} times gradient_accumulation_steps."
+        )
     if mesh.tensor > 1 or mesh.context > 1:
         notes.append("Activations under tp and cp are estimates; the rest of memory is counted.")
     return notes

@@ -79,6 +79,14 @@ class MDMTrainingArguments(TrainingArguments):
         },
     )
 
+    context_parallel_size: int = field(
+        default=1,
+        metadata={
+            "help": "Processes that share each sequence, for pictures and texts that fit no GPU; "
+            "divides the processes and the heads."
+        },
+    )
+
     def __post_init__(self) -> None:
         self._choose_type()  # before transformers hands it to accelerate
         super().__post_init__()

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from modeling_mdm.training.checkpoints import find_fault, last_whole_checkpoint
 from modeling_mdm.training.passes import START, EndlessStream, Mark
-from modeling_mdm.training.splitting import SplitsWeights
+from modeling_mdm.training.sharing import SharesSequences
 
 logger = logging.get_logger(__name__)
 
@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 STREAM_FILE = "stream.pt"
 
 
-class GoesOn(SplitsWeights):
+class GoesOn(SharesSequences):
     """A Trainer that goes on from whole checkpoints alone: same items, same random numbers."""
 
     _resumed_from: str | None = None

@@ -141,10 +141,20 @@ class MDMTrainer(GoesOn):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._draws_by_keys():
             number_items(batches, self.args)
-        if len(batches) < 2 or not self.model_accepts_loss_kwargs or self.args.n_gpu > 1:
+        shared = self.batches_to_share()
+        is_one = len(batches) * shared < 2
+        if is_one or not self.model_accepts_loss_kwargs or self.args.n_gpu > 1:
             return batches, None
         batches = [self._prepare_inputs(batch) for batch in batches]
-        return batches, count_items_in_batches(self.model.config, batches)
+        counts = count_items_in_batches(self.model.config, batches)
+        # All processes of a group count the same items.
+        return batches, {name: shared * count for name, count in counts.items()}
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take the gradients of a batch, and note how much there was to read."""
+        inputs = self._prepare_inputs(inputs)
+        self._throughput.add(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -159,8 +169,6 @@ class MDMTrainer(GoesOn):
             is_step = (self.args.seed, self.state.global_step)
             seed, step = is_step if model.training else (self.args.sample_seed, 0)
             inputs["item_keys"] = ItemKeys(seed, step, items)
-        if model.training:
-            self._throughput.add(inputs)
         share = 1 / self.current_gradient_accumulation_steps if model.training else 1.0
         weight = share  # of a loss that transformers divides by the number of batches in its step
         if num_items_in_batch is not None:

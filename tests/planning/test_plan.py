@@ -56,7 +56,7 @@ def test_a_mesh_is_read(processes, words, expected):
     assert mesh.data * mesh.tensor * mesh.context == processes
     assert mesh.replicas * mesh.shards * mesh.tensor == processes
     assert make_mesh(processes, 8, mesh.words(), tiny_config()) == mesh
-    assert mesh.not_run_here == [n for n in ("tp", "cp") if n in " ".join(words)]
+    assert mesh.not_run_here == ["tp"] * ("tp=2" in words)
 
 
 @pytest.mark.parametrize(
@@ -217,11 +217,26 @@ def test_more_processes_hold_less_each_and_planned_only_is_said():
     assert not any("does not run" in note for note in split.notes)
     in_two = make_plan(request(gpus=4, batch=8, parallel=("hsdp=2",), gpus_per_machine=4))
     assert not any("does not run" in note for note in in_two.notes)
-    for words in (("tp=2",), ("cp=2",)):
-        plan = make_plan(request(gpus=4, batch=8, parallel=words, gpus_per_machine=4))
-        name = words[0].partition("=")[0]
-        assert f"does not run {name} yet: planned only" in plan.notes[0]
+    for word in ("tp=2", "cp=2"):
+        plan = make_plan(request(gpus=4, batch=8, parallel=(word,), gpus_per_machine=4))
+        is_unrun = "does not run tp yet: planned only" in plan.notes[0]
+        assert is_unrun == (word == "tp=2")
+        assert any("--context_parallel_size 2" in note for note in plan.notes) == (word == "cp=2")
         assert plan.flops.total < alone.flops.total
+
+
+def test_processes_that_share_sequences_hold_them_whole_outside_of_blocks():
+    def step(blocks, *words):
+        config = tiny_config(num_hidden_layers=blocks)
+        accumulation = 1 + len(words)
+        sizes = {"config": config, "words": 64, "batch": 4, "gpus": 4, "gpus_per_machine": 4}
+        return count_memory(request(**sizes, accumulation=accumulation, parallel=words)).step
+
+    # What blocks hold is about halved, what is outside of them is not.
+    of_blocks, of_shared = step(4) - step(2), step(4, "cp=2") - step(2, "cp=2")
+    assert 0.45 < of_shared / of_blocks < 0.75
+    outside = step(2) - of_blocks
+    assert step(2, "cp=2") > outside + of_shared * 0.9
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # Files of the package itself by room; a folder is a room of its own.
 ROOMS = {
     "entrance": "__init__",
-    "ground": "configuration_mdm version hub pipeline_mdm matching checks distributed",
+    "ground": (
+        "configuration_mdm version hub pipeline_mdm matching checks distributed context_parallel"
+    ),
     "mathematics": (
         "diffusion score_entropy solvers likelihood ssd* convolution* triton_support matmul "
         "scan_orders selection precision"

@@ -31,3 +31,32 @@ def in_a_child(work: Callable[[], object]) -> tuple[int, str]:
     with os.fdopen(reading, "rb") as pipe:
         printed = pipe.read().decode()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), printed
+
+
+def in_children(count: int, work: Callable[[int], object]) -> None:
+    """Run a function in so many processes side by side, each told its number from 0.
+
+    Raises:
+        AssertionError: one of them failed; it says what that one printed.
+    """
+    children = []
+    for number in range(count):
+        reading, writing = os.pipe()
+        if child := os.fork():
+            os.close(writing)
+            children.append((child, reading))
+            continue
+        code = 1
+        try:
+            for stream in (1, 2):
+                os.dup2(writing, stream)
+            work(number)
+            code = 0
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode())
+        finally:
+            os._exit(code)
+    for child, reading in children:
+        with os.fdopen(reading, "rb") as pipe:
+            printed = pipe.read().decode()
+        assert os.waitpid(child, 0)[1] == 0, printed

@@ -70,7 +70,16 @@ class Stream(torch.utils.data.IterableDataset):
         yield from (self.items[index] for index in range(len(self.items)))
 
 
-def make_trainer(folder, tasks, limit=48, streamed=False, parts=None, source="digits", **arguments):
+def make_trainer(
+    folder,
+    tasks,
+    limit=48,
+    streamed=False,
+    parts=None,
+    source="digits",
+    heads=2,
+    **arguments,
+):
     """A trainer of the tiny model; with `parts`, on as many shares of two sets."""
     processor = MDMProcessor.from_pretrained(Path(folder).parent / "processor")
     values = {
@@ -88,7 +97,9 @@ def make_trainer(folder, tasks, limit=48, streamed=False, parts=None, source="di
     }
     args = MDMTrainingArguments(**{**values, **arguments})
     torch.manual_seed(0)
-    model = CountingModel(make_config(len(processor.tokenizer)))
+    config = make_config(len(processor.tokenizer))
+    config.head_dim = config.inner_size // heads
+    model = CountingModel(config)
     captions = CAPTIONS if source == "digits" else None
     data = load_training_data(source, captions=captions, limit=limit)
     if parts is not None:

@@ -73,7 +73,7 @@ def launched_with(environment):
         os.environ.update(before)
 
 
-MESHES = {"whole": {}, "fsdp2": FSDP2, "hsdp": HSDP}
+MESHES = {"whole": {}, "ddp": {}, "fsdp2": FSDP2, "hsdp": HSDP}
 PATIENCE = 600  # seconds of a job, after which its processes wait for each other for ever
 
 
@@ -133,7 +133,7 @@ def train(folder, tasks, mesh="whole", resume=None, killed=None, checks=False, *
     """Train in the processes that were launched."""
     with launched_with(MESHES[mesh]):
         trainer = make_trainer(folder, tasks, **arguments)
-        assert trainer._is_fsdp2 == (mesh != "whole")
+        assert trainer._is_fsdp2 == (mesh in ("fsdp2", "hsdp"))
         types = set()
         for module in trainer.model.modules():
             if isinstance(module, SelectiveScan):

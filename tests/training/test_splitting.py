@@ -90,6 +90,10 @@ def reports(folder):
         "on-2": job(2, mesh="fsdp2", goes_on="cut"),
         "on-4": job(4, mesh="hsdp", goes_on="cut"),
         "short": job(4, mesh="fsdp2", **short),
+        "shared-2": job(4, mesh="fsdp2", context_parallel_size=2),
+        "alone-4-heads": job(1, heads=4),
+        "shared-4": job(4, mesh="hsdp", context_parallel_size=4, heads=4),
+        "shared-ddp": job(2, mesh="ddp", context_parallel_size=2),
         "half": job(4, mesh="fsdp2", **half),
         "half-alone": job(1, **half),
     }
@@ -125,6 +129,18 @@ def test_four_processes_train_as_one(folder, reports, mesh):
     assert_same_weights(
         load_file(folder / mesh / "model.safetensors"),
         load_file(folder / "alone" / "model.safetensors"),
+    )
+
+
+@pytest.mark.parametrize("run", ["shared-2", "shared-4", "shared-ddp"])
+def test_processes_that_share_sequences_train_as_one(folder, reports, run):
+    alone = "alone-4-heads" if run == "shared-4" else "alone"
+    for report in reports[run]:
+        assert report["processes"] == (2 if run == "shared-ddp" else 4)
+        assert_same_losses(report, reports[alone][0])
+    assert_same_weights(
+        load_file(folder / run / "model.safetensors"),
+        load_file(folder / alone / "model.safetensors"),
     )
 
 

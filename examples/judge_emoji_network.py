@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from modeling_mdm.evaluation.judge_network import (
     WEIGHTS_FILE,
     JudgeConfig,
     JudgeNetwork,
+    Refinement,
+    normalised,
     pictures_to_tensor,
     to_unit_range,
 )
@@ -36,6 +39,9 @@ CONCEPT = "concept"
 # one, fill the whole.
 REGIONS = ("whole", "left", "right", "above", "below")
 REGION_OF = {"centre": "whole", "": "whole", **{name: name for name in REGIONS[1:]}}
+STYLE = "style"
+STYLE_WIDTHS = (48, 96, 128)  # of the layers that see strokes, the first at full size
+DROPOUT = 0.1  # of what they see
 LEVELS = 4  # of each colour, in the histogram
 HIDDEN = 256
 AT_ONCE = 250
@@ -97,8 +103,39 @@ def soft_histogram(images: Tensor) -> Tensor:
     return (pairs.transpose(1, 2) @ blue / images[0, 0].numel()).flatten(1).sqrt()
 
 
+class StrokeStatistics(nn.Module):
+    """Means and maxima of what convolutions see near by, wherever it is, at three sizes.
+
+    A style is in strokes, shades and edges, not in what is drawn where: a head that reads the
+    features which tell concepts learns which drawing was in which style.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        inputs = (3, *STYLE_WIDTHS)
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                normalised(nn.Conv2d(before, width, 3, 1 if before == 3 else 2, 1, bias=False)),
+                Refinement(width),
+            )
+            for before, width in pairwise(inputs)
+        )
+        self.width = 2 * sum(STYLE_WIDTHS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (batch, width) of images (batch, 3, height, width)."""
+        seen, found = images, []
+        for stage in self.stages:
+            seen = stage(seen)
+            found += [seen.float().mean((2, 3)), seen.float().amax((2, 3))]
+        return torch.cat(found, -1)
+
+
 class EmojiJudge(nn.Module):
-    """Features of cells, the largest of each region, and a histogram of colours; then heads."""
+    """Features of cells, the largest of each region, and a histogram of colours; then heads.
+
+    Style alone is told by `StrokeStatistics` and colours.
+    """
 
     def __init__(self, config: EmojiJudgeConfig) -> None:
         super().__init__()
@@ -109,6 +146,8 @@ class EmojiJudge(nn.Module):
         colours = LEVELS**3
         self.whole = _perceptron(len(REGIONS) * width + colours)
         self.region = _perceptron(width + colours)
+        self.strokes = StrokeStatistics()
+        self.style = nn.Sequential(_perceptron(self.strokes.width + colours), nn.Dropout(DROPOUT))
         sizes = {name: len(own) for name, own in config.names.items()}
         self.heads = nn.ModuleDict({name: nn.Linear(HIDDEN, size) for name, size in sizes.items()})
 
@@ -130,7 +169,9 @@ class EmojiJudge(nn.Module):
         whole = self.whole(torch.cat([seen.flatten(1), colours], -1))
         each = colours[:, None].expand(-1, len(REGIONS), -1)
         region = self.region(torch.cat([seen, each], -1))
-        logits = {name: self.heads[name](whole) for name in WHOLE_HEADS}
+        logits = {name: self.heads[name](whole) for name in WHOLE_HEADS if name != STYLE}
+        style = self.style(torch.cat([self.strokes(images), colours], -1))
+        logits[STYLE] = self.heads[STYLE](style)
         return logits | {CONCEPT: self.heads[CONCEPT](region)}
 
     @torch.no_grad()

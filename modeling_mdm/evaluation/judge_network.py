@@ -71,16 +71,20 @@ class JudgeConfig:
             )
 
 
-def _normalised(convolution: nn.Conv2d) -> nn.Sequential:
+def normalised(convolution: nn.Conv2d) -> nn.Sequential:
+    """A convolution, batch norm and ReLU."""
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
 
 
-class _Refinement(nn.Module):
+class Refinement(nn.Module):
+    """Adds what one more convolution sees."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.inner = _normalised(nn.Conv2d(width, width, 3, padding=1, bias=False))
+        self.inner = normalised(nn.Conv2d(width, width, 3, padding=1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, feature, height, width) in and out."""
         return x + self.inner(x)
 
 
@@ -94,7 +98,7 @@ def _convolutions(config: JudgeConfig) -> list[nn.Module]:
         else:
             layers.append(nn.MaxPool2d(2))
             widen = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
-        layers += [_normalised(widen), _Refinement(outputs), _Refinement(outputs)]
+        layers += [normalised(widen), Refinement(outputs), Refinement(outputs)]
         width = outputs
     return layers
 
@@ -133,7 +137,7 @@ def _mixer(config: JudgeConfig) -> list[nn.Module]:
     (height, width), inputs = config.image_size, config.num_channels
     for outputs in config.widths:  # each halves the grid: cells of 4 x 4 pixels after two
         halve = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=False)
-        layers += [_normalised(halve), _Refinement(outputs)]
+        layers += [normalised(halve), Refinement(outputs)]
         height, width, inputs = height // 2, width // 2, outputs
     mixing = [_Mixing(inputs, height * width) for _ in range(NUM_MIXINGS)]
     # Perceptrons refine the cells in the place of the last convolution.

@@ -43,7 +43,8 @@ class MDMMultimodalModel(lmms):
         num_inference_steps: of each answer that is written.
         max_new_tokens: words of an answer where the task names none; the processor's
             `max_text_length` if None.
-        batch_size: answers that are written at a time. max_batch_size: of no effect.
+        batch_size: answers that are written at a time, a number: nothing looks for the largest.
+        max_batch_size: of no effect.
         device: of the model. seed: of all noise.
 
     Raises:
@@ -65,9 +66,11 @@ class MDMMultimodalModel(lmms):
     ) -> None:
         super().__init__()
         require_device("device", device)
+        if not str(batch_size).isdecimal() or not int(batch_size):
+            raise ValueError(f"batch_size={batch_size!r} must be a whole number, and at least 1.")
         self.num_evaluations, self.num_inference_steps = num_evaluations, num_inference_steps
         self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, int(batch_size), seed
-        for name in ("num_evaluations", "num_inference_steps", "batch_size"):
+        for name in ("num_evaluations", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1.")
         self.processor = load_pretrained(MDMProcessor, "pretrained", pretrained)

@@ -91,11 +91,14 @@ def test_it_is_found_by_name(lmms_eval):
 
 
 def test_the_likeliest_choice_has_the_least_loss(lmms_eval, folder):
+    from lmms_eval.api.instance import unwrap_generation_output
+
     lm = adapter(folder)
     choices = ("a one", " a seven", "a two")
     asked = [request(lmms_eval, "loglikelihood", "<image>\nWhat?", c, 1) for c in choices]
     asked.append(request(lmms_eval, "loglikelihood", "What?", lambda row: row["answer"], 1))
-    found = lm.loglikelihood(asked)
+    given = [unwrap_generation_output(one) for one in lm.loglikelihood(asked)]
+    found = [pair for pair, _ in given]  # as lmms-eval's evaluator takes them
     picture = {"type": "image", "image": open_picture(FILES[1])}
     user = {"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}
     talks = [[user, {"role": "assistant", "content": one.strip()}] for one in choices]
@@ -204,7 +207,13 @@ def test_lmms_evals_own_command_measures_a_shipped_checkpoint(lmms_eval, tmp_pat
         for file in (tmp_path / "out").rglob(f"*_samples_{name}.jsonl")
     }
     assert all(len(rows) == 2 for rows in samples.values()) and len(samples) == 2
-    assert all(isinstance(row["filtered_resps"], str) for row in samples["written"])
+    for row in samples["written"]:
+        assert row["exact_match"] == float(row["filtered_resps"] == row["target"])
     right = [one["exact_match"] for one in samples["written"]]
     assert results["written"]["exact_match,none"] == sum(right) / 2
-    print(samples["chosen"])
+    for row in samples["chosen"]:
+        losses = [float(loss) for loss, _ in row["filtered_resps"]]
+        likeliest = losses.index(min(losses))
+        assert len(losses) == 2 and row["acc"] == float(likeliest == int(row["target"]))
+    right = [one["acc"] for one in samples["chosen"]]
+    assert results["chosen"]["acc,none"] == sum(right) / 2

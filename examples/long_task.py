@@ -18,23 +18,23 @@ if __name__ == "__main__":  # before the imports, which take seconds
     run_script(__file__, extra="train")
 
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from project_commands import ROOT, run_command
+
 from mdm_cli.places import require_place, require_writable, require_writable_file
+from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.data.archives import is_archive, unpacked
 from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
+from modeling_mdm.planning.states import model_sizes
 from modeling_mdm.precision import default_device, use_bfloat16
 from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
 
-ROOT = Path(__file__).resolve().parents[1]
 MIXERS: dict[str, tuple[str, ...]] = {
     "mamba2": (),
     "attention": ("mixer=attention", "num_hidden_layers=6"),
@@ -113,22 +113,20 @@ def _train(chosen: LongTaskArguments, mixer: str, scenes: Path, processor: Path)
     overrides = [f"image_size={chosen.image_size}", f"patch_size={chosen.patch_size}"]
     # As many numbers as the pixels of a patch of 2 have, and a few more for words.
     overrides += ["latent_dim=16", "image_decoder_layers=0", "use_mode_head=false"]
-    command = [
-        *(sys.executable, "examples/train.py", "--config", "configuration/mdm-emoji"),
-        *("--processor", processor, "--dataset", scenes, "--columns", "text=captions"),
-        *("--leave_out_long", "true", "--max_steps", chosen.steps, "--logging_steps", 1),
-        *("--per_device_train_batch_size", chosen.batch_size, "--learning_rate", 1e-3),
-        *("--warmup_steps", max(1, chosen.steps // 10), "--seed", chosen.seed),
-        *("--bf16", str(chosen.bf16).lower(), "--eval_strategy", "no", "--save_strategy", "no"),
-        *("--report_to", "none", "--dataloader_num_workers", 0, "--output_dir", output),
-        *("--config_overrides", *overrides, *MIXERS[mixer], *chosen.config_overrides),
-    ]
-    words = [*map(str, command)]
-    if not state.is_file() and subprocess.run(words, cwd=ROOT, check=False).returncode:
-        raise RuntimeError(f"this command failed, whose reason stands above: {shlex.join(words)}")
+    if not state.is_file():
+        run_command(
+            *("examples/train.py", "--config", "configuration/mdm-emoji"),
+            *("--processor", processor, "--dataset", scenes, "--columns", "text=captions"),
+            *("--leave_out_long", "true", "--max_steps", chosen.steps, "--logging_steps", 1),
+            *("--per_device_train_batch_size", chosen.batch_size, "--learning_rate", 1e-3),
+            *("--warmup_steps", max(1, chosen.steps // 10), "--seed", chosen.seed),
+            *("--bf16", str(chosen.bf16).lower(), "--eval_strategy", "no", "--save_strategy", "no"),
+            *("--report_to", "none", "--dataloader_num_workers", 0, "--output_dir", output),
+            *("--config_overrides", *overrides, *MIXERS[mixer], *chosen.config_overrides),
+        )
     log = json.loads(state.read_text(encoding="utf-8"))["log_history"]
     return figures([row for row in log if "loss_se_image" in row], chosen.batch_size) | {
-        "num_parameters": _count(output)
+        "num_parameters": model_sizes(MDMConfig.from_pretrained(output)).numel
     }
 
 
@@ -140,17 +138,6 @@ def figures(rows: Sequence[Mapping[str, float]], batch_size: int) -> dict[str, A
         "seconds_a_step": median(batch_size / row["samples_per_second"] for row in later),
         "steps": len(rows),
     }
-
-
-def _count(folder: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(folder / "model.safetensors", "pt") as weights:
-        return sum(
-            int(weights.get_tensor(name).numel())
-            for name in weights.keys()  # noqa: SIM118
-            if "statistics" not in name
-        )
 
 
 def parse(argv: Sequence[str]) -> tuple[LongTaskArguments]:

@@ -28,13 +28,12 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import json
 import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from project_commands import ROOT, run_command
 from scaling_report import draw, gather, page, tables
 from scaling_runs import Costs, Run, read_size
 
@@ -50,7 +49,6 @@ from modeling_mdm.training.command_line import (
 )
 from modeling_mdm.training.loading import load_pretrained
 
-ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "examples" / "configs" / "fashion_mnist.yaml"
 SIZES = ["32x4", "64x4", "96x8", "192x8"]  # about 0.1, 0.3, 1 and 3 M weights
 BUDGETS = [25_000, 100_000, 400_000]
@@ -229,19 +227,6 @@ def command_of(chosen: ScalingArguments) -> str:
     return " ".join(words)
 
 
-def _call(*words: Any) -> None:
-    """Run a command of this project from its root.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    command = [sys.executable, *map(str, words)]
-    # Of several GPUs one: all of them would take a batch each, and a step that many items.
-    environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ}
-    if subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode:
-        raise RuntimeError(f"this command failed, whose reason stands above: {shlex.join(command)}")
-
-
 def training_words(
     chosen: ScalingArguments, recipe: dict[str, Any], run: Run, output: Path
 ) -> list[Any]:
@@ -274,7 +259,7 @@ def _losses(chosen: ScalingArguments, recipe: dict[str, Any], run: Run, output: 
     """
     state = output / "trainer_state.json"
     if not state.is_file():
-        _call(*training_words(chosen, recipe, run, output))
+        run_command(*training_words(chosen, recipe, run, output))
     content = json.loads(state.read_text(encoding="utf-8"))
     found = [row for row in content["log_history"] if "eval_loss_se_image" in row]
     if not found or found[-1]["step"] != run.steps:
@@ -292,7 +277,7 @@ def _judge(chosen: ScalingArguments, recipe: dict[str, Any], folder: Path) -> Pa
     if recipe["dataset"] == "fashion_mnist":
         return ROOT / "examples" / "checkpoints" / "fashion-judge"
     if not (folder / "judge" / "judge.json").is_file():
-        _call(
+        run_command(
             *("-m", "modeling_mdm.evaluation.judge", "--dataset", recipe["dataset"]),
             *("--mirror", "false", "--num_epochs", chosen.judge_epochs),
             *("--output_dir", folder / "judge"),
@@ -302,7 +287,7 @@ def _judge(chosen: ScalingArguments, recipe: dict[str, Any], folder: Path) -> Pa
 
 def _judged(chosen: ScalingArguments, recipe: dict[str, Any], output: Path) -> dict[str, Any]:
     """What a judge says of the pictures, and captions that are right."""
-    _call(
+    run_command(
         *("examples/evaluate.py", "--checkpoint", output, "--dataset", recipe["dataset"]),
         *(() if chosen.data_dir is None else ("--data_dir", Path(chosen.data_dir).resolve())),
         *("--captions", recipe["captions"], "--judge", _judge(chosen, recipe, output.parent)),

@@ -20,9 +20,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     run_script(__file__, extra="eval")
 
 import json
-import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from project_commands import run_command
 from scipy.stats import t as student
 
 from mdm_cli.places import require_writable, require_writable_file
@@ -38,7 +36,6 @@ from modeling_mdm.evaluation.tables.paper import TABLES
 from modeling_mdm.evaluation.writing import markdown, write_json
 from modeling_mdm.training.command_line import read_command_line
 
-ROOT = Path(__file__).resolve().parents[1]
 DECODERS: dict[str, tuple[str, ...]] = {
     "scans-1234-12": (),
     "scans-12-1": ("image_scans=[1,2]", "text_scans=[1]"),
@@ -93,30 +90,19 @@ def write_pictures(folder: Path) -> None:
         item["image"].save(file)
 
 
-def _call(*words: Any) -> None:
-    """Run a command of this project from its root.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    command = [sys.executable, *map(str, words)]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        raise RuntimeError(f"this command failed, whose reason stands above: {shlex.join(command)}")
-
-
 def _measure(chosen: DigitsTableArguments, decoder: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train and measure one decoder from one seed, unless that is done."""
     model = folder / f"{decoder}-{seed}"
     result = model / "table" / "table-3.json"
     if not result.is_file():
         overrides = DECODERS[decoder]
-        _call(
+        run_command(
             *("examples/train.py", "examples/configs/digits.yaml", "--seed", seed),
             *("--max_steps", chosen.max_steps, "--eval_strategy", "no", "--report_to", "none"),
             *("--output_dir", model, "--resume_from_checkpoint", "last"),
             *(("--config_overrides", *overrides) if overrides else ()),
         )
-        _call(
+        run_command(
             *("examples/evaluate.py", "--table", 3, "--checkpoint", model, "--seed", seed),
             *("--data_root", folder / "data", "--extractor_judge", folder / "judge"),
             *("--limit", chosen.limit, "--num_inference_steps", chosen.num_inference_steps),
@@ -163,7 +149,7 @@ def run(chosen: DigitsTableArguments) -> None:
     require_writable("folder", chosen.folder)
     folder = Path(chosen.folder).resolve()
     if not (folder / "judge" / "judge.json").is_file():
-        _call(
+        run_command(
             *("-m", "modeling_mdm.evaluation.judge", "--dataset", "digits", "--mirror", "false"),
             *("--num_epochs", chosen.judge_epochs, "--output_dir", folder / "judge"),
         )

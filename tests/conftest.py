@@ -30,6 +30,17 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+SLOW_SECONDS = 1800.0
+
+
+def pytest_collection_modifyitems(config, items):
+    """Give slow tests half an hour, or as long as `--timeout` says, whoever runs them."""
+    seconds = max(SLOW_SECONDS, float(config.getoption("timeout") or 0))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(seconds))
+
+
 @pytest.fixture(autouse=True)
 def seed_generators():
     """Seed the global generators, so that a test's numbers do not depend on its neighbours."""

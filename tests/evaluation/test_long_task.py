@@ -7,6 +7,7 @@ import json
 import long_task
 import pytest
 import tiny_emojis
+from safetensors.torch import load_file
 
 for library in ("resvg_py", "inflect"):
     pytest.importorskip(library, reason='needs `pip install "modeling-mdm[emoji]"`')
@@ -50,7 +51,10 @@ def test_both_mixers_learn_the_same_scenes(tmp_path):
     found = long_task.run(chosen)
     assert json.loads(output.read_text())["mixers"] == found["mixers"]
     assert found["settings"]["patches"] == 16
-    for one in found["mixers"].values():
+    for mixer, one in found["mixers"].items():
+        weights = load_file(tmp_path / "runs" / mixer / "model.safetensors")
+        numbers = sum(own.numel() for name, own in weights.items() if "statistics" not in name)
+        assert one["num_parameters"] == numbers
         assert one["steps"] == 4 and one["loss"] > 0 and one["seconds_a_step"] > 0
     state = (tmp_path / "runs" / "mamba2" / "trainer_state.json").stat().st_mtime_ns
     long_task.run(chosen)  # what is there is not trained again

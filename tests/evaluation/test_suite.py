@@ -3,10 +3,15 @@
 """An MDM as lmms-eval's model, by its own classes where it is installed."""
 
 import importlib.metadata
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from libraries import requirements
 from tiny_digits import make_config, make_processor
 from tiny_vision_sets import FILES
 
@@ -16,6 +21,7 @@ from modeling_mdm.evaluation.tables.suite import manifest
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.processor.image_processing_pil_mdm import open_picture
 
+ROOT = Path(__file__).resolve().parents[2]
 REASON = 'needs lmms-eval: pip install "modeling-mdm[eval-suite]"'
 
 
@@ -24,6 +30,13 @@ def test_nothing_of_it_is_imported_unasked(monkeypatch):
     with pytest.raises(ImportError):
         manifest()
     assert "modeling_mdm.evaluation.tables.multimodal_model" not in sys.modules
+
+
+def test_the_extra_asks_for_the_file_locks_that_lmms_eval_reaches_into():
+    """Its evaluator imports `filelock._api`, which 4.2.12 has and 4.3.1 has not."""
+    found = {one.name: one.specifier for one in requirements(("eval-suite",))}
+    assert "4.2.12" in found["filelock"] and "4.3.1" not in found["filelock"]
+    assert "0.7.3" in found["lmms-eval"] and "0.8" not in found["lmms-eval"]
 
 
 def test_an_answer_ends_at_its_first_stop():
@@ -78,11 +91,14 @@ def test_it_is_found_by_name(lmms_eval):
 
 
 def test_the_likeliest_choice_has_the_least_loss(lmms_eval, folder):
+    from lmms_eval.api.instance import unwrap_generation_output
+
     lm = adapter(folder)
     choices = ("a one", " a seven", "a two")
     asked = [request(lmms_eval, "loglikelihood", "<image>\nWhat?", c, 1) for c in choices]
     asked.append(request(lmms_eval, "loglikelihood", "What?", lambda row: row["answer"], 1))
-    found = lm.loglikelihood(asked)
+    given = [unwrap_generation_output(one) for one in lm.loglikelihood(asked)]
+    found = [pair for pair, _ in given]  # as lmms-eval's evaluator takes them
     picture = {"type": "image", "image": open_picture(FILES[1])}
     user = {"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}
     talks = [[user, {"role": "assistant", "content": one.strip()}] for one in choices]
@@ -119,3 +135,85 @@ def test_what_it_cannot_do_is_named(lmms_eval, folder):
         lm.generate_until_multi_round([])
     with pytest.raises(ValueError, match="num_evaluations=0 must be >= 1"):
         type(lm)(folder, num_evaluations=0)
+    for wrong in ("auto", "auto:4", "0"):
+        with pytest.raises(ValueError, match=f"batch_size='{wrong}' must be a whole number"):
+            type(lm)(folder, batch_size=wrong)
+
+
+ASKED = """
+task: {name}
+dataset_path: parquet
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: {kind}
+doc_to_visual: !function rows.see
+doc_to_text: !function rows.ask
+doc_to_target: {target}
+"""
+WRITTEN = """
+generation_kwargs: {max_new_tokens: 6}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CHOSEN = """
+doc_to_choice: [a bag, a sandal]
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+ROWS = """
+def see(row):
+    return [row["image"].convert("RGB")]
+
+
+def ask(row, lmms_eval_specific_kwargs=None):
+    return row["question"]
+"""
+
+
+def write_tasks(folder):
+    """Two tasks in lmms-eval's own format, whose rows are pictures that are shipped."""
+    import datasets
+
+    bag, sandal = (next(one for one in FILES if word in one.stem) for word in ("bag", "sandal"))
+    rows = {"image": [str(bag), str(sandal), str(bag)], "question": ["What is it?"] * 3}
+    rows |= {"answer": ["a bag", "a sandal", "a bag"], "right": [0, 1, 0]}
+    set_ = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    set_.to_parquet(folder / "rows.parquet")
+    (folder / "rows.py").write_text(ROWS)
+    for name, kind, target, rest in (
+        ("written", "generate_until", "answer", WRITTEN),
+        ("chosen", "multiple_choice", "right", CHOSEN),
+    ):
+        asked = ASKED.format(name=name, file=folder / "rows.parquet", kind=kind, target=target)
+        (folder / f"{name}.yaml").write_text(asked + rest)
+
+
+@pytest.mark.slow
+def test_lmms_evals_own_command_measures_a_shipped_checkpoint(lmms_eval, tmp_path):
+    """It is found by the entry point of `setup.py`; the command's exit code says nothing."""
+    write_tasks(tmp_path)
+    make = [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path]
+    subprocess.run(make, cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "-m", "lmms_eval", "--model", "mdm", "--tasks", "written,chosen"]
+    checkpoint = ROOT / "examples" / "checkpoints" / "mdm-fashion"
+    command += ["--model_args", f"pretrained={checkpoint},num_inference_steps=4,num_evaluations=4"]
+    command += ["--include_path", tmp_path, "--limit", "2", "--log_samples"]
+    command += ["--output_path", tmp_path / "out", "--verbosity", "DEBUG"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, check=True)
+    (found,) = (tmp_path / "out").rglob("*_results.json")
+    results = json.loads(found.read_text())["results"]
+    samples = {
+        name: [json.loads(line) for line in file.read_text().splitlines()]
+        for name in ("written", "chosen")
+        for file in (tmp_path / "out").rglob(f"*_samples_{name}.jsonl")
+    }
+    assert all(len(rows) == 2 for rows in samples.values()) and len(samples) == 2
+    for row in samples["written"]:
+        assert row["exact_match"] == float(row["filtered_resps"] == row["target"])
+    right = [one["exact_match"] for one in samples["written"]]
+    assert results["written"]["exact_match,none"] == sum(right) / 2
+    for row in samples["chosen"]:
+        losses = [float(loss) for loss, _ in row["filtered_resps"]]
+        likeliest = losses.index(min(losses))
+        assert len(losses) == 2 and row["acc"] == float(likeliest == int(row["target"]))
+    right = [one["acc"] for one in samples["chosen"]]
+    assert results["chosen"]["acc,none"] == sum(right) / 2

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm.auto import tqdm
@@ -43,7 +43,8 @@ class MDMMultimodalModel(lmms):
         num_inference_steps: of each answer that is written.
         max_new_tokens: words of an answer where the task names none; the processor's
             `max_text_length` if None.
-        batch_size: answers that are written at a time. max_batch_size: of no effect.
+        batch_size: answers that are written at a time, a number: nothing looks for the largest.
+        max_batch_size: of no effect.
         device: of the model. seed: of all noise.
 
     Raises:
@@ -65,9 +66,11 @@ class MDMMultimodalModel(lmms):
     ) -> None:
         super().__init__()
         require_device("device", device)
+        if not str(batch_size).isdecimal() or not int(batch_size):
+            raise ValueError(f"batch_size={batch_size!r} must be a whole number, and at least 1.")
         self.num_evaluations, self.num_inference_steps = num_evaluations, num_inference_steps
         self.max_new_tokens, self.batch_size, self.seed = max_new_tokens, int(batch_size), seed
-        for name in ("num_evaluations", "num_inference_steps", "batch_size"):
+        for name in ("num_evaluations", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be >= 1.")
         self.processor = load_pretrained(MDMProcessor, "pretrained", pretrained)
@@ -94,10 +97,11 @@ class MDMMultimodalModel(lmms):
                     bar.update(len(some))
         return found
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """Give the loss of each continuation, and False: an MDM writes all words at once.
 
-        The choices of a document see the same noise.
+        The choices of a document see the same noise. lmms-eval 0.7.3 makes a string of a bare pair,
+        which none of its ranked tasks can read; what it is given as a `GenerationResult` it leaves.
         """
         by_document: dict[Document, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
@@ -109,7 +113,7 @@ class MDMMultimodalModel(lmms):
                 for place, loss in zip(places, found, strict=True):
                     losses[place] = loss
                 bar.update()
-        return [(loss, False) for loss in losses]
+        return [GenerationResult((loss, False)) for loss in losses]  # type: ignore[arg-type]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Refuse.

@@ -204,7 +204,7 @@ class SplitsWeights(SavesWhole):
             raise ValueError(
                 f"resume_from_checkpoint={resume_from_checkpoint!r} was written by processes that "
                 "held the whole model each: go on without FSDP, or begin a new run from its "
-                "weights, --model in place of --config."
+                "weights, with what `mdm export` makes of it as --config."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

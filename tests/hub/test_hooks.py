@@ -49,10 +49,11 @@ OVERRIDES = {
         *("_save_optimizer_and_scheduler", "_load_from_checkpoint"),
         "_load_optimizer_and_scheduler",
     },
+    "SharesSequences": {"training_step"},
     "GoesOn": {"train", "get_batch_samples", "get_train_dataloader", "_load_rng_state"},
     "MDMTrainer": {
         *("get_batch_samples", "compute_loss", "log", "evaluate", "evaluation_loop"),
-        *("_load_best_model", "get_decay_parameter_names"),
+        *("_load_best_model", "get_decay_parameter_names", "training_step"),
         *("get_eval_dataloader", "_get_train_sampler"),
     },
     "_TrainingEvents": {

@@ -1,0 +1,95 @@
+# Copyright 2026 The MDM Authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's columns of the shipped checkpoint: its sets as files, and the whole command."""
+
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+import shipped_tables
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_vision_sets import FILES
+
+from modeling_mdm.data.pictures import load_training_data
+from modeling_mdm.evaluation.tables.readers import (
+    class_folders,
+    coco_captions,
+    karpathy_captions,
+)
+
+
+@pytest.fixture(scope="module")
+def fashion_folder(tmp_path_factory):
+    """Fashion-MNIST's four files with the ten shipped pictures, twice, the second time shifted."""
+    folder = tmp_path_factory.mktemp("fashion")
+    pixels = np.stack([np.asarray(Image.open(file).convert("L")) for file in FILES])
+    pixels, labels = np.concatenate([pixels, np.roll(pixels, 1, 2)]), np.arange(20) % 10
+    for prefix in ("train", "t10k"):
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+            path = folder / f"{prefix}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(fashion_folder):
+    return load_training_data("fashion_mnist", split="test", data_dir=fashion_folder, limit=12)
+
+
+def test_pictures_are_written_as_imagenet_and_coco_are_distributed(data, tmp_path):
+    captions = shipped_tables.write_sets(data, 12, tmp_path)
+    items = [data[n] for n in range(12)]
+    folders = class_folders(tmp_path / "imagenet" / "train")
+    assert {name: len(files) for name, files in folders.items()} == {
+        f"n{label:08d}": [item["label"] for item in items].count(label)
+        for label in sorted({item["label"] for item in items})
+    }
+    root = tmp_path / "coco"
+    found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
+    of_karpathy = karpathy_captions(root / "dataset_coco.json", root)
+    for one, other, item, own in zip(found, of_karpathy, items, captions.values(), strict=True):
+        assert list(one.captions) == list(other.captions) == own and len(set(own)) == 12
+        assert one.picture.open().convert("L").tobytes() == item["image"].tobytes()
+
+
+def test_the_untrained_model_is_new_and_samples_as_the_shipped_one(tmp_path):
+    shipped = shipped_tables.CHECKPOINTS / "mdm-fashion"
+    shipped_tables.write_untrained(str(shipped), tmp_path / "a", seed=1)
+    new, trained = (load_file(f / "model.safetensors") for f in (tmp_path / "a", shipped))
+    assert {name: value.shape for name, value in new.items()} == {
+        name: value.shape for name, value in trained.items()
+    }
+    name = "decoder.latent_proj.text.weight"
+    assert not torch.allclose(new[name].float(), trained[name].float(), atol=0.01)
+    settings = [
+        json.loads((f / "generation_config.json").read_text()) for f in (tmp_path / "a", shipped)
+    ]
+    settings[1].pop("transformers_version", None)
+    assert {name: settings[0][name] for name in settings[1]} == settings[1]
+
+
+def test_too_few_pictures():
+    with pytest.raises(ValueError, match="limit=3 must be >= 4"):
+        shipped_tables.ShippedTableArguments(limit=3)
+
+
+@pytest.mark.slow
+def test_the_whole_command(fashion_folder, tmp_path, capsys):
+    words = f"--data_dir {fashion_folder} --limit 12 --num_inference_steps 2"
+    words += f" --folder {tmp_path / 'runs'} --output {tmp_path / 'found.json'}"
+    (chosen,) = shipped_tables.parse(words.split())
+    rows = shipped_tables.run(chosen)["rows"]
+    names = [column for columns in shipped_tables.COLUMNS.values() for column in columns]
+    assert list(rows) == ["untrained", "shipped", "real"]
+    assert all(sorted(figures) == sorted(names) for figures in rows.values())
+    assert rows["real"]["FID"]["value"] < rows["untrained"]["FID"]["value"]
+    assert rows["untrained"]["COCO"]["value"] < rows["real"]["COCO"]["value"]
+    before = (tmp_path / "found.json").read_text()
+    shipped_tables.run(chosen)  # what is there is not measured again
+    assert json.loads(before)["rows"] == json.loads((tmp_path / "found.json").read_text())["rows"]
+    assert "| shipped |" in capsys.readouterr().out

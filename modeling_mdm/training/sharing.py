@@ -33,14 +33,16 @@ def check_context(size: int, processes: int, config: MDMConfig) -> None:
         raise ValueError(f"{found} must be >= 1; 1 shares no sequence.")
     if size > 1 and config.mixer != "mamba2":
         raise ValueError(f"{found} shares the scans of mixer='mamba2', and this is {config.mixer}.")
-    for count, what in (
-        (processes, "processes"),
-        (config.num_ssm_heads, "heads of a block (hidden_size x expand / head_dim)"),
-    ):
-        if count % size:
-            raise ValueError(
-                f"{found} does not divide the {count} {what}: set it to a divisor of {count}."
-            )
+    if processes % size:
+        raise ValueError(
+            f"{found} does not divide the number of processes, {processes}: launch a multiple of "
+            f"{size}, or set it to a divisor of {processes}."
+        )
+    if (heads := config.num_ssm_heads) % size:
+        raise ValueError(
+            f"{found} does not divide the {heads} heads of a block (hidden_size x expand / "
+            f"head_dim): set it to a divisor of {heads}."
+        )
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def test_a_group_sees_the_batches_of_all_in_turn(tmp_path):
     ("size", "processes", "changes", "words"),
     [
         (0, 4, {}, "context_parallel_size=0 must be >= 1"),
-        (3, 4, {}, "does not divide the 4 processes"),
+        (3, 4, {}, "number of processes, 4: launch a multiple of 3"),
         (3, 6, {}, "does not divide the 4 heads"),
         (2, 4, {"mixer": "attention"}, "mixer='mamba2'"),
     ],

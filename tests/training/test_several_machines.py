@@ -29,7 +29,9 @@ def executable(path, lines):
 
 def test_slurm_starts_a_launcher_on_each_machine(tmp_path):
     """With commands in Slurm's place that say what they were told."""
-    executable(tmp_path / "scontrol", 'echo "$*" >&2; printf "gpu07\\ngpu08\\ngpu09\\n"\n')
+    # Names come one by one: who reads the first alone must not break the pipe for the others.
+    names = "printf 'gpu07\\n'; sleep 0.2; printf 'gpu08\\n'; printf 'gpu09\\n'"
+    executable(tmp_path / "scontrol", f'echo "$*" >&2; {names}\n')
     executable(tmp_path / "srun", 'exec "$@"\n')
     executable(tmp_path / "python", 'printf "%s\\n" "$@"\n')
     slurm = {"SLURM_JOB_NODELIST": "gpu[07-09]", "SLURM_NNODES": "3", "SLURM_GPUS_ON_NODE": "4"}

@@ -80,5 +80,6 @@ def losses(trainer):
 
 
 def without_timings(history):
-    timings = ("runtime", "per_second", "flos")
-    return [{k: v for k, v in h.items() if not any(t in k for t in timings)} for h in history]
+    """What a log says of the run, and not of the machine: without times and memory."""
+    measured = ("runtime", "per_second", "flos", "peak_bytes")
+    return [{k: v for k, v in h.items() if not any(t in k for t in measured)} for h in history]

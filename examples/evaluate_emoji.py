@@ -29,7 +29,7 @@ from emoji_tasks import SHEET, TASKS, Bench
 
 from judge_emoji_network import EmojiJudge
 from mdm_cli.places import require_place, require_writable, require_writable_file
-from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.data.archives import folder_of
 from modeling_mdm.evaluation.sampling import Sampling, read_options
 from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
 from modeling_mdm.matching import check_processor
@@ -93,7 +93,7 @@ def run(chosen: EmojiEvaluationArguments, command: str) -> dict[str, Any]:
     require_place("checkpoint", chosen.checkpoint)
     if chosen.samples_dir:
         require_writable("samples_dir", chosen.samples_dir)
-    place = (unpacked(chosen.dataset) if is_archive(chosen.dataset) else None) or chosen.dataset
+    place = folder_of(chosen.dataset)
     require_place("dataset", place)
     folders = {"judge": chosen.judge, "second_judge": chosen.second_judge}
     judges = {

@@ -46,7 +46,7 @@ from judge_emoji_network import (
     EmojiJudgeConfig,
 )
 from mdm_cli.places import require_place, require_writable
-from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.data.archives import folder_of
 from modeling_mdm.evaluation.judge import fit
 from modeling_mdm.evaluation.judge_network import pictures_to_tensor, to_unit_range
 from modeling_mdm.precision import describe_processor, use_bfloat16
@@ -171,7 +171,7 @@ def read_rows(dataset: str, split: str, limit: int | None) -> list[dict[str, Any
     """
     import datasets
 
-    place = (unpacked(dataset) if is_archive(dataset) else None) or dataset
+    place = folder_of(dataset)
     require_place("dataset", place)
     data = datasets.load_dataset(place, split=split)
     if missing := sorted(set(COLUMNS) - set(data.column_names)):

@@ -28,7 +28,7 @@ from project_commands import ROOT, run_command
 
 from mdm_cli.places import require_place, require_writable, require_writable_file
 from modeling_mdm.configuration_mdm import MDMConfig
-from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.data.archives import folder_of
 from modeling_mdm.evaluation.writing import circumstances, markdown, write_json
 from modeling_mdm.planning.states import model_sizes
 from modeling_mdm.precision import default_device, use_bfloat16
@@ -81,7 +81,7 @@ def write_scenes(dataset: str, folder: Path) -> Path:
 
     target = folder / "scenes" / "data" / "train-00000-of-00001.parquet"
     if not target.is_file():
-        place = (unpacked(dataset) if is_archive(dataset) else None) or dataset
+        place = folder_of(dataset)
         require_place("dataset", place)
         rows = datasets.load_dataset(place, split="train")
         layouts = rows["layout"]

@@ -40,7 +40,7 @@ from emojis.writing import (
     written_aside,
 )
 from mdm_cli.places import require_file, require_place, require_writable
-from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.data.archives import folder_of
 from modeling_mdm.training.command_line import read_command_line
 
 HELD_OUT = SPLITS[-1]
@@ -85,7 +85,7 @@ def run(chosen: CommonArguments) -> dict[str, int]:
 
     require_free(Path(chosen.output_dir))
     require_writable("output_dir", chosen.output_dir)
-    place = (unpacked(chosen.dataset) if is_archive(chosen.dataset) else None) or chosen.dataset
+    place = folder_of(chosen.dataset)
     require_place("dataset", place)
     source, counts, kept = Path(place), {}, set()
     for split in SPLITS:

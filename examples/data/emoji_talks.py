@@ -34,7 +34,7 @@ from emojis.splits import SPLITS, dice
 from emojis.talks import Definition, all_talks
 from emojis.writing import DEFINITIONS, EDITS, SPLIT_FILE, require_free, write_talks, written_aside
 from mdm_cli.places import require_file, require_place, require_writable
-from modeling_mdm.data.archives import is_archive, unpacked
+from modeling_mdm.data.archives import folder_of
 from modeling_mdm.training.command_line import read_command_line
 
 
@@ -107,7 +107,7 @@ def run(chosen: TalkArguments) -> dict[str, int]:
     """Write the conversations, and return how many each split has."""
     require_free(Path(chosen.output_dir))
     require_writable("output_dir", chosen.output_dir)
-    place = (unpacked(chosen.dataset) if is_archive(chosen.dataset) else None) or chosen.dataset
+    place = folder_of(chosen.dataset)
     require_place("dataset", place)
     folder = Path(place)
     require_file("dataset", str(folder / DEFINITIONS))

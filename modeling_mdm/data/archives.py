@@ -72,6 +72,11 @@ def unpacked(place: str) -> str | None:
     return str(inside[0] if len(inside) == 1 and inside[0].is_dir() else folder)
 
 
+def folder_of(place: str) -> str:
+    """Name the folder that a tar file of one holds, unpacked once; any other place as it is."""
+    return (unpacked(place) if is_archive(place) else None) or place
+
+
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 

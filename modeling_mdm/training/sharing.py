@@ -76,15 +76,16 @@ def batches_of_group(
         shared = {}
         for name, value in its_layout.items():
             if name in tensors:
+                shape, dtype = value
                 is_mine = rank == dist.get_rank(group)
-                value = batch[name].contiguous() if is_mine else _empty(*value, device)
+                value = (
+                    batch[name].contiguous()
+                    if is_mine
+                    else torch.empty(shape, dtype=dtype, device=device)
+                )
                 dist.broadcast(value, src=dist.get_global_rank(group, rank), group=group)
             shared[name] = value
         yield shared
-
-
-def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 class SharesSequences(SplitsWeights):

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's columns of the shipped checkpoint: its sets as files, and the whole command."""
 
-import gzip
 import json
-import struct
 
 import numpy as np
 import pytest
 import shipped_tables
 import torch
+from idx_files import write_idx
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_vision_sets import FILES
@@ -29,10 +28,7 @@ def fashion_folder(tmp_path_factory):
     pixels = np.stack([np.asarray(Image.open(file).convert("L")) for file in FILES])
     pixels, labels = np.concatenate([pixels, np.roll(pixels, 1, 2)]), np.arange(20) % 10
     for prefix in ("train", "t10k"):
-        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
-            head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-            path = folder / f"{prefix}-{kind}-ubyte.gz"
-            path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+        write_idx(folder, prefix, pixels, labels)
     return str(folder)
 
 

@@ -6,12 +6,10 @@ Words in capitals are placeholders: `OURS` says what each stands for here. A com
 word no parser here reads fails.
 """
 
-import gzip
 import importlib
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from functools import lru_cache
@@ -19,6 +17,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from idx_files import write_idx
 from libraries import requirements
 from pages import ROOT, command_lines, pages, text_of
 from PIL import Image
@@ -41,14 +40,10 @@ UNIQUE = {" ".join(words): words for _, words in COMMANDS}
 
 def write_digits_as_fashion(folder):
     """Fashion-MNIST's four files, with few pictures of noise in them."""
-    folder.mkdir()
     draw = np.random.default_rng(0)
     for prefix, count in (("train", 600), ("t10k", 40)):
         pixels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        for kind, array in (("images-idx3", pixels), ("labels-idx1", np.arange(count) % 10)):
-            head = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-            path = folder / f"{prefix}-{kind}-ubyte.gz"
-            path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+        write_idx(folder, prefix, pixels, np.arange(count) % 10)
 
 
 def write_pictures(folder):

@@ -5,6 +5,7 @@
 import os
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 
 def in_a_child(work: Callable[[], object]) -> tuple[int, str]:
@@ -13,6 +14,11 @@ def in_a_child(work: Callable[[], object]) -> tuple[int, str]:
     Returns:
         its exit status, which is negative where a signal ended it, and what it printed.
     """
+    return _ended(*_started(work))
+
+
+def _started(work: Callable[[], object]) -> tuple[int, int]:
+    """Start a child; its number, and the end of a pipe into which it prints."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -28,6 +34,11 @@ def in_a_child(work: Callable[[], object]) -> tuple[int, str]:
         finally:
             os._exit(code)
     os.close(writing)
+    return child, reading
+
+
+def _ended(child: int, reading: int) -> tuple[int, str]:
+    """Wait for a child: its exit status, and what it printed."""
     with os.fdopen(reading, "rb") as pipe:
         printed = pipe.read().decode()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), printed
@@ -39,24 +50,6 @@ def in_children(count: int, work: Callable[[int], object]) -> None:
     Raises:
         AssertionError: one of them failed; it says what that one printed.
     """
-    children = []
-    for number in range(count):
-        reading, writing = os.pipe()
-        if child := os.fork():
-            os.close(writing)
-            children.append((child, reading))
-            continue
-        code = 1
-        try:
-            for stream in (1, 2):
-                os.dup2(writing, stream)
-            work(number)
-            code = 0
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode())
-        finally:
-            os._exit(code)
-    for child, reading in children:
-        with os.fdopen(reading, "rb") as pipe:
-            printed = pipe.read().decode()
-        assert os.waitpid(child, 0)[1] == 0, printed
+    children = [_started(partial(work, number)) for number in range(count)]
+    for status, printed in [_ended(*child) for child in children]:
+        assert status == 0, printed

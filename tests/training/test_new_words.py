@@ -2,12 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training that goes on from weights with more words, and with parts that weights do not have."""
 
-import gzip
-import struct
-
 import numpy as np
 import pytest
 import torch
+from idx_files import write_idx
 from tiny_digits import ROOT, load_script, make_config, make_processor
 from tiny_questions import FASHION_CAPTIONS
 
@@ -151,11 +149,7 @@ def fashion(tmp_path):
     labels = np.arange(40, dtype=np.uint8) % 10
     pictures = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
     for prefix in ("train", "t10k"):
-        for name, values in (("labels-idx1", labels), ("images-idx3", pictures)):
-            head = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
-            path = tmp_path / "data" / f"{prefix}-{name}-ubyte.gz"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(gzip.compress(head + values.tobytes()))
+        write_idx(tmp_path / "data", prefix, pictures, labels)
     return str(tmp_path / "data")
 
 

@@ -37,6 +37,7 @@ from .timing import Effort, peak_memory, stopwatch, time_alternately
 BACKENDS = ("torch", "torch_factored", "quadratic", "triton", "mamba_ssm")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 PASSES = ("forward", "training")
+OUT_OF_MEMORY = "out of memory"
 Call = Callable[[], object]
 
 
@@ -62,6 +63,24 @@ def require_equal(results: dict[str, Tensor], dtype: torch.dtype) -> dict[str, f
     return differences
 
 
+def compare(
+    row: Row, calls: dict[str, Callable[[], Tensor]], dtype: torch.dtype
+) -> dict[str, float]:
+    """Compare what calls that should compute the same give; one without the memory is left out.
+
+    Returns:
+        how far each is from the first, as `require_equal`.
+    """
+    results = {}
+    with torch.no_grad():
+        for name, call in calls.items():
+            try:
+                results[name] = call()
+            except torch.OutOfMemoryError:
+                row.missing[name] = OUT_OF_MEMORY
+    return require_equal(results, dtype)
+
+
 def measure(row: Row, calls: dict[str, Call], device: torch.device, effort: Effort) -> Row:
     """Time a row's calls alternately, and take the peak memory of each."""
     calls = {name: call for name, call in calls.items() if fits(row, name, call)}
@@ -77,7 +96,7 @@ def fits(row: Row, name: str, call: Call) -> bool:
         call()
     except torch.OutOfMemoryError:
         row.contenders.pop(name, None)
-        row.missing[name] = "out of memory"
+        row.missing[name] = OUT_OF_MEMORY
         return False
     return True
 
@@ -106,12 +125,15 @@ def scan_matmul_flops(task: Task, kind: str) -> float:
 
 
 def best_chunk(task: Task, chunks: tuple[int, ...], make: Callable[[int], Call]) -> int:
-    """Find the chunk that runs fastest."""
+    """Find the chunk that runs fastest; one that does not fit the memory is the slowest."""
 
     def seconds(chunk: int) -> float:
-        call = make(chunk)
-        call()
-        return min(stopwatch(call, task.device) for _ in range(2))
+        try:
+            call = make(chunk)
+            call()
+            return min(stopwatch(call, task.device) for _ in range(2))
+        except torch.OutOfMemoryError:
+            return float("inf")
 
     return min((chunk for chunk in chunks if chunk <= max(task.length, min(chunks))), key=seconds)
 
@@ -139,16 +161,13 @@ def scan_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
                     scans["transformers_compiled"] = compiled(
                         row, "transformers_compiled", scans["transformers"], inputs
                     )
-            scans = {name: scan for name, scan in scans.items() if scan}
-            with torch.no_grad():
-                differences = require_equal(
-                    {name: scan(inputs) for name, scan in scans.items()}, task.dtype
-                )
-            for name in scans:
+            found = {name: partial(scan, inputs) for name, scan in scans.items() if scan}
+            differences = compare(row, found, task.dtype)
+            for name in differences:
                 row.contenders[name] = Contender([], details=details.get(name, {}))
                 row.contenders[name].details["relative_difference"] = differences[name]
             row.contenders["mdm"].backend = task.backend()
-            calls = {name: scan_call(scan, inputs, kind) for name, scan in scans.items()}
+            calls = {name: scan_call(scans[name], inputs, kind) for name in differences}
             yield measure(row, calls, device, plan.effort)
 
 
@@ -176,11 +195,11 @@ def backend_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
                 scan = available(row, name, partial(our_scan, task, name))
                 if scan:
                     scans[name] = scan
-            with torch.no_grad():
-                require_equal({name: scan(inputs) for name, scan in scans.items()}, task.dtype)
-            for name in scans:
+            found = {name: partial(scan, inputs) for name, scan in scans.items()}
+            fitting = compare(row, found, task.dtype)
+            for name in fitting:
                 row.contenders[name] = Contender([], backend=name)
-            calls = {name: scan_call(scan, inputs, kind) for name, scan in scans.items()}
+            calls = {name: scan_call(scans[name], inputs, kind) for name in fitting}
             yield measure(row, calls, device, plan.effort)
 
 
@@ -199,11 +218,10 @@ def pair_rows(plan: Plan, device: torch.device) -> Iterator[Row]:
                 row, "transformers", lambda: flipped_pair(transformers_scan(256))
             ),
         }
-        pairs = {name: pair for name, pair in pairs.items() if pair}
-        with torch.no_grad():
-            require_equal({name: pair(inputs) for name, pair in pairs.items()}, task.dtype)
+        found = {name: partial(pair, inputs) for name, pair in pairs.items() if pair}
+        fitting = compare(row, found, task.dtype)
         row.contenders["mdm"] = Contender([], backend=task.backend())
-        calls = {name: scan_call(pair, inputs, "forward") for name, pair in pairs.items()}
+        calls = {name: scan_call(pairs[name], inputs, "forward") for name in fitting}
         yield measure(row, calls, device, plan.effort)
 
 

@@ -111,7 +111,7 @@ def _source_of(dataset: Any, columns: dict[str, str | list[str]]) -> Source:
         dataset = dataset.cast_column(name, datasets.Image(decode=False))
     labels, texts = [list(dataset[name]) for name in found["label"]], found["text"]
     return Source(
-        images=FirstOf([dataset[name] for name in found["image"]]),
+        images=FirstOf([AsStored(dataset[name]) for name in found["image"]]),
         texts=FirstOf([AsStored(dataset[name]) for name in texts]) if texts else None,
         labels=list(FirstOf(labels)) if labels else None,
         class_names=getattr(features[found["label"][0]], "names", None) if found["label"] else None,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class StandIns(torch.utils.data.Dataset[Any]):
         if not -self._length <= index < self._length:
             raise IndexError(f"index {index} is out of range for {self._length} items.")
         index %= self._length
-        for number in (*range(index, self._length), *range(index)):
+        for number in chain(range(index, self._length), range(index)):
             try:
                 return number, self._read(number)
             except Exception as error:  # whatever a decoder raises

@@ -173,7 +173,8 @@ def sum_gradient_kernel(
     sums = grad_weights + ((batch * spans + span) * scans + scan) * (TAPS + 1) * channels + channel
     row_of_sum = tl.arange(0, 8)[:, None]
     total_weights = tl.zeros((8, CHANNELS), tl.float32)
-    for block in tl.range(0, SPAN, disable_licm=True):
+    blocks = tl.minimum(SPAN, tl.cdiv(length - span * SPAN * STEPS, STEPS))
+    for block in tl.range(0, blocks, disable_licm=True):
         steps = (span * SPAN + block) * STEPS + tl.arange(0, STEPS)
         total = _taps(
             x,

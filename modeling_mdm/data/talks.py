@@ -12,11 +12,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets.features.features import require_decoding
 
 from modeling_mdm.data.archives import is_archive, unpacked
 from modeling_mdm.data.conversations import place_images, words_and_pictures
 from modeling_mdm.data.damage import LISTED, MAX_SKIPPED, StandIns
-from modeling_mdm.data.rows import read_rows
+from modeling_mdm.data.rows import AsStored, read_rows
 from modeling_mdm.data.shards import Row, read_image, read_messages, read_text
 from modeling_mdm.data.sources import Chosen
 
@@ -244,13 +245,17 @@ class _LazyRows(Sequence[Row]):
     """Rows of a set of `datasets`, read when they are asked for."""
 
     def __init__(self, data: Any, folder: str, name: str) -> None:
-        self.data, self.folder, self.called = data, folder, name
+        self.length, self.folder, self.called = len(data), folder, name
+        self.columns = {
+            name: data[name] if require_decoding(feature) else AsStored(data[name])
+            for name, feature in data.features.items()
+        }
 
     def __len__(self) -> int:
-        return len(self.data)
+        return self.length
 
     def __getitem__(self, index: Any) -> Row:
-        if not 0 <= index < len(self.data):
+        if not 0 <= index < self.length:
             raise IndexError(index)
-        values = {**self.data[index], "__folder__": self.folder}
-        return Row(values, f"{self.called}, row {index + 1}")
+        values = {name: column[index] for name, column in self.columns.items()}
+        return Row(values | {"__folder__": self.folder}, f"{self.called}, row {index + 1}")

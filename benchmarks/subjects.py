@@ -302,13 +302,15 @@ def transformers_layer(task: Task, chunk_size: int = 256) -> StackedMixers:
 
 def mamba_ssm_layer(task: Task) -> StackedMixers:
     """The official Mamba-2, one mixer for each scan, by its fused kernel where that is built."""
-    _mamba_ssm(task)
+    kernels = _mamba_ssm(task)
     try:
         mamba2 = importlib.import_module("mamba_ssm.modules.mamba2").Mamba2
     except ImportError as error:
         raise NotAvailable(f"mamba-ssm's Mamba2 cannot be imported ({error})") from error
     sizes = {"d_state": task.state_size, "headdim": task.head_dim, "expand": task.expand}
-    mixers = [mamba2(task.width, **sizes) for _ in range(task.scans)]
+    # The fused kernel calls causal-conv1d's; without it the mixer takes torch's convolution.
+    fused = kernels.causal_conv1d_fwd_function is not None
+    mixers = [mamba2(task.width, use_mem_eff_path=fused, **sizes) for _ in range(task.scans)]
     return StackedMixers(mixers, scan_orders(task))
 
 

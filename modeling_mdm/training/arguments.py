@@ -14,14 +14,14 @@ from modeling_mdm.training.command_line import bf16_argument
 
 @dataclass
 class MDMTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the paper's defaults and six more arguments.
+    """transformers' TrainingArguments with the paper's defaults and a few more arguments.
 
     `bf16` may be `"auto"`, the default: bfloat16 where the processor has instructions for it. What
     was chosen then stands in its place, True or False.
 
     Raises:
-        ValueError: if ema_decay is outside [0, 1), or max_train_seconds, num_samples or
-            sample_steps is out of range, bf16 is none of auto, true and false, or
+        ValueError: if ema_decay is outside [0, 1), or max_train_seconds, decay_train_seconds,
+            num_samples or sample_steps is out of range, bf16 is none of auto, true and false, or
             checkpointed_blocks is outside [0, 1] or has nothing to act on.
     """
 
@@ -54,6 +54,13 @@ class MDMTrainingArguments(TrainingArguments):
     max_train_seconds: float | None = field(
         default=None,
         metadata={"help": "Stop with a checkpoint after this many seconds of this process."},
+    )
+    decay_train_seconds: float = field(
+        default=0.0,
+        metadata={
+            "help": "The last of max_train_seconds, over which the learning rate falls to 0, "
+            "however many steps they hold; 0 leaves it to lr_scheduler_type."
+        },
     )
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -98,6 +105,11 @@ class MDMTrainingArguments(TrainingArguments):
         if self.max_train_seconds is not None and not self.max_train_seconds > 0:
             raise ValueError(
                 f"max_train_seconds={self.max_train_seconds} must be > 0, or None for no limit."
+            )
+        if not 0.0 <= self.decay_train_seconds <= (self.max_train_seconds or 0.0):
+            raise ValueError(
+                f"decay_train_seconds={self.decay_train_seconds} are the last of "
+                f"max_train_seconds={self.max_train_seconds}: set that too, to as many or more."
             )
         if self.num_samples < 0:
             raise ValueError(f"num_samples={self.num_samples} must be >= 0; 0 draws no samples.")

@@ -103,6 +103,7 @@ class MDMTrainer(GoesOn):
         self._train_terms, self._eval_terms = RunningMeans(), RunningMeans()
         self._train_tallies, self._eval_tallies = RunningSum(), RunningSum()
         self._last_log = (0, time.monotonic())
+        self.share_of_rate = 1.0  # of the scheduler's learning rate, see decay_train_seconds
         type_name = "bfloat16" if args.bf16 else "float32"
         self._throughput = Throughput(model, args.device, type_name)
         self._machine = f"{describe_processor(args.device)}; in {type_name}"
@@ -198,6 +199,8 @@ class MDMTrainer(GoesOn):
 
         Each term is one mean over all positions (or items) that were trained on meanwhile.
         """
+        if "learning_rate" in logs:
+            logs["learning_rate"] *= self.share_of_rate
         if "loss" in logs:
             logs.update(self._train_terms.pop(self.accelerator.gather))
             losses = self._combine(self._train_tallies.pop(self.accelerator.gather))
@@ -357,6 +360,12 @@ class _TrainingEvents(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         self.trainer.before_optimizer_step()
+        if args.decay_train_seconds:
+            left = self._seconds_left(args) / args.decay_train_seconds
+            self.trainer.share_of_rate = share = max(0.0, min(1.0, left))
+            rates = kwargs["lr_scheduler"].get_last_lr()
+            for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+                group["lr"] = rate * share
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         if isinstance(self.trainer.train_dataset, EndlessStream):  # one epoch, and all of the run
@@ -369,11 +378,13 @@ class _TrainingEvents(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
         return control
 
+    def _seconds_left(self, args: MDMTrainingArguments) -> float:
+        """The least of all processes, whose clocks differ: they must do the same."""
+        left = self.stop_at - time.monotonic()
+        if args.world_size > 1:
+            clocks = torch.tensor([left], device=args.device)
+            left = float(self.trainer.accelerator.gather(clocks).min())
+        return left
+
     def _time_is_up(self, args: MDMTrainingArguments) -> bool:
-        if args.max_train_seconds is None:
-            return False
-        over = time.monotonic() >= self.stop_at
-        if args.world_size > 1:  # clocks differ; all processes must stop after the same step
-            flag = torch.tensor([float(over)], device=args.device)
-            over = bool(self.trainer.accelerator.gather(flag).max() > 0)
-        return over
+        return args.max_train_seconds is not None and self._seconds_left(args) <= 0

@@ -208,6 +208,34 @@ def test_training_stops_with_a_checkpoint_when_its_time_is_over(tmp_path):
     assert find_fault(tmp_path / f"checkpoint-{step}") is None
 
 
+def test_the_rate_falls_to_nothing_over_the_last_seconds(tmp_path, monkeypatch):
+    now, used = [100.0], []
+    trainer = make_trainer(
+        tmp_path, max_steps=50, learning_rate=1e-4, logging_steps=1, save_strategy="no",
+        max_train_seconds=10, decay_train_seconds=4,
+    )  # fmt: skip
+
+    class ASecondAStep(transformers.TrainerCallback):
+        def on_optimizer_step(self, args, state, control, optimizer, **kwargs):
+            used.append(optimizer.param_groups[0]["lr"])
+            now[0] += 1
+
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    trainer.add_callback(ASecondAStep())
+    trainer.train()
+    assert used == pytest.approx([1e-4] * 7 + [0.75e-4, 0.5e-4, 0.25e-4])
+    told = [h["learning_rate"] for h in trainer.state.log_history if "learning_rate" in h]
+    assert told == pytest.approx(used)
+
+
+@pytest.mark.parametrize("limit", [None, 3.0])
+def test_seconds_to_decay_in_are_those_of_a_limit(tmp_path, limit):
+    with pytest.raises(ValueError, match=r"decay_train_seconds=4\.0 .* set that too"):
+        MDMTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, max_train_seconds=limit, decay_train_seconds=4.0
+        )
+
+
 def test_bfloat16_autocast_works_on_a_cpu(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=4, bf16=True)
     trainer.train()

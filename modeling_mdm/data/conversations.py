@@ -69,12 +69,14 @@ class ConversationCollator:
         These are NaN where the model is to draw them.
         """
         rngs = [item_rng(self.seed, item) for item in items]
-        answers = [choose_answer(item, rng) for item, rng in zip(items, rngs, strict=True)]
+        answers: list[Answer] = []
         try:
+            for item, rng in zip(items, rngs, strict=True):
+                answers.append(choose_answer(item, rng))
             batch: dict[str, Any] = self._encode(answers)
         except Exception:
             for answer in answers:
-                self._encode([answer])  # says what is wrong with the one that is
+                self._encode([answer])  # the first that is at fault says what is wrong with it
             raise
         if self.late:
             times = [self._time(answer, rng) for answer, rng in zip(answers, rngs, strict=True)]
@@ -152,6 +154,8 @@ class ConversationCollator:
                     f"an answer has {number} pictures; a reply holds one, so split it."
                 )
         pictures = [answers[row].pictures[0] for row in rows]
+        if any(picture is None for picture in pictures):
+            raise ValueError("an answer has None for its picture; give it one, or leave it out.")
         written = [answers[row].shown for row in rows]
         shown = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
         batch["pixel_values"][rows, written] = shown
@@ -315,7 +319,7 @@ def _stack_pictures(
         for rows, part in zip(table.split(sizes), parts, strict=True):
             if number := _num_pictures(part):
                 view = rows[:, :number]
-                usual = 1 if name == "pixel_attention_mask" else 0
+                usual = int(name != "image_turn_ids")
                 view[:] = part[name].view_as(view) if name in part else usual
     return batch
 

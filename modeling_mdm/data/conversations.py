@@ -8,6 +8,7 @@ Axis legend: batch, text_length, pictures, height, width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,71 +69,162 @@ class ConversationCollator:
         These are NaN where the model is to draw them.
         """
         rngs = [item_rng(self.seed, item) for item in items]
-        rows = [self._one(item, rng) for item, rng in zip(items, rngs, strict=True)]
-        batch: dict[str, Any] = stack_inputs(
-            rows, self.processor.tokenizer.pad_token_id, self.pad_to_multiple_of
-        )
+        answers: list[Answer] = []
+        try:
+            for item, rng in zip(items, rngs, strict=True):
+                answers.append(choose_answer(item, rng))
+            batch: dict[str, Any] = self._encode(answers)
+        except Exception:
+            for answer in answers:
+                self._encode([answer])  # the first that is at fault says what is wrong with it
+            raise
         if self.late:
-            times = [self._time(row, rng) for row, rng in zip(rows, rngs, strict=True)]
+            times = [self._time(answer, rng) for answer, rng in zip(answers, rngs, strict=True)]
             batch["times"] = {"text": torch.tensor(times)}
         return batch
 
-    def _time(self, row: Mapping[str, torch.Tensor], rng: np.random.Generator) -> float:
-        draws_picture = "image_given" in row and not bool(row["image_given"].all())
-        if draws_picture or rng.random() >= self.late:
+    def _time(self, answer: Answer, rng: np.random.Generator) -> float:
+        if answer.has_picture or rng.random() >= self.late:
             return float("nan")
         return LATE + (1 - LATE) * rng.random()
 
-    def _one(self, item: Mapping[str, Any], rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        messages = place_images(item["messages"], item.get("images"))
-        answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        if not answers:
-            raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
-        chosen = answers[int(rng.integers(len(answers)))]
-        words, pictures = words_and_pictures(messages[chosen])
-        kind = kind_of_answer(messages[chosen])
+    def _encode(self, answers: list[Answer]) -> dict[str, torch.Tensor]:
+        """Make a batch of answers, with one call of the processor for each of their kinds."""
+        places: dict[str, list[int]] = {}
+        for place, answer in enumerate(answers):
+            places.setdefault(answer.kind, []).append(place)
+        groups = [
+            self._questions(kind, [answers[place] for place in own]) for kind, own in places.items()
+        ]
+        pad = self.processor.tokenizer.pad_token_id
+        batch = stack_inputs(groups, pad, self.pad_to_multiple_of)
+        order = torch.tensor([place for own in places.values() for place in own]).argsort()
+        batch = {name: value[order] for name, value in batch.items()}
+        self._write_words(batch, answers)
+        self._write_pictures(batch, answers)
+        return batch
+
+    def _questions(self, kind: str, answers: list[Answer]) -> dict[str, torch.Tensor]:
+        """Make inputs of what is given before answers of one kind, with room for them."""
         inputs = dict(
             self.processor.apply_chat_template(
-                messages[:chosen],
+                [answer.before for answer in answers],
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
                 generation_mode=kind,
+                padding=True,
+                padding_side="right",
                 **({} if kind == "image" else {"max_new_tokens": self.max_new_tokens}),
             )
         )
-        if kind != "image":
-            self._write_words(inputs, words)
-        if pictures:
-            self._write_picture(inputs, pictures)
+        if "pixel_values" in inputs:
+            _close_up(inputs, answers)
         return inputs
 
-    def _write_words(self, inputs: dict[str, torch.Tensor], words: str) -> None:
-        tokenizer = self.processor.tokenizer
+    def _write_words(self, batch: dict[str, torch.Tensor], answers: list[Answer]) -> None:
+        words = [answer.words for answer in answers if answer.has_words]
+        if not words:
+            return
         as_words = {"add_special_tokens": False, "split_special_tokens": True}
-        answer = tokenizer(words, **as_words)["input_ids"]
-        answer.append(tokenizer.eos_token_id)
-        missing = self.max_new_tokens - len(answer)
+        encoded = self.processor.tokenizer(words, **as_words)["input_ids"]
+        rows = [self._region(text, ids) for text, ids in zip(words, encoded, strict=True)]
+        region = batch["attention_mask"].bool() & ~batch["text_given"]
+        batch["input_ids"][region] = torch.tensor(rows).flatten()
+
+    def _region(self, words: str, ids: list[int]) -> list[int]:
+        """Fill the region of an answer: its words, `<end>`, and `<pad>` up to its length."""
+        tokenizer = self.processor.tokenizer
+        missing = self.max_new_tokens - len(ids) - 1
         if missing < 0:
             raise ValueError(
-                f"the answer {words!r:.60} has {len(answer)} tokens with <end>, more than "
+                f"the answer {words!r:.60} has {len(ids) + 1} tokens with <end>, more than "
                 f"max_new_tokens={self.max_new_tokens}; raise it, or shorten the answer."
             )
-        inputs["input_ids"][~inputs["text_given"]] = torch.tensor(
-            answer + [tokenizer.pad_token_id] * missing
-        )
+        return [*ids, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * missing]
 
-    def _write_picture(self, inputs: dict[str, torch.Tensor], pictures: list[Any]) -> None:
-        if len(pictures) > 1:
-            raise ValueError(
-                f"an answer has {len(pictures)} pictures; a reply holds one, so split it."
-            )
+    def _write_pictures(self, batch: dict[str, torch.Tensor], answers: list[Answer]) -> None:
+        rows = [row for row, answer in enumerate(answers) if answer.has_picture]
+        if not rows:
+            return
+        for row in rows:
+            if (number := len(answers[row].pictures)) > 1:
+                raise ValueError(
+                    f"an answer has {number} pictures; a reply holds one, so split it."
+                )
+        pictures = [answers[row].pictures[0] for row in rows]
+        if any(picture is None for picture in pictures):
+            raise ValueError("an answer has None for its picture; give it one, or leave it out.")
+        written = [answers[row].shown for row in rows]
         shown = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        if inputs["pixel_values"].dim() == 4:  # the answer's picture is the only one
-            inputs["pixel_values"] = shown
-        else:
-            inputs["pixel_values"][:, -1] = shown
+        batch["pixel_values"][rows, written] = shown
+
+
+@dataclass
+class Answer:
+    """One answer of a conversation.
+
+    Attributes:
+        before: the messages before it.
+        words: all of its words.
+        pictures: all of its pictures.
+        kind: its `generation_mode`.
+        shown: how many pictures the messages before it show.
+    """
+
+    before: Messages
+    words: str
+    pictures: list[Any]
+    kind: str
+    shown: int
+
+    @property
+    def has_words(self) -> bool:
+        """Whether words are written."""
+        return self.kind != "image"
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether a picture is written."""
+        return self.kind != "text"
+
+
+def choose_answer(item: Mapping[str, Any], rng: np.random.Generator) -> Answer:
+    """Draw one of the answers of an item, which holds `messages` and perhaps `images`.
+
+    Raises:
+        ValueError: if there is none, or `images` are too few or too many.
+    """
+    messages = place_images(item["messages"], item.get("images"))
+    answers = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"messages has no answer of the assistant: {messages!r:.200}.")
+    chosen = answers[int(rng.integers(len(answers)))]
+    before = messages[:chosen]
+    words, pictures = words_and_pictures(messages[chosen])
+    shown = sum(len(words_and_pictures(message)[1]) for message in before)
+    return Answer(before, words, pictures, kind_of_answer(messages[chosen]), shown)
+
+
+def _close_up(inputs: dict[str, torch.Tensor], answers: list[Answer]) -> None:
+    """Put the picture to be written right behind the given ones, and absent ones last, in place.
+
+    The processor puts it last in all rows, behind the absent ones of a row that shows fewer.
+    """
+    rows = torch.arange(len(answers))
+    shown = torch.tensor([answer.shown for answer in answers])
+    num_pictures = _num_pictures(inputs)
+    inputs["image_given"] = given = inputs["image_given"].view(
+        len(answers), num_pictures, *inputs["image_given"].shape[-2:]
+    )
+    if answers[0].has_picture:
+        for value in (given, inputs.get("image_turn_ids")):
+            if value is not None:
+                value[rows, shown], value[:, -1] = value[:, -1].clone(), value[rows, shown]
+        shown = shown + 1
+    present = torch.arange(num_pictures) < shown[:, None]  # (batch, pictures)
+    inputs["pixel_attention_mask"] = present[..., None, None].expand_as(given).long()
 
 
 def place_images(messages: Messages, images: Sequence[Any] | None) -> Messages:
@@ -182,52 +274,61 @@ def kind_of_answer(message: Mapping[str, Any]) -> str:
 
 
 def stack_inputs(
-    rows: list[dict[str, torch.Tensor]], pad: int, multiple: int = 1
+    parts: list[dict[str, torch.Tensor]], pad: int, multiple: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Stack the inputs of single items, with padding where one has fewer words or pictures.
+    """Stack the inputs of several batches, with padding where one has fewer words or pictures.
 
     Args:
-        rows: inputs of batches of one.
+        parts: inputs of batches of one or more.
         pad: the id of `<pad>`. multiple: rows of words are as long as one of this.
     """
+    sizes = [len(part["input_ids"]) for part in parts]
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    shape = (sum(sizes), -(-longest // multiple) * multiple)
     batch: dict[str, torch.Tensor] = {}
-    longest = max(row["input_ids"].shape[1] for row in rows)
-    length = -(-longest // multiple) * multiple
     for name, filling in (
         ("input_ids", pad),
         ("attention_mask", 0),
         ("text_given", False),
         ("turn_ids", 0),
     ):
-        table = rows[0]["input_ids"].new_full((len(rows), length), filling)
-        for index, row in enumerate(rows):
-            value = row.get(name, torch.zeros_like(row["input_ids"]))[0]
-            table[index, : len(value)] = value
-        batch[name] = table.bool() if name == "text_given" else table
-    with_pictures = [row for row in rows if "pixel_values" in row]
-    if not with_pictures:
-        return batch
-    shape = with_pictures[0]["pixel_values"].shape[-3:]
-    most = max(_pictures(row) for row in with_pictures)
-    size = (len(rows), most)
-    batch["pixel_values"] = torch.zeros(*size, *shape)
-    batch["image_given"] = torch.ones(*size, *shape[1:], dtype=torch.bool)
-    batch["pixel_attention_mask"] = torch.zeros(*size, *shape[1:], dtype=torch.long)
-    batch["image_turn_ids"] = torch.zeros(size, dtype=torch.long)
-    for index, row in enumerate(rows):
-        if count := _pictures(row):
-            view = (count, *shape)
-            batch["pixel_values"][index, :count] = row["pixel_values"].view(view)
-            batch["image_given"][index, :count] = row["image_given"].view(count, *shape[1:])
-            batch["pixel_attention_mask"][index, :count] = 1
-            batch["image_turn_ids"][index, :count] = row.get("image_turn_ids", torch.zeros(1, 1))[0]
+        dtype = torch.bool if name == "text_given" else torch.long
+        batch[name] = torch.full(shape, filling, dtype=dtype)
+        for rows, part in zip(batch[name].split(sizes), parts, strict=True):
+            if name in part:
+                rows[:, : part[name].shape[1]] = part[name]
+    return batch | _stack_pictures(parts, sizes)
+
+
+def _stack_pictures(
+    parts: list[dict[str, torch.Tensor]], sizes: list[int]
+) -> dict[str, torch.Tensor]:
+    """Stack what the inputs of several batches, of these sizes, say of pictures, if there are."""
+    most = max(map(_num_pictures, parts))
+    if not most:
+        return {}
+    pixels = next(part["pixel_values"] for part in parts if "pixel_values" in part)
+    shape = (sum(sizes), most)
+    batch = {
+        "pixel_values": torch.zeros(*shape, *pixels.shape[-3:]),
+        "image_given": torch.ones(*shape, *pixels.shape[-2:], dtype=torch.bool),
+        "pixel_attention_mask": torch.zeros(*shape, *pixels.shape[-2:], dtype=torch.long),
+        "image_turn_ids": torch.zeros(shape, dtype=torch.long),
+    }
+    for name, table in batch.items():
+        for rows, part in zip(table.split(sizes), parts, strict=True):
+            if number := _num_pictures(part):
+                view = rows[:, :number]
+                usual = int(name != "image_turn_ids")
+                view[:] = part[name].view_as(view) if name in part else usual
     return batch
 
 
-def _pictures(row: Mapping[str, torch.Tensor]) -> int:
-    if "pixel_values" not in row:
+def _num_pictures(part: Mapping[str, torch.Tensor]) -> int:
+    """Count the pictures of a row, absent ones included."""
+    if "pixel_values" not in part:
         return 0
-    return 1 if row["pixel_values"].dim() == 4 else row["pixel_values"].shape[1]
+    return 1 if part["pixel_values"].dim() == 4 else part["pixel_values"].shape[1]
 
 
 def adapter_targets(model: nn.Module) -> list[str]:

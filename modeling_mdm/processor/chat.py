@@ -10,6 +10,7 @@ generation_mode="text")` makes of it, and a role is known by its turn.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field, fields, is_dataclass
+from itertools import islice, repeat
 from typing import Any
 
 from .request import read_generation_mode
@@ -63,27 +64,6 @@ class Chat:
     def reply(self) -> int:
         """The turn of what is written next."""
         return len(self.texts) - self.is_open
-
-    def words(self, tokenizer: Any) -> list[tuple[int, int, bool]]:
-        """Lay out all words, `<end>` after each turn: (word, turn, whether the assistant's)."""
-        row = []
-        encoded = tokenizer(
-            self.texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_offsets_mapping=True,
-        )
-        for turn, (words, places) in enumerate(
-            zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ):
-            spoken = [turn % 2 == 1] * len(words)
-            if self.spoken is not None:
-                spoken = [any(self.spoken[turn][start:stop]) for start, stop in places]
-            row += [(word, turn, said) for word, said in zip(words, spoken, strict=True)]
-            if turn < self.reply:
-                said = turn % 2 == 1 if self.spoken is None else self.spoken[turn][-1]
-                row.append((tokenizer.eos_token_id, turn, said))
-        return row
 
 
 @dataclass
@@ -245,6 +225,44 @@ def read_chats(
         _split(marks.split(text), tokenizer.image_token, own, said)
         for text, own, said in zip(shown, pictures, spans or [None] * len(shown), strict=True)
     ]
+
+
+def lay_out_words(chats: list[Chat], tokenizer: Any) -> list[list[tuple[int, int, bool]]]:
+    """Lay out all words of each conversation, `<end>` after each turn.
+
+    Returns:
+        for each conversation its words: (word, turn, whether the assistant's).
+    """
+    marked = any(chat.spoken is not None for chat in chats)
+    encoded = tokenizer(
+        [text for chat in chats for text in chat.texts],
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=marked,
+    )
+    words = iter(encoded["input_ids"])
+    places = iter(encoded["offset_mapping"]) if marked else repeat([])
+    rows = []
+    for chat in chats:
+        turns = len(chat.texts)
+        rows.append(_words(chat, [*islice(words, turns)], [*islice(places, turns)], tokenizer))
+    return rows
+
+
+def _words(
+    chat: Chat, words: list[list[int]], places: list[list[tuple[int, int]]], tokenizer: Any
+) -> list[tuple[int, int, bool]]:
+    """Lay out one conversation by the words of each turn and their places in its text."""
+    row = []
+    for turn, (own, spans) in enumerate(zip(words, places, strict=True)):
+        said, ended = [turn % 2 == 1] * len(own), turn % 2 == 1
+        if chat.spoken is not None:
+            said = [any(chat.spoken[turn][start:stop]) for start, stop in spans]
+            ended = turn < chat.reply and chat.spoken[turn][-1]
+        row += [(word, turn, by) for word, by in zip(own, said, strict=True)]
+        if turn < chat.reply:
+            row.append((tokenizer.eos_token_id, turn, ended))
+    return row
 
 
 def align_pictures(

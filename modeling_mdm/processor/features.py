@@ -8,6 +8,7 @@ Axes: b items, t text positions, m images per item, c channels, h height, w widt
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 
@@ -80,7 +81,9 @@ def stack_words(
 ) -> dict[str, torch.Tensor]:
     """Align rows; `usual` is the longest text where the options have no `max_length`."""
     filling = (tokenizer.pad_token_id, False, False, 0)
-    table = torch.tensor(options.align(rows, filling, usual))  # (b, t, 4)
+    # Through NumPy, which reads nested lists several times as fast as torch.
+    aligned = np.array(options.align(rows, filling, usual), dtype=np.int64)  # (b, t, 4)
+    table = torch.from_numpy(aligned)
     input_ids, attention_mask, text_given, turn_ids = table.permute(2, 0, 1).contiguous()
     features = {
         "input_ids": input_ids,

@@ -24,6 +24,7 @@ from .chat import (
     align_pictures,
     check_conversation,
     find_template,
+    lay_out_words,
     pictures_of,
     read_chats,
     read_conversations,
@@ -266,8 +267,9 @@ class MDMProcessor(SampleReader):
         region *= options.writes_text
         mask, side = self.tokenizer.mask_token_id, self.tokenizer.truncation_side
         rows, by_assistant = [], []
-        for chat in chats:
-            words = keywords.text.cut(chat.words(self.tokenizer), side)
+        laid_out = lay_out_words(chats, self.tokenizer)
+        for chat, words in zip(chats, laid_out, strict=True):
+            words = keywords.text.cut(words, side)
             row = [(word, True, True, turn) for word, turn, _ in words]
             rows.append(row + [(mask, True, False, chat.reply)] * region)
             by_assistant.append([said for *_, said in words] + [chat.reply % 2 == 1] * region)

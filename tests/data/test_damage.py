@@ -4,6 +4,7 @@
 
 import json
 import re
+import tracemalloc
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from damaged_sets import (
 from PIL import Image
 from tiny_digits import ROOT, load_script, save_config_folder
 
-from modeling_mdm.data.damage import TooManySkippedError
+from modeling_mdm.data.damage import StandIns, TooManySkippedError
 from modeling_mdm.data.pictures import PictureDataset, Source, load_training_data
 from modeling_mdm.data.streams import MixedStream, StreamSource
 
@@ -39,6 +40,19 @@ def test_a_damaged_sample_of_a_stream(case, tmp_path, caplog):
     assert sorted(shown) == expected
     assert sum(stream.skipped.values()) == 1 and not stream.lacking
     assert len(warned(caplog, name)) == 1 and "is skipped" in warned(caplog, name)[0]
+
+
+def test_an_item_is_found_without_a_list_of_all():
+    class Numbers(StandIns):
+        def _read(self, index):
+            return index
+
+    numbers = Numbers(10**7, 0.01)
+    tracemalloc.start()
+    assert numbers._read_near(5) == (5, 5)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10**5
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -7,7 +7,7 @@ import torch
 from benchmark_record import CPU
 
 from benchmarks import layers, timing
-from benchmarks.results import NotAvailable
+from benchmarks.results import NotAvailable, Row
 from benchmarks.steps import (
     grid_of,
 )
@@ -146,6 +146,24 @@ def test_what_differs_is_not_timed():
     for wrong in (truth * 1.1, truth * float("nan")):
         with pytest.raises(RuntimeError, match="`b` differs from `a`"):
             layers.require_equal({"a": truth, "b": wrong}, torch.float32)
+
+
+def run_out():
+    raise torch.OutOfMemoryError("no memory")
+
+
+def test_what_does_not_fit_the_memory_is_left_out_and_said():
+    row = Row("scan", "forward", {})
+    differences = layers.compare(row, {"a": lambda: torch.ones(2), "b": run_out}, torch.float32)
+    assert differences == {"a": 0.0}
+    assert row.missing == {"b": layers.OUT_OF_MEMORY}
+
+
+def test_a_chunk_that_does_not_fit_is_not_the_best():
+    def make(chunk):
+        return run_out if chunk > 16 else lambda: None
+
+    assert layers.best_chunk(tiny_task(64), (64, 32, 16), make) == 16
 
 
 def test_our_layer_of_one_scan_is_transformers_mixer():

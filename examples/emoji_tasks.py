@@ -93,24 +93,36 @@ class Bench:
         """The most frequent concepts of the training split."""
         return {*self.eyes["judge"].judge.config.names[CONCEPT][:FREQUENT]}
 
-    def make(
-        self, name: str, count: int, inputs: Callable[[range], Mapping[str, Any]]
+    def collect(
+        self, name: str, count: int, write: Callable[[range, Figures], Sequence[Any]]
     ) -> list[Any]:
-        """Generate, some at a time; keep a sheet of the first ones."""
+        """Have samples written, some at a time; keep a sheet of the first ones.
+
+        Args:
+            write: makes the samples of some numbers, with these options of `generate`.
+        """
         samples: list[Any] = []
         options = options_of(self.sampling)
         with evaluating(self.model):
             for chosen in batches(count, self.sampling, name):
-                samples += generate(self.model, self.processor, inputs(chosen), [], **options)
-        self.keep(name, samples)
-        return samples
-
-    def keep(self, name: str, samples: Sequence[Any]) -> None:
-        """Write a sheet of the first samples, if there is a folder for it."""
+                samples += write(chosen, options)
         if self.samples_dir:
             folder = Path(self.samples_dir)
             folder.mkdir(parents=True, exist_ok=True)
             contact_sheet(samples[:SHEET], 8, 128).save(folder / f"{name.replace(' ', '_')}.png")
+        return samples
+
+    def make(
+        self, name: str, count: int, inputs: Callable[[range], Mapping[str, Any]]
+    ) -> list[Any]:
+        """Collect samples of what the processor makes inputs of."""
+        return self.collect(
+            name,
+            count,
+            lambda chosen, options: generate(
+                self.model, self.processor, inputs(chosen), [], **options
+            ),
+        )
 
     def draw(self, name: str, prompts: Sequence[str]) -> list[Image.Image]:
         """Draw prompts."""
@@ -243,15 +255,12 @@ def _captioning(bench: Bench) -> Figures:
 def _joint(bench: Bench) -> Figures:
     found: Figures = {}
     count = bench.num_samples
-    options = options_of(bench.sampling)
-    samples: list[Any] = []
-    with evaluating(bench.model):
-        for chosen in batches(count, bench.sampling, "joint"):
-            own = options | {"num_return_sequences": len(chosen)}
-            samples += generate(
-                bench.model, bench.processor, {"generation_mode": "joint"}, [], **own
-            )
-    bench.keep("joint", samples)
+
+    def write(chosen: range, options: Figures) -> list[Any]:
+        own = {**options, "num_return_sequences": len(chosen)}
+        return generate(bench.model, bench.processor, {"generation_mode": "joint"}, [], **own)
+
+    samples = bench.collect("joint", count, write)
     found["from nothing"] = _agreeing(bench, samples)
     rows = spread(bench.rows("test"), count)
     found["from half a caption"] = _agreeing(bench, _continued(bench, rows))
@@ -261,25 +270,25 @@ def _joint(bench: Bench) -> Figures:
 def _continued(bench: Bench, rows: Sequence[Row]) -> list[Any]:
     """Give the first half of each caption's words, and let the rest be written with a picture."""
     tokenizer, config = bench.processor.tokenizer, bench.model.config
-    options, samples = options_of(bench.sampling), list[Any]()
-    with evaluating(bench.model):
-        for chosen in batches(len(rows), bench.sampling, "joint from half a caption"):
-            texts = [rows[n]["text"].split() for n in chosen]
-            starts = tokenizer([" ".join(words[: len(words) // 2]) for words in texts]).input_ids
-            ids = torch.full((len(chosen), config.max_text_length), config.mask_token_id)
-            for line, start in zip(ids, starts, strict=True):
-                line[: len(start)] = torch.tensor(start[: len(line)])
-            size = config.image_size
-            pixels = torch.zeros(len(chosen), config.num_channels, size, size)
-            out = bench.model.generate(
-                input_ids=ids.to(bench.model.device),
-                pixel_values=pixels.to(bench.model.device),
-                image_given=torch.zeros_like(pixels[:, 0], dtype=torch.bool).to(bench.model.device),
-                **options,
-            )
-            samples += bench.processor.post_process(out)
-    bench.keep("joint from half a caption", samples)
-    return samples
+    device = bench.model.device
+
+    def write(chosen: range, options: Figures) -> list[Any]:
+        texts = [rows[n]["text"].split() for n in chosen]
+        starts = tokenizer([" ".join(words[: len(words) // 2]) for words in texts]).input_ids
+        ids = torch.full((len(chosen), config.max_text_length), config.mask_token_id)
+        for line, start in zip(ids, starts, strict=True):
+            line[: len(start)] = torch.tensor(start[: len(line)])
+        size = config.image_size
+        pixels = torch.zeros(len(chosen), config.num_channels, size, size, device=device)
+        out = bench.model.generate(
+            input_ids=ids.to(device),
+            pixel_values=pixels,
+            image_given=torch.zeros_like(pixels[:, 0], dtype=torch.bool),
+            **options,
+        )
+        return bench.processor.post_process(out)
+
+    return bench.collect("joint from half a caption", len(rows), write)
 
 
 def _agreeing(bench: Bench, samples: Sequence[Any]) -> Figures:
@@ -337,22 +346,21 @@ def _edits(bench: Bench) -> Figures:
     some = spread(list(pairs), bench.num_samples)
     given, truth = ([by_id[edit[key]] for edit in some] for key in ("given", "edited"))
     shown, true = bench.pictures(given), bench.pictures(truth)
-    made: list[Any] = []
-    options = options_of(bench.sampling)
-    with evaluating(bench.model):
-        for chosen in batches(len(some), bench.sampling, "edits"):
-            items = [
-                as_item(some[n]["kind"], [shown[n]], some[n]["request"], [as_part(true[n])])
-                for n in chosen
-            ]
-            inputs = before_answers(
-                bench.processor, items, bench.model.device, generation_mode="image"
-            )
-            out = bench.model.generate(**inputs, **options)
-            made += [sample.image for sample in bench.processor.post_process(out, inputs)]
-    bench.keep(
-        "edits", [_Captioned(image, one["request"]) for image, one in zip(made, some, strict=True)]
-    )
+
+    def write(chosen: range, options: Figures) -> list[_Captioned]:
+        items = [
+            as_item(some[n]["kind"], [shown[n]], some[n]["request"], [as_part(true[n])])
+            for n in chosen
+        ]
+        inputs = before_answers(bench.processor, items, bench.model.device, generation_mode="image")
+        out = bench.model.generate(**inputs, **options)
+        samples = bench.processor.post_process(out, inputs)
+        return [
+            _Captioned(sample.image, some[n]["request"])
+            for sample, n in zip(samples, chosen, strict=True)
+        ]
+
+    made = [sample.image for sample in bench.collect("edits", len(some), write)]
     kept = [kept_error(*three) <= KEPT for three in zip(made, shown, true, strict=True)]
     found: Figures = {"kept": sum(kept) / len(kept)}
     for name, eye in bench.eyes.items():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from modeling_mdm.generation_settings import DEFAULTS
+from modeling_mdm.planning.flops import grid_of
 
 from .machine import Peaks
 from .plans import Plan
@@ -24,7 +25,6 @@ from .steps import (
     TokenByToken,
     given_picture,
     given_words,
-    grid_of,
     image_inputs,
     make_config,
     make_model,

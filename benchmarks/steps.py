@@ -19,6 +19,7 @@ from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.decoder import DecoderInputs
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.past_turns import PastTurns
+from modeling_mdm.planning.flops import grid_of
 
 from .plans import Plan
 from .timing import peak_memory, stopwatch, wait
@@ -161,12 +162,6 @@ def given_picture(side: tuple[int, int], device: torch.device) -> dict[str, Tens
     """A picture that is known."""
     pixels = torch.zeros(1, 1, *side, device=device)
     return {"pixel_values": pixels, "image_given": torch.ones(1, *side, device=device).bool()}
-
-
-def grid_of(patches: int, patch: int) -> tuple[int, int]:
-    """Height and width in pixels of the squarest picture with so many patches."""
-    rows = next(side for side in range(int(patches**0.5), 0, -1) if patches % side == 0)
-    return rows * patch, patches // rows * patch
 
 
 # --- one evaluation of the network alone ---

@@ -19,6 +19,7 @@ from modeling_mdm.block import MDMMamba2Mixer
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.content import ModalityContent
 from modeling_mdm.matmul import project
+from modeling_mdm.planning.flops import grid_of
 from modeling_mdm.scan_orders import image_rank, merge, spread
 from modeling_mdm.sequence import JointSequence, build_sequence
 from modeling_mdm.ssd import resolve_backend, ssd
@@ -288,8 +289,8 @@ class StackedMixers(nn.Module):
 
 def scan_orders(task: Task) -> Tensor:
     """Rows and columns, forward and reverse, of a grid with `length` cells: (k, l)."""
-    height = next(side for side in range(int(task.length**0.5), 0, -1) if task.length % side == 0)
-    ranks = [image_rank(height, task.length // height, scan + 1) for scan in range(task.scans)]
+    height, width = grid_of(task.length, 1)
+    ranks = [image_rank(height, width, scan + 1) for scan in range(task.scans)]
     return torch.stack(ranks).argsort(-1)
 
 

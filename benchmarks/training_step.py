@@ -11,7 +11,7 @@ import torch
 
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.planning.flops import Batch, step_flops
+from modeling_mdm.planning.flops import Batch, grid_of, step_flops
 from modeling_mdm.planning.optimizers import make_optimizer
 from modeling_mdm.planning.rehearsal import Setting, enable_checkpointing, rehearse
 from modeling_mdm.planning.states import count_states, model_sizes
@@ -20,7 +20,7 @@ from .machine import Peaks
 from .plans import Plan
 from .results import Contender, Row
 from .roofline import load_config
-from .steps import grid_of, make_config
+from .steps import make_config
 from .timing import peak_memory, time_alternately
 
 WORDS, PATCHES, ITEMS = 64, 256, 2

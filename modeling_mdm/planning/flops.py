@@ -177,15 +177,19 @@ def patch_values(config: MDMConfig) -> int:
     return int(vq_config(config).embed_dim)
 
 
+def grid_of(patches: int, patch_size: int) -> tuple[int, int]:
+    """Height and width in pixels of the squarest picture with so many patches."""
+    rows = next(side for side in range(int(patches**0.5), 0, -1) if patches % side == 0)
+    return rows * patch_size, patches // rows * patch_size
+
+
 def vq_flops(config: MDMConfig, patches: int) -> float:
     """Flops of the VQ-VAE for the codes of one item, counted by torch without any numbers."""
     if config.vq_config is None or not patches:
         return 0.0
     with torch.device("meta"):
         front_end = VQFrontEnd(config.vq_config, config.patch_size)
-        rows = next(side for side in range(int(patches**0.5), 0, -1) if patches % side == 0)
-        sides = (rows * config.patch_size, patches // rows * config.patch_size)
-        pixels = torch.zeros(1, 3, *sides)
+        pixels = torch.zeros(1, 3, *grid_of(patches, config.patch_size))
         with FlopCounterMode(display=False) as counter:
             front_end(pixels)
     return float(counter.get_total_flops())

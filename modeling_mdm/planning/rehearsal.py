@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from modeling_mdm import block, convolution_triton, ssd, ssd_triton
 from modeling_mdm.configuration_mdm import MDMConfig
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
-from modeling_mdm.planning.flops import Batch, nulls
+from modeling_mdm.planning.flops import Batch, grid_of, nulls
 from modeling_mdm.planning.operations import scans_of
 from modeling_mdm.planning.optimizers import make_optimizer
 
@@ -183,8 +183,7 @@ def _inputs(config: MDMConfig, batch: Batch, setting: Setting) -> dict[str, Any]
     if batch.words:
         inputs["input_ids"] = torch.zeros(batch.items, batch.words, dtype=torch.long)
     if batch.patches:
-        rows = next(n for n in range(int(batch.patches**0.5), 0, -1) if batch.patches % n == 0)
-        sides = (rows * config.patch_size, batch.patches // rows * config.patch_size)
+        sides = grid_of(batch.patches, config.patch_size)
         inputs["pixel_values"] = torch.zeros(batch.items, config.num_channels, *sides)
     is_dropped = bool(setting.dropped and nulls(config))
     inputs["drop_prompt"] = torch.full((batch.items,), is_dropped)

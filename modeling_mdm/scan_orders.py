@@ -125,7 +125,7 @@ class _Merge(torch.autograd.Function):
 
 def _row_numbers(order: Tensor, sources: int, length: int) -> Tensor:
     """Number the rows of `sources` stacked sequences of a length that an order (b, k, m) reads."""
-    first = torch.arange(sources, device=order.device) * length
+    first = torch.arange(0, sources * max(length, 1), max(length, 1), device=order.device)
     return order + first.view(order.shape[0], -1, 1)
 
 

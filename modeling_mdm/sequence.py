@@ -7,8 +7,9 @@ start of image, time of image, patches ...].
 Axes: b batch, l positions of the joint sequence, k scans.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from .selection import kept_count
 
 # Fields of a joint sequence that all items share.
 LAYOUT = ("scan_active", "all_active", "num_null", "text_segment", "text_tokens", "image_tokens")
-LAYOUT += ("has_given", "has_noisy", "share", "longest_by_keep")
+LAYOUT += ("has_given", "has_noisy", "share", "longest_by_keep", "kept")
 
+T = TypeVar("T")
 TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
 
 
@@ -38,6 +40,7 @@ class JointSequence:
     has_given, has_noisy: whether the layout has the class, null and start tokens, and the time
         tokens; a part of a sequence has one kind.
     share: what this process has of the features in the blocks; all else here is of the whole.
+    longest_by_keep, kept: what all blocks ask for, found once.
     """
 
     valid: Tensor
@@ -57,6 +60,7 @@ class JointSequence:
     has_noisy: bool = True
     share: SequenceShare = UNDIVIDED
     longest_by_keep: dict[float, int] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def words(self) -> slice:
@@ -72,9 +76,22 @@ class JointSequence:
         """Orders and inverses (b, len(scans), l) of some scans."""
         if scans == tuple(range(self.orders.shape[1])):
             return self.orders, self.inverses
-        # Slices: an index from Python would be copied to the device at every call.
-        orders = torch.stack([self.orders[:, k] for k in scans], dim=1)
-        return orders, torch.stack([self.inverses[:, k] for k in scans], dim=1)
+
+        def stack() -> tuple[Tensor, Tensor]:
+            # Slices: an index from Python would be copied to the device at every call.
+            orders = torch.stack([self.orders[:, k] for k in scans], dim=1)
+            return orders, torch.stack([self.inverses[:, k] for k in scans], dim=1)
+
+        return self._once(("orders", scans), stack)
+
+    def _once(self, key: Any, make: Callable[[], T]) -> T:
+        """Make what all blocks ask for once; what is compiled makes it in its own graph."""
+        if torch.compiler.is_compiling():
+            return make()
+        if key not in self.kept:
+            self.kept[key] = make()
+        made: T = self.kept[key]
+        return made
 
     def longest_selection(self, keep: float) -> int:
         """Count what the longest scan reads if each keeps this share, as `select_items` does.
@@ -96,10 +113,13 @@ class JointSequence:
         `share` it is done for the positions of that.
         """
         rows, times, parts, width = values.shape
-        time_index = share.own(self.time_index)
-        batch = len(time_index)
-        row = torch.arange(batch, device=values.device)[:, None] // (batch // max(rows, 1) or 1)
-        index = (time_index + row * times).flatten()
+        batch = len(self.time_index)
+
+        def number() -> Tensor:
+            row = torch.arange(batch, device=values.device)[:, None] // (batch // max(rows, 1) or 1)
+            return (share.own(self.time_index) + row * times).flatten()
+
+        index = self._once(("times", rows, times, share), number)
         spread = values.reshape(rows * times, parts * width).index_select(0, index)
         return spread.view(batch, -1, parts, width).unbind(2)
 

@@ -310,12 +310,40 @@ def test_a_picture_of_another_shape_has_its_own_ranks():
         assert [read.index(n) for n in range(6)] == image_rank(*grid[1:], 3).tolist()
 
 
-class _CountOperations(TorchDispatchMode):
-    count = 0
+class _Operations(TorchDispatchMode):
+    """Lists what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
+        self.names.append(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+def test_what_every_block_asks_for_is_found_once():
+    text = make_content(["gnn"], [[0] * 3])
+    sequence = build_sequence(
+        {"text": text}, flags(True), flags(False), 0, (0, 0, 0), JOINT_SCANS, ALL_ORDERS
+    )
+    values = torch.randn(1, 3, 2, 4)
+
+    def block():
+        with _Operations() as seen:
+            sequence.orders_of((3, 1))
+            (shift, _) = sequence.at_positions(values)
+        return shift, seen.names
+
+    first, found = block()
+    again, left = block()
+    assert torch.equal(first, again)
+    assert {"stack", "arange"} <= set(found)
+    assert {"stack", "arange", "mul"}.isdisjoint(left) and "index_select" in left
+    assert not sequence.rows(torch.tensor([0, 0])).kept
+    # Values of another number of rows are spread by another index.
+    (spread,) = sequence.at_positions(torch.randn(1, 2, 1, 4))
+    assert spread.shape == first.shape
 
 
 def test_as_many_operations_order_a_long_sequence_as_a_short_one():
@@ -327,14 +355,14 @@ def test_as_many_operations_order_a_long_sequence_as_a_short_one():
             "text": make_content(["gn" * (words // 2)] * batch, [[0, 1] * (words // 2)] * batch),
             "image": make_content(["g" * length] * batch, [[0] * length] * batch, axes=2),
         }
-        with _CountOperations() as mode:
+        with _Operations() as mode:
             has_class = torch.ones(batch, dtype=torch.bool)
             sequence = build_sequence(
                 content, has_class, has_class, 2, (pictures, 2, 2), JOINT_SCANS, ALL_ORDERS
             )
             take_part(sequence, content, given=True)
             take_part(sequence, content, given=False)
-        counts.add(mode.count)
+        counts.add(len(mode.names))
     assert len(counts) == 1
 
 

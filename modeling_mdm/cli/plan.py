@@ -82,6 +82,9 @@ class PlanArguments:
     checkpointing: bool = field(
         default=False, metadata={"help": "compute blocks again for their gradients"}
     )
+    checkpointed_blocks: float = field(
+        default=1.0, metadata={"help": "share of the blocks that checkpointing computes again"}
+    )
     optim: str = field(
         default="adamw_torch_fused", metadata={"help": f"one of {', '.join(OPTIMIZERS)}"}
     )
@@ -156,6 +159,7 @@ def make_request(chosen: PlanArguments) -> Request:
         patches=patches,
         dtype=chosen.dtype,
         checkpointing=chosen.checkpointing,
+        checkpointed_blocks=chosen.checkpointed_blocks,
         optimizer=chosen.optim,
         average=chosen.ema_decay > 0,
         utilisation=chosen.utilisation,
@@ -175,7 +179,9 @@ def _memory_rows(plan: Plan) -> Iterator[str]:
     pair = [plan.memory, plan.with_other_checkpointing]
     if plan.request.checkpointing:
         pair.reverse()
-    yield _row("memory of a GPU", "plain", "checkpointing")
+    share = plan.request.checkpointed_blocks
+    again = "checkpointing" if share == 1 else f"{share:.0%} of blocks"
+    yield _row("memory of a GPU", "plain", again)
 
     def row(name: str, of: str) -> str:
         return _row(name, *(_gb(getattr(memory.states, of)) for memory in pair))

@@ -100,7 +100,7 @@ def step_flops(
     batch: Batch,
     num_null: int | None = None,
     self_conditioned: float | None = None,
-    checkpointing: bool = False,
+    checkpointing: float = 0.0,
     frozen: float | None = None,
 ) -> StepFlops:
     """Count a training step.
@@ -110,7 +110,7 @@ def step_flops(
         num_null: null tokens of each item; None: all where prompts are dropped, for in a batch of
             some items one nearly always is.
         self_conditioned: share of the steps that estimate twice; None: as training draws it.
-        checkpointing: whether the blocks are computed again for their gradients.
+        checkpointing: share of the blocks that are computed again for their gradients.
         frozen: flops of the VQ-VAE for one item; None counts them, 0 leaves them out.
     """
     if num_null is None:
@@ -129,7 +129,7 @@ def _step_flops(
     batch: Batch,
     num_null: int,
     self_conditioned: float,
-    checkpointing: bool,
+    checkpointing: float,
     frozen: float | None,
 ) -> StepFlops:
     step = with_special_tokens(Step(batch.items, batch.words, batch.patches), num_null)
@@ -154,7 +154,7 @@ def _step_flops(
         is_fed_back * _sum(evaluation),
         mode,
         batch.items * frozen,
-        _sum(block_operations(config, step)) if checkpointing else 0.0,
+        checkpointing * _sum(block_operations(config, step)),
     )
 
 

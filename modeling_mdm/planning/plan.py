@@ -29,6 +29,7 @@ from modeling_mdm.planning.gpus import GPU
 from modeling_mdm.planning.mesh import Mesh, items_each, make_mesh
 from modeling_mdm.planning.operations import Step, block_operations, scans_of, with_special_tokens
 from modeling_mdm.planning.rehearsal import Rehearsal, Setting, rehearse
+from modeling_mdm.planning.spread import evenly_spread
 from modeling_mdm.planning.states import ModelSizes, States, count_states, model_sizes
 from modeling_mdm.planning.traffic import Traffic, step_traffic
 
@@ -65,6 +66,7 @@ class Request:
     """What is to be trained, on what, how.
 
     batch: items of a step, of all processes. words, patches: of an item. dtype: of products.
+    checkpointed_blocks: share of the blocks that checkpointing computes again.
     utilisation: share of the peak that is reached while computing, what is computed again included.
     """
 
@@ -79,6 +81,7 @@ class Request:
     patches: int = 0
     dtype: str = "bfloat16"
     checkpointing: bool = False
+    checkpointed_blocks: float = 1.0
     optimizer: str = "adamw_torch_fused"
     average: bool = True
     utilisation: float = 0.35
@@ -89,6 +92,16 @@ class Request:
             raise ValueError(f"dtype={self.dtype!r}: choose one of {', '.join(BYTES)}.")
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"utilisation={self.utilisation} must be in (0, 1], such as 0.35.")
+        if not 0 <= self.checkpointed_blocks <= 1:
+            raise ValueError(
+                f"checkpointed_blocks={self.checkpointed_blocks} must be in [0, 1]: a share of the "
+                "blocks, 1 for all."
+            )
+        if self.checkpointed_blocks < 1 and not self.checkpointing:
+            raise ValueError(
+                f"checkpointed_blocks={self.checkpointed_blocks} is a share of what "
+                "checkpointing=True does: set that too, or leave both out."
+            )
         if not self.epochs > 0:
             raise ValueError(f"epochs={self.epochs} must be more than 0.")
         if self.words < 0 or self.patches < 0 or not self.words + self.patches:
@@ -100,6 +113,17 @@ class Request:
     def mesh(self) -> Mesh:
         """How the processes share the model."""
         return make_mesh(self.gpus, self.gpus_per_machine, self.parallel, self.config)
+
+    @property
+    def again(self) -> int:
+        """Blocks that are computed again for their gradients."""
+        share = self.checkpointed_blocks if self.checkpointing else 0.0
+        return sum(evenly_spread(self.config.num_hidden_layers, share))
+
+    @property
+    def share_again(self) -> float:
+        """What part of all blocks these are."""
+        return self.again / self.config.num_hidden_layers
 
     @property
     def batch_each(self) -> Batch:
@@ -218,17 +242,18 @@ def _setting(request: Request) -> Setting:
     return Setting(
         compute=request.dtype,
         checkpointing=request.checkpointing,
+        checkpointed_blocks=request.checkpointed_blocks,
         optimizer=request.optimizer,
     )
 
 
 def _step_bytes(request: Request, gradients: float) -> float:
     """Most bytes that a step holds, with a share of the gradients that the rehearsal makes."""
-    config, mesh, setting = request.config, request.mesh, _setting(request)
+    config, mesh, chosen = request.config, request.mesh, _setting(request)
     whole = request.batch_each
     own = Batch(whole.items, -(-whole.words // mesh.context), -(-whole.patches // mesh.context))
 
-    def held(share: float = gradients, **changes: int) -> float:
+    def held(share: float = gradients, setting: Setting = chosen, **changes: int) -> float:
         return _rehearsed(_json(config, **changes), own, setting).peak(share)
 
     if mesh.tensor == 1:
@@ -237,14 +262,15 @@ def _step_bytes(request: Request, gradients: float) -> float:
         narrow, wide = held(expand=1), held(expand=2)
         step = narrow + (config.expand / mesh.tensor - 1) * (wide - narrow)
     if mesh.context > 1 and (more := config.num_hidden_layers - 1):
-        # Outside of blocks each has the whole sequence: a line through two numbers of blocks.
-        one = held(0.0, num_hidden_layers=1)
-        outside = one - (held(0.0) - one) / more
+        # Outside of blocks each has the whole sequence: a line through two numbers of like blocks.
+        alike = replace(chosen, checkpointed_blocks=1.0)
+        one = held(0.0, alike, num_hidden_layers=1)
+        outside = one - (held(0.0, alike) - one) / more
         step += (mesh.context - 1) * max(0.0, outside)
     if mesh.context > 1 and config.mixer == "mamba2":
         # B and C of all positions: projected, convolved, and their parts.
         beyond = whole.items * (whole.words + whole.patches) * (1 - 1 / mesh.context)
-        layers = 1 if request.checkpointing else config.num_hidden_layers
+        layers = config.num_hidden_layers - request.again + (request.again > 0)
         numbers = 3 * 2 * config.state_size * scans_of(config)
         step += beyond * numbers * BYTES[request.dtype] * layers
     return step
@@ -298,6 +324,8 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     mesh = request.mesh
     if not request.checkpointing:
         in_turn.append(replace(request, checkpointing=True))
+    elif request.checkpointed_blocks < 1:
+        in_turn.append(replace(request, checkpointed_blocks=1.0))
     if request.gpus > 1 and mesh.split == "ddp":
         others = [word for word in mesh.words() if "=" in word and "hsdp" not in word]
         in_turn += [replace(one, parallel=("fsdp2", *others)) for one in in_turn]
@@ -307,8 +335,11 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
     accumulation = request.accumulation
     while items % 2 == 0:
         items, accumulation = items // 2, accumulation * 2
-        for one in dict.fromkeys((request.checkpointing, True)):
-            changed = replace(last, accumulation=accumulation, checkpointing=one)
+        own = (request.checkpointing, request.checkpointed_blocks)
+        for one, share in dict.fromkeys((own, (True, 1.0))):
+            changed = replace(
+                last, accumulation=accumulation, checkpointing=one, checkpointed_blocks=share
+            )
             yield _said(request, changed), changed
     gpus = request.gpus
     while gpus < MOST_GPUS:
@@ -331,7 +362,8 @@ def _changes(request: Request) -> Iterator[tuple[str, Request]]:
 def _said(request: Request, changed: Request) -> str:
     """Write a change as options of the command."""
     words = []
-    for name in ("gpus", "gpus_per_machine", "batch", "accumulation", "checkpointing"):
+    names = ("gpus", "gpus_per_machine", "batch", "accumulation", "checkpointing")
+    for name in (*names, "checkpointed_blocks"):
         if (value := getattr(changed, name)) != getattr(request, name):
             words.append(f"--{name} {str(value).lower()}")
     if changed.parallel != request.parallel:
@@ -369,7 +401,7 @@ def _share_of_blocks(request: Request) -> float:
 def _flops_each(request: Request, batch: Batch, vq: float) -> StepFlops:
     """Flops of one process."""
     mesh = request.mesh
-    counted = step_flops(request.config, batch, checkpointing=request.checkpointing, frozen=vq)
+    counted = step_flops(request.config, batch, checkpointing=request.share_again, frozen=vq)
     split = _share_of_blocks(request)
     share = (split / mesh.tensor + 1 - split) / mesh.context
     return StepFlops(**{name: share * flops for name, flops in asdict(counted).items()})
@@ -442,13 +474,14 @@ def make_plan(request: Request) -> Plan:
     """
     config, mesh, each = request.config, request.mesh, request.batch_each
     sizes = _sizes(_json(config))
-    other = replace(request, checkpointing=not request.checkpointing)
+    is_plain = not request.checkpointing
+    other = replace(request, checkpointing=is_plain, checkpointed_blocks=1.0)
     memory, of_other = count_memory(request), count_memory(other)
     vq = vq_flops(config, request.patches)
     flops = _flops_each(request, each, vq)
     traffic = step_traffic(
         config, sizes, mesh, request.gpu, each, request.accumulation, BYTES[request.dtype],
-        request.checkpointing,
+        request.share_again,
     )  # fmt: skip
     seconds = _seconds(request, flops, traffic, memory)
     rate = request.batch / seconds["step"]

@@ -13,9 +13,9 @@ the step holds grows by the same amount with every block.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -33,6 +33,7 @@ from modeling_mdm.modeling_mdm import MDMForJointGeneration
 from modeling_mdm.planning.flops import Batch, grid_of, nulls
 from modeling_mdm.planning.operations import scans_of
 from modeling_mdm.planning.optimizers import make_optimizer
+from modeling_mdm.planning.spread import evenly_spread
 
 # Names of a phase: what is done, and of which block, from the first on or (below 0) the last.
 Phase = tuple[str, int]
@@ -44,15 +45,16 @@ class Setting:
 
     device: `cuda` or `cpu`, which differ in back-ends and in how much runs at once. compute: type
     of products, as under autocast. weights: type that the weights have in the pass. checkpointing:
-    whether blocks are computed again for their gradients. self_conditioned, dropped: whether the
-    step estimates twice, and holds null tokens. keep: share of items that each scan reads.
-    optimizer: by transformers' name.
+    whether blocks are computed again for their gradients; checkpointed_blocks: which share of them,
+    evenly spread. self_conditioned, dropped: whether the step estimates twice, and holds null
+    tokens. keep: share of items that each scan reads. optimizer: by transformers' name.
     """
 
     device: str = "cuda"
     compute: str = "bfloat16"
     weights: str = "float32"
     checkpointing: bool = False
+    checkpointed_blocks: float = 1.0
     self_conditioned: bool = True
     dropped: bool = True
     keep: float = 0.5
@@ -238,8 +240,13 @@ def enable_checkpointing(model: MDMForJointGeneration, on_gpu: bool = False) -> 
     (enable or model.gradient_checkpointing_enable)(options)
 
 
-def run_step(config: MDMConfig, batch: Batch, setting: Setting) -> Timeline:
+def run_step(
+    config: MDMConfig, batch: Batch, setting: Setting, again: Sequence[bool] | None = None
+) -> Timeline:
     """Run one training step, not the first, of all blocks of a model on fake tensors.
+
+    Args:
+        again: which blocks are checkpointed, where they are; None: as the setting says.
 
     Raises:
         ValueError: the optimizer is unknown.
@@ -259,6 +266,10 @@ def run_step(config: MDMConfig, batch: Batch, setting: Setting) -> Timeline:
             model.vq._was_loaded = True
         if setting.checkpointing:
             enable_checkpointing(model, on_gpu)
+            layers = model.decoder.layers
+            again = again or evenly_spread(len(layers), setting.checkpointed_blocks)
+            for layer, is_again in zip(layers, again, strict=True):
+                layer.gradient_checkpointing = is_again
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(setting.optimizer, learning, on_gpu)
         for parameter in learning:
@@ -292,31 +303,46 @@ def _timeline(events: list[tuple[Phase, int, int]], gradients: set[int]) -> Time
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """What a step of a model holds beside weights, optimizer and average.
+class Growth:
+    """A step of a few more blocks of one kind, and how often these are to be added.
 
-    blocks: of the model. few, more: steps of models of fewer blocks with how many these are; of
-    all blocks, where `more` is None. period: blocks after which the scans begin anew.
+    blocks: in all. times: how often what this step holds more than that of the fewest blocks.
     """
 
     blocks: int
+    timeline: Timeline
+    times: float
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a step of a model holds beside weights, optimizer and average.
+
+    few: a step of the fewest blocks with how many these are; of all blocks, where nothing grows.
+    more: by blocks that are checkpointed and blocks that are not, where there are both. period:
+    blocks after which the scans begin anew.
+    """
+
     few: tuple[int, Timeline]
-    more: tuple[int, Timeline] | None
+    more: tuple[Growth, ...]
     period: int
 
     def peak(self, gradients: float = 1.0) -> float:
         """Most bytes at once, where a process holds this share of the gradients."""
-        if self.more is None:
-            return max(self.few[1].peaks(gradients).values())
-        (few, first), (more, second) = self.few, self.more
-        of_few = _named(first.peaks(gradients), few, self.period)
-        of_more = _named(second.peaks(gradients), more, self.period)
-        steps = (self.blocks - few) / (more - few)
-        return max(
-            held + (of_more[phase] - held) * steps
-            for phase, held in of_few.items()
-            if phase in of_more
-        )
+        few, first = self.few
+        peaks = first.peaks(gradients)
+        if not self.more:
+            return max(peaks.values())
+        of_few = _named(peaks, few, self.period)
+        found = dict(of_few)
+        for one in self.more:
+            of_more = _named(one.timeline.peaks(gradients), one.blocks, self.period)
+            found = {
+                phase: held + (of_more[phase] - of_few[phase]) * one.times
+                for phase, held in found.items()
+                if phase in of_more
+            }
+        return max(found.values())
 
 
 def _named(peaks: dict[Phase, float], blocks: int, period: int) -> dict[Phase, float]:
@@ -332,21 +358,36 @@ def _named(peaks: dict[Phase, float], blocks: int, period: int) -> dict[Phase, f
 
 
 def rehearse(config: MDMConfig, batch: Batch, setting: Setting) -> Rehearsal:
-    """Run a training step on fake tensors: of all blocks, or of two numbers of fewer ones.
+    """Run a training step on fake tensors: of all blocks, or of a few numbers of fewer ones.
+
+    Of blocks of two kinds the first is never checkpointed and the last always is, as in the model;
+    what those between hold adds up in any order.
 
     Raises:
         ValueError: the optimizer is unknown.
     """
     period = len(config.joint_scans) if scans_of(config) == 1 else 1
     blocks = config.num_hidden_layers
-    few, more = 2 * period, 3 * period
-    # So that the last block runs the scan that it runs in the whole model.
-    few, more = few + blocks % period, more + blocks % period
+    share = setting.checkpointed_blocks if setting.checkpointing else 0.0
+    again = sum(evenly_spread(blocks, share))
+    setting = replace(setting, checkpointing=again > 0)
+    rest = blocks % period  # so that the last block runs the scan that it runs in the whole model
 
-    def run(count: int) -> tuple[int, Timeline]:
-        fewer = MDMConfig(**{**config.to_dict(), "num_hidden_layers": count})
-        return count, run_step(fewer, batch, setting)
+    plain = blocks - again
+    if blocks <= 3 * period + rest:
+        return Rehearsal((blocks, run_step(config, batch, setting)), (), period)
 
-    if blocks <= more:
-        return Rehearsal(blocks, run(blocks), None, period)
-    return Rehearsal(blocks, run(few), run(more), period)
+    def run(plain: int, again: int) -> tuple[int, Timeline]:
+        fewer = MDMConfig(**{**config.to_dict(), "num_hidden_layers": plain + again})
+        return plain + again, run_step(fewer, batch, setting, [False] * plain + [True] * again)
+
+    if plain and again:
+        few = period + rest, period
+    else:
+        few = (2 * period + rest, 0) if plain else (0, 2 * period + rest)
+    more = []
+    if plain:
+        more.append(Growth(*run(few[0] + period, few[1]), (plain - few[0]) / period))
+    if again:
+        more.append(Growth(*run(few[0], few[1] + period), (again - few[1]) / period))
+    return Rehearsal(run(*few), tuple(more), period)

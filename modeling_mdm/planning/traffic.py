@@ -50,13 +50,14 @@ def step_traffic(
     batch: Batch,
     accumulation: int = 1,
     size: int = 2,
-    checkpointing: bool = False,
+    checkpointing: float = 0.0,
 ) -> list[Traffic]:
     """List the exchanges of a step.
 
     Args:
         batch: what a process reads at once. accumulation: how often in a step.
         size: bytes of a number as it is computed with, as blocks exchange them.
+        checkpointing: share of the blocks that are computed again for their gradients.
     """
     weights, learning = sizes.numel / mesh.tensor, sizes.learning / mesh.tensor
     first = SELF_CONDITIONED if config.self_conditioning else 0.0
@@ -88,7 +89,7 @@ def _within_blocks(
     accumulation: int,
     size: int,
     first: float,
-    checkpointing: bool,
+    checkpointing: float,
 ) -> Iterator[Traffic]:
     """Exchanges of tensor and context parallelism, which every block waits for."""
     rows = batch.positions * config.num_hidden_layers * accumulation * size

@@ -8,12 +8,7 @@ from torch import nn
 
 from modeling_mdm.attention import MDMAttentionBlock
 from modeling_mdm.block import MDMBlock
-
-
-def evenly_spread(count: int, share: float) -> list[bool]:
-    """Choose a share of so many, the nearest whole number of them, evenly spread."""
-    chosen = round(share * count)
-    return [(n + 1) * chosen // count > n * chosen // count for n in range(count)]
+from modeling_mdm.planning.spread import evenly_spread
 
 
 def checkpoint_share(model: nn.Module, share: float) -> None:

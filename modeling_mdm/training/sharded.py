@@ -37,11 +37,20 @@ SHARD_SIZE = "5GB"  # of a finished model; transformers' own 50 GB would hold al
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a run goes on from, as this process holds it; every process must call this."""
+    """What a run goes on from, as this process holds it; every process must call this.
+
+    Of a model with adapters, the weights below them are left out: they are those it was made of.
+    """
     return {
-        "model": get_model_state_dict(model),
+        "model": get_model_state_dict(model, options=_parts_of(model)),
         "optimizer": get_optimizer_state_dict(model, _own(optimizer)),
     }
+
+
+def _parts_of(model: nn.Module) -> StateDictOptions:
+    """Which weights of a model a checkpoint has: with adapters, those that learn."""
+    has_adapters = bool(getattr(model, "peft_config", None))
+    return StateDictOptions(ignore_frozen_params=has_adapters, strict=not has_adapters)
 
 
 def begin_saving(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> Future[Any]:
@@ -68,9 +77,10 @@ def is_sharded(checkpoint: str | Path) -> bool:
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     """Give a model, split or whole, the weights of a checkpoint; every process must call this."""
-    state = {"model": get_model_state_dict(model)}
+    options = _parts_of(model)
+    state = {"model": get_model_state_dict(model, options=options)}
     _load(state, checkpoint)
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, state["model"], options=options)
 
 
 def load_optimizer(

@@ -66,6 +66,21 @@ def require_unused_weights() -> None:
         )
 
 
+def require_one_type(model: nn.Module) -> None:
+    """Let FSDP2 split a model whose weights that learn have one type.
+
+    Raises:
+        ValueError: they have several, such as adapters in float32 on weights in bfloat16.
+    """
+    types = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    if len(types) > 1:
+        raise ValueError(
+            f"bf16=False leaves what learns in {' and '.join(sorted(types))}, and FSDP2 adds up "
+            "gradients of one type: set bf16=True, which trains all of it in float32, or load the "
+            "model in float32."
+        )
+
+
 @contextmanager
 def as_its_own_class(model: nn.Module) -> Iterator[None]:
     """Give a split model its class back: it is saved with the code of that, not with torch's."""
@@ -155,6 +170,8 @@ class SplitsWeights(SavesWhole):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         if not self._is_fsdp2:
             return super()._prepare_for_training(*args, **kwargs)
+        if self.accelerator.mixed_precision == "no":  # else accelerate widens what learns
+            require_one_type(self.model)
         with whole_outside_of_blocks(self.model):
             prepared = super()._prepare_for_training(*args, **kwargs)
         root = next(module for module in self.model.modules() if isinstance(module, FSDPModule))
@@ -204,7 +221,8 @@ class SplitsWeights(SavesWhole):
             raise ValueError(
                 f"resume_from_checkpoint={resume_from_checkpoint!r} was written by processes that "
                 "held the whole model each: go on without FSDP, or begin a new run from its "
-                "weights, with what `mdm export` makes of it as --config."
+                "weights, with what `mdm export` makes of it as --config, or as --model of "
+                "examples/finetune.py."
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -54,11 +54,13 @@ def inputs_of(config, batch):
     return inputs
 
 
-def counted_by_torch(config, batch, twice, checkpointing=False):
+def counted_by_torch(config, batch, twice, checkpointing=False, again=None):
     """Flops of a real step: torch counts no product by oneDNN, and attention as two products."""
     model = MDMForJointGeneration(config).train()
     if checkpointing:
         enable_checkpointing(model)
+    for layer, is_again in zip(model.decoder.layers, again or (), strict=False):
+        layer.gradient_checkpointing = is_again
     dropped = torch.full((batch.items,), twice)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         output = model(
@@ -94,6 +96,14 @@ def test_checkpointing_repeats_the_blocks(without_onednn):
     assert found.total == pytest.approx(total, rel=0.02)
     plain = step_flops(config, batch, nulls, self_conditioned=1.0)
     assert found.model == plain.total and found.recomputed > 0
+
+
+def test_checkpointing_repeats_a_share_of_the_blocks(without_onednn):
+    config, batch = tiny_config(**WIDER, num_hidden_layers=4), Batch(2, 20, 16)
+    _, plain = counted_by_torch(config, batch, False)
+    _, total = counted_by_torch(config, batch, False, True, [False, False, False, True])
+    found = step_flops(config, batch, 0, self_conditioned=0.0, checkpointing=0.25)
+    assert found.recomputed == pytest.approx(total - plain, rel=0.05)
 
 
 def test_what_training_draws_counts_by_how_often_it_does():

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a plan says of memory is what real objects hold, and a real step at its peak."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_model import MIXERS, tiny_config
@@ -13,6 +15,7 @@ from modeling_mdm.planning.flops import Batch
 from modeling_mdm.planning.mesh import Mesh
 from modeling_mdm.planning.optimizers import OPTIMIZERS, make_optimizer
 from modeling_mdm.planning.rehearsal import Setting, enable_checkpointing, rehearse, run_step
+from modeling_mdm.planning.spread import evenly_spread
 from modeling_mdm.planning.states import count_states, model_sizes, optimizer_bytes
 from modeling_mdm.training.ema import ExponentialMovingAverage
 
@@ -113,6 +116,9 @@ def real_peak(config, batch, setting):
     model = MDMForJointGeneration(config).train()
     if setting.checkpointing:
         enable_checkpointing(model)
+        chosen = evenly_spread(config.num_hidden_layers, setting.checkpointed_blocks)
+        for layer, again in zip(model.decoder.layers, chosen, strict=True):
+            layer.gradient_checkpointing = again
     inputs = {"self_condition": setting.self_conditioned, "keep": setting.keep}
     inputs["drop_prompt"] = torch.ones(batch.items, dtype=torch.bool)
     if batch.words:
@@ -160,6 +166,21 @@ SLOW = {
         on_cpu(self_conditioned=False),
     ),
     "checkpointed": (lambda: tiny_config(**DEEP), Batch(2, 100, 64), on_cpu(checkpointing=True)),
+    "some checkpointed": (
+        lambda: tiny_config(**{**DEEP, "num_hidden_layers": 12}),
+        Batch(2, 100, 64),
+        on_cpu(checkpointing=True, checkpointed_blocks=0.3),
+    ),
+    "cyclic, half checkpointed": (
+        lambda: tiny_config(scan_mode="cyclic", **{**DEEP, "num_hidden_layers": 15}),
+        Batch(2, 60, 64),
+        on_cpu(checkpointing=True, checkpointed_blocks=0.5),
+    ),
+    "Transformer, most checkpointed": (
+        lambda: tiny_config(mixer="attention", **{**DEEP, "num_hidden_layers": 8}),
+        Batch(4, 30, 64),
+        on_cpu(checkpointing=True, checkpointed_blocks=0.75),
+    ),
     "one dense matrix": (lambda: tiny_config(**DEEP), Batch(4, 10, 64), on_cpu(keep=1.0)),
     "Transformer": (lambda: tiny_config(mixer="attention", **DEEP), Batch(4, 30, 64), on_cpu()),
     "separate": (
@@ -194,9 +215,38 @@ def test_a_deep_model_follows_from_few_blocks():
     config = tiny_config(num_hidden_layers=5)
     batch, setting = Batch(2, 8, 4), on_cpu()
     few = rehearse(config, batch, setting)
-    assert few.more is not None and few.more[0] < config.num_hidden_layers
+    (more,) = few.more
+    assert more.blocks < config.num_hidden_layers
     whole = max(run_step(config, batch, setting).peaks().values())
     assert few.peak() == pytest.approx(whole, rel=0.01)
+
+
+def half_checkpointed(blocks):
+    config = tiny_config(hidden_size=64, num_hidden_layers=blocks)
+    return config, Batch(2, 30, 36), on_cpu(checkpointing=True, checkpointed_blocks=0.5)
+
+
+def test_the_peak_where_half_of_the_blocks_are_checkpointed_is_the_real_one():
+    config, batch, setting = half_checkpointed(4)
+    half = rehearse(config, batch, setting)
+    assert [one.blocks for one in half.more] == [3, 3]
+    assert half.peak() == pytest.approx(real_peak(config, batch, setting), rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_share_of_checkpointed_blocks_follows_from_few():
+    config, batch, setting = half_checkpointed(6)
+    whole = max(run_step(config, batch, setting).peaks().values())
+    half = rehearse(config, batch, setting).peak()
+    assert half == pytest.approx(whole, rel=0.01)
+    none, everything = (
+        rehearse(config, batch, replace(setting, checkpointed_blocks=share)).peak()
+        for share in (0.0, 1.0)
+    )
+    assert none == rehearse(config, batch, on_cpu()).peak()
+    assert everything == rehearse(config, batch, on_cpu(checkpointing=True)).peak()
+    assert none > 1.1 * half > 1.2 * everything
 
 
 def test_on_a_gpu_shorter_numbers_and_checkpointing_hold_less():

@@ -10,7 +10,7 @@ from tiny_model import tiny_config
 
 from mdm_cli.main import main as mdm
 from modeling_mdm.cli import plan as command
-from modeling_mdm.planning.flops import Batch
+from modeling_mdm.planning.flops import Batch, step_flops
 from modeling_mdm.planning.gpus import GPUS, OwnFigures, find_gpu, peak_of_device
 from modeling_mdm.planning.mesh import Mesh, items_each, make_mesh
 from modeling_mdm.planning.plan import Request, count_memory, make_plan, smallest_change
@@ -206,8 +206,42 @@ def test_the_smallest_change_makes_it_fit():
     tight = replace(base, gpu=small_gpu(again * 0.9 / 0.92 / 1e6))
     (said,) = smallest_change(tight)
     assert "--accumulation" in said
+    half = replace(enough, checkpointing=True, checkpointed_blocks=0.2)
+    assert not count_memory(half).fits
+    assert smallest_change(half) == ["--checkpointed_blocks 1.0"]
     hopeless = replace(base, gpu=small_gpu(0.001))
     assert smallest_change(hopeless) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_share_of_checkpointed_blocks_is_planned_in_memory_and_flops():
+    base = request(
+        words=30, patches=36, config=tiny_config(num_hidden_layers=4), checkpointing=True
+    )
+    half = replace(base, checkpointed_blocks=0.5)
+    plan = make_plan(half)
+    plain, everything = count_memory(replace(base, checkpointing=False)), count_memory(base)
+    assert everything.step < plan.memory.step < plain.step
+    assert plan.with_other_checkpointing == plain
+    flops = step_flops(base.config, base.batch_each, checkpointing=0.5)
+    assert plan.flops.total == pytest.approx(flops.total)
+    assert (
+        flops.recomputed == step_flops(base.config, base.batch_each, checkpointing=1).recomputed / 2
+    )
+    nothing = replace(base, checkpointed_blocks=0.1)  # rounds to none
+    assert (half.again, nothing.again, count_memory(nothing).step) == (2, 0, plain.step)
+
+
+def test_a_share_of_checkpointed_blocks_exchanges_that_share_once_more():
+    config, gpu = tiny_config(self_conditioning=False), find_gpu("h100")
+    mesh = make_mesh(2, 8, ["ddp", "tp=2"], config)
+    sent = [
+        step_traffic(config, model_sizes(config), mesh, gpu, Batch(2, 6, 4), checkpointing=share)
+        for share in (0.0, 0.5, 1.0)
+    ]
+    none, half, everything = (found[-1].bytes for found in sent)
+    assert half == pytest.approx(none * 2.5 / 2) and everything == pytest.approx(none * 3 / 2)
 
 
 def test_more_processes_hold_less_each_and_planned_only_is_said():
@@ -245,6 +279,15 @@ def test_processes_that_share_sequences_hold_them_whole_outside_of_blocks():
         ({"dtype": "int4"}, "dtype='int4': choose one of bfloat16, float32"),
         ({"utilisation": 0.0}, r"utilisation=0.0 must be in \(0, 1\]"),
         ({"epochs": -1}, "epochs=-1 must be more than 0"),
+        (
+            {"checkpointed_blocks": 1.5, "checkpointing": True},
+            r"checkpointed_blocks=1.5 must be in \[0, 1\]",
+        ),
+        (
+            {"checkpointed_blocks": float("nan"), "checkpointing": True},
+            "checkpointed_blocks=nan must be in",
+        ),
+        ({"checkpointed_blocks": 0.5}, "checkpointed_blocks=0.5 is a share .* checkpointing=True"),
         ({"words": 0, "patches": 0}, "leave nothing to read"),
     ],
 )
@@ -271,6 +314,26 @@ def test_the_command_prints_a_table_and_writes_json(folder, capsys):
     assert json.loads(capsys.readouterr().out)["mesh"]["split"] == "fsdp2"
 
 
+def test_a_share_of_checkpointed_blocks_is_read(folder):
+    words = f"--config {folder} --checkpointing true --checkpointed_blocks"
+    shares = ("0.0", "0.4", "0.5", "0.9", "1.0")  # of two blocks, the nearest number of them
+    found = [command.parse([*words.split(), share])[0] for share in shares]
+    assert [one.again for one in found] == [0, 1, 1, 2, 2]
+    assert command.parse(["--config", str(folder)])[0].again == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_command_plans_a_share_of_checkpointed_blocks(folder, capsys):
+    words = f"plan --config {folder} --checkpointing true --checkpointed_blocks 0.5"
+    assert mdm(words.split()) == 0
+    assert "50% of blocks" in capsys.readouterr().out
+    assert mdm([*words.split(), "--json", "true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["request"]["checkpointed_blocks"] == 0.5
+    assert 0 < found["flops"]["recomputed"] < found["flops"]["forward"] / 2
+
+
 def test_lengths_are_those_of_the_config_or_named(folder):
     def lengths(*words):
         found, _ = command.parse(["--config", str(folder), *words])
@@ -295,6 +358,7 @@ def test_lengths_are_those_of_the_config_or_named(folder):
         ("--image_size 10", "image_size=10 is no multiple of `patch_size` = 4"),
         ("--sequence 3", "sequence=3 is less than the 4 patches"),
         ("--sequence 30 --words 3", "both say how many words"),
+        ("--checkpointed_blocks 0.5", "is a share of what checkpointing=True does"),
         ("--config_overrides hidden=3", "config_overrides names ['hidden']"),
     ],
 )

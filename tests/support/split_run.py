@@ -23,11 +23,15 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from distributed_run import CountingModel, make_trainer, meeting_place, report_of
+from tiny_digits import ROOT, load_script
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from modeling_mdm.block import SelectiveScan
+from modeling_mdm.attention import MDMAttentionBlock
+from modeling_mdm.block import MDMBlock, SelectiveScan
 from modeling_mdm.training.sharded import write_weights
+from modeling_mdm.training.trainer import MDMTrainer
 
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -154,12 +158,53 @@ def train(folder, tasks, mesh="whole", resume=None, killed=None, checks=False, *
     return report
 
 
+def frozen(trainer):
+    """Norms of the weights that do not learn, gathered, by name."""
+    weights = {n: p.detach() for n, p in trainer.model.named_parameters() if not p.requires_grad}
+    whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in weights.items()}
+    return {name: weight.double().norm().item() for name, weight in whole.items()}
+
+
+def count_lacking(model, _, inputs):
+    """Count the batches that lacked pictures."""
+    CountingModel.lacking += "pixel_values" not in inputs
+
+
+def finetune(folder, arguments, mesh="whole", resume=None, killed=None):
+    """Run the script of instruction tuning in the processes that were launched."""
+    script = load_script(ROOT / "examples" / "finetune.py")
+    trainers, before = [], []
+
+    def make(**kwargs):
+        trainers.append(MDMTrainer(**kwargs))
+        before.append(frozen(trainers[0]))
+        trainers[0].model.register_forward_pre_hook(count_lacking, with_kwargs=True)
+        if killed is not None:
+            trainers[0].add_callback(Killed(killed))
+        return trainers[0]
+
+    script.MDMTrainer = make
+    goes_on = ["--resume_from_checkpoint", "last"] if resume else []
+    CountingModel.lacking = 0
+    with launched_with(MESHES[mesh]):
+        script.main([*arguments, "--output_dir", str(folder), *goes_on])
+        (trainer,) = trainers
+        assert trainer._is_fsdp2 == (mesh == "fsdp2")
+        report = {**report_of(trainer), "frozen": [before[0], frozen(trainer)]}
+        kinds = MDMBlock | MDMAttentionBlock
+        blocks = [module for module in trainer.model.modules() if isinstance(module, kinds)]
+        report["split_blocks"] = sum(isinstance(block, FSDPModule) for block in blocks)
+        report["generated"] = generate(trainer)
+        return report
+
+
 def be(rank, folder, name, job):
     """Be one of a job's processes; all report."""
     torch.set_num_threads(1)
     sys.stdout = sys.stderr = open(folder / f"{name}-{rank}.log", "w", buffering=1)  # noqa: SIM115
     try:
-        report = train(folder / name, **job)
+        do_job = finetune if "arguments" in job else train
+        report = do_job(folder / name, **job)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(report))
         status = 0
     except BaseException:

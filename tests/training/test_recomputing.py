@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_model import make_model, mixed_batch
 
+from modeling_mdm.planning.spread import evenly_spread
 from modeling_mdm.training.arguments import MDMTrainingArguments
-from modeling_mdm.training.recomputing import checkpoint_share, evenly_spread
+from modeling_mdm.training.recomputing import checkpoint_share
 
 
 @given(st.integers(1, 60), st.floats(0, 1))

@@ -5,6 +5,7 @@
 import copy
 import json
 
+import peft
 import pytest
 import torch
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from modeling_mdm.training.splitting import (
     SplitsWeights,
     UsedWeights,
     as_its_own_class,
+    require_one_type,
     require_unused_weights,
     whole_outside_of_blocks,
 )
@@ -92,6 +94,32 @@ def test_a_checkpoint_without_an_average_says_so(tmp_path, group):
         ExponentialMovingAverage(model).load_from(tmp_path)
 
 
+def adapted(model):
+    """Adapters, and a head that is learned whole, on a frozen model."""
+    config = peft.LoraConfig(r=2, target_modules=["in_proj"], modules_to_save=["word_head"])
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_checkpoint_of_adapters_leaves_out_what_is_frozen(tmp_path, group):
+    base = make_model(torch.float32)
+    model = adapted(copy.deepcopy(base)).train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    step(model, optimizer)
+    state = training_state(model, optimizer)
+    learned = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    buffers = dict(model.named_buffers())
+    assert state["model"].keys() - buffers.keys() == learned.keys()
+    begin_saving(state, tmp_path / SHARDED_FOLDER, group).result()
+    other = adapted(copy.deepcopy(base))
+    load_weights(other, tmp_path)
+    own = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=1.0)
+    load_optimizer(other, own, tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    assert len(own.state) == len(optimizer.state) > 0 and own.param_groups[0]["lr"] == 1e-2
+
+
 def test_files_of_a_size_are_an_ordinary_model(tmp_path):
     model = make_model(torch.float32)
     model.config.save_pretrained(tmp_path)
@@ -146,6 +174,17 @@ def test_an_old_torch_is_refused(monkeypatch):
     monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
     with pytest.raises(ImportError, match=r"install torch 2\.14 or newer"):
         require_unused_weights()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_adapters_of_another_type_than_a_head_that_learns_are_refused(tmp_path, monkeypatch):
+    """In float32 on weights in bfloat16, which FSDP2 itself refuses without saying what to do."""
+    require_one_type(adapted(make_model(torch.float32)))
+    trainer = make_trainer(tmp_path, bf16=False)
+    trainer.model = trainer.model_wrapped = adapted(make_model(torch.bfloat16))
+    monkeypatch.setattr(SplitsWeights, "_is_fsdp2", True)
+    with pytest.raises(ValueError, match=r"bf16=False .* bfloat16 and float32.*set bf16=True"):
+        trainer.train()
 
 
 def test_a_whole_checkpoint_is_refused_by_a_split_run(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@
 Judges look at what it makes, and beside each figure stand theirs on real pictures and by chance::
 
     python examples/evaluate_emoji.py --checkpoint runs/emoji --dataset runs/emoji-64 \\
-        --judge runs/emoji-judge --second_judge runs/emoji-judge-2 --output figures.json
+        --second_judge examples/checkpoints/emoji-judge-2 --output figures.json
 
 `--tasks` names some of what is measured. Options may stand in a YAML file that comes first.
 """
@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from emoji_figures import Eye
@@ -39,15 +40,20 @@ from modeling_mdm.processor.processing_mdm import MDMProcessor
 from modeling_mdm.training.command_line import bf16_argument, read_command_line
 from modeling_mdm.training.loading import load_pretrained, require_device
 
+CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+
 
 @dataclass
 class EmojiEvaluationArguments:
     """What is measured, and how samples are made."""
 
     checkpoint: str = field(metadata={"help": "Folder or Hub id of the model and its processor."})
-    judge: str = field(metadata={"help": "Folder of a judge, from examples/judge_emoji.py."})
     dataset: str = field(
         metadata={"help": "What examples/data/emoji_world.py makes: its folder, or its tar file."}
+    )
+    judge: str = field(
+        default=str(CHECKPOINTS / "emoji-judge"),
+        metadata={"help": "Folder of a judge, from examples/judge_emoji.py."},
     )
     second_judge: str | None = field(
         default=None, metadata={"help": "Folder of one more, of another architecture."}

@@ -6,14 +6,16 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import judge_emoji
+from emojis.drawing import BACKGROUNDS
 from judge_emoji import Examples, loss_of, main, measure, names_of, softened
 from judge_emoji_network import (
     LEVELS,
@@ -24,6 +26,7 @@ from judge_emoji_network import (
     soft_histogram,
 )
 
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "examples" / "checkpoints"
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 220)}
 THINGS = {"a square": (3, 3), "a bar": (1, 6), "a pole": (6, 1)}  # half their height and width
 PLACES = {"left": (16, 8), "right": (16, 24), "above": (8, 16), "below": (24, 16)}
@@ -291,3 +294,23 @@ def test_a_folder_that_holds_no_judge(tmp_path):
         EmojiJudge.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="names has"):
         EmojiJudgeConfig({**NAMES, "style": ["one"]})
+
+
+@pytest.mark.parametrize(
+    ("folder", "architecture"), [("emoji-judge", "convolutional"), ("emoji-judge-2", "mixer")]
+)
+def test_the_shipped_judges_reach_their_bars_but_that_of_style(folder, architecture):
+    judge = EmojiJudge.from_pretrained(CHECKPOINTS / folder)
+    assert judge.config.architecture == architecture
+    told = judge.description["test"]
+    bars = {"background": 0.99, "count": 0.98, "place": 0.97}
+    bars["concept in top 5, 300 most frequent"] = 0.85
+    assert {name: told[name] for name, bar in bars.items() if told[name] < bar} == {}
+    pictures = []
+    for colour in BACKGROUNDS.values():
+        picture = Image.new("RGB", (64, 64), colour)
+        ImageDraw.Draw(picture).ellipse((16, 16, 48, 48), fill=(255, 204, 77))
+        pictures.append(picture)
+    names = judge.config.names["background"]
+    seen = judge.probabilities(pictures)["background"].argmax(-1).tolist()
+    assert [names[n] for n in seen] == [*BACKGROUNDS]

@@ -29,7 +29,7 @@ from modeling_mdm.planning.gpus import GPU
 from modeling_mdm.planning.mesh import Mesh, items_each, make_mesh
 from modeling_mdm.planning.operations import Step, block_operations, scans_of, with_special_tokens
 from modeling_mdm.planning.rehearsal import Rehearsal, Setting, rehearse
-from modeling_mdm.planning.spread import evenly_spread
+from modeling_mdm.planning.spread import evenly_spread, require_share_of_blocks
 from modeling_mdm.planning.states import ModelSizes, States, count_states, model_sizes
 from modeling_mdm.planning.traffic import Traffic, step_traffic
 
@@ -92,16 +92,7 @@ class Request:
             raise ValueError(f"dtype={self.dtype!r}: choose one of {', '.join(BYTES)}.")
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"utilisation={self.utilisation} must be in (0, 1], such as 0.35.")
-        if not 0 <= self.checkpointed_blocks <= 1:
-            raise ValueError(
-                f"checkpointed_blocks={self.checkpointed_blocks} must be in [0, 1]: a share of the "
-                "blocks, 1 for all."
-            )
-        if self.checkpointed_blocks < 1 and not self.checkpointing:
-            raise ValueError(
-                f"checkpointed_blocks={self.checkpointed_blocks} is a share of what "
-                "checkpointing=True does: set that too, or leave both out."
-            )
+        require_share_of_blocks(self.checkpointed_blocks, self.checkpointing, "checkpointing")
         if not self.epochs > 0:
             raise ValueError(f"epochs={self.epochs} must be more than 0.")
         if self.words < 0 or self.patches < 0 or not self.words + self.patches:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from modeling_mdm.planning.spread import require_share_of_blocks
 from modeling_mdm.precision import default_device, use_bfloat16
 from modeling_mdm.training.command_line import bf16_argument
 
@@ -115,16 +116,9 @@ class MDMTrainingArguments(TrainingArguments):
             raise ValueError(f"num_samples={self.num_samples} must be >= 0; 0 draws no samples.")
         if self.sample_steps < 1:
             raise ValueError(f"sample_steps={self.sample_steps} must be >= 1.")
-        if not 0.0 <= self.checkpointed_blocks <= 1.0:
-            raise ValueError(
-                f"checkpointed_blocks={self.checkpointed_blocks} must be in [0, 1]: a share of the "
-                "blocks, 1 for all."
-            )
-        if self.checkpointed_blocks < 1.0 and not self.gradient_checkpointing:
-            raise ValueError(
-                f"checkpointed_blocks={self.checkpointed_blocks} is a share of what "
-                "activation_checkpointing=True does: set that too, or leave both out."
-            )
+        require_share_of_blocks(
+            self.checkpointed_blocks, self.gradient_checkpointing, "activation_checkpointing"
+        )
 
     @property
     def items_per_step(self) -> int:

@@ -51,8 +51,13 @@ MAX_STATE, MAX_WIDTH = 128, 128
 
 
 def _precision() -> str:
-    """Name how float32 matrix products are computed, as `torch.set_float32_matmul_precision`."""
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """Name how float32 matrix products are computed: as torch computes its own.
+
+    Both of torch's settings arrive in this one: `torch.set_float32_matmul_precision` and
+    `torch.backends.fp32_precision`, which Trainer's `--tf32 true` sets and after which the function
+    that reads the former raises.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _launch(x: Tensor, state: int) -> dict[str, int]:

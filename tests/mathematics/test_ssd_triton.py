@@ -166,3 +166,24 @@ def test_equals_the_ground_truth_on_a_gpu(dtype, length):
     )
     limit = 1e-4 if dtype == torch.float32 else 2e-2
     assert {name: e for name, e in errors.items() if not e < limit} == {}
+
+
+@pytest.mark.parametrize("asked, exactness", [("high", "tf32"), ("highest", "tf32x3")])
+def test_products_are_as_exact_as_torch_was_told(asked, exactness):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(asked)
+    try:
+        assert host._precision() == exactness
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_setting_of_trainer_is_followed_too():
+    # In a process of its own: afterwards torch refuses to say what its older function set.
+    said = run_python(
+        "-c",
+        "from transformers.utils.import_utils import enable_tf32; "
+        "from modeling_mdm import ssd_triton; enable_tf32(True); told = ssd_triton._precision(); enable_tf32(False); "
+        "print(told, ssd_triton._precision())",
+    )
+    assert said.split()[-2:] == ["tf32", "tf32x3"]

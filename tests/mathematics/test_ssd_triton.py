@@ -183,7 +183,7 @@ def test_the_setting_of_trainer_is_followed_too():
     said = run_python(
         "-c",
         "from transformers.utils.import_utils import enable_tf32; "
-        "from modeling_mdm import ssd_triton; enable_tf32(True); told = ssd_triton._precision(); enable_tf32(False); "
-        "print(told, ssd_triton._precision())",
+        "from modeling_mdm import ssd_triton; enable_tf32(True); told = ssd_triton._precision(); "
+        "enable_tf32(False); print(told, ssd_triton._precision())",
     )
     assert said.split()[-2:] == ["tf32", "tf32x3"]

@@ -18,6 +18,7 @@ import torch
 from emoji_figures import CATEGORIES, Eye, Verdict, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, truth_of_things
 from emoji_selection import selection_figures
+from emoji_words import word_figures
 from PIL import Image
 
 from judge_emoji import FREQUENT
@@ -163,14 +164,19 @@ def spread(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[n * len(rows) // count] for n in range(count)]
 
 
-def _text_to_image(bench: Bench) -> Figures:
+def _frequent_singles(bench: Bench) -> list[Row]:
+    """Rows of the test split that show one thing, of the most frequent, `num_samples` of them."""
     known = bench.frequent
     rows = [
         row
         for row in bench.rows("test")
         if row["layout"] == "single" and row["objects"][0]["concept"] in known
     ]
-    return _drawn(bench, "text to image", spread(rows, bench.num_samples))
+    return spread(rows, bench.num_samples)
+
+
+def _text_to_image(bench: Bench) -> Figures:
+    return _drawn(bench, "text to image", _frequent_singles(bench))
 
 
 def _held_out(bench: Bench) -> Figures:
@@ -395,6 +401,16 @@ def _selection(bench: Bench) -> Figures:
         )
 
 
+def _words(bench: Bench) -> Figures:
+    """How much of the error the right name takes away, noise by noise."""
+    rows = _frequent_singles(bench)
+    with evaluating(bench.model):
+        return word_figures(
+            *(bench.model, bench.processor, rows, bench.pictures(rows)),
+            *(bench.sampling.batch_size, bench.sampling.seed),
+        )
+
+
 TASKS: Mapping[str, Callable[[Bench], Figures]] = {
     "text_to_image": _text_to_image,
     "geneval": _geneval,
@@ -404,4 +420,5 @@ TASKS: Mapping[str, Callable[[Bench], Figures]] = {
     "edits": _edits,
     "held_out": _held_out,
     "selection": _selection,
+    "words": _words,
 }

@@ -164,19 +164,29 @@ def spread(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[n * len(rows) // count] for n in range(count)]
 
 
-def _frequent_singles(bench: Bench) -> list[Row]:
-    """Rows of the test split that show one thing, of the most frequent, `num_samples` of them."""
-    known = bench.frequent
-    rows = [
-        row
-        for row in bench.rows("test")
-        if row["layout"] == "single" and row["objects"][0]["concept"] in known
-    ]
-    return spread(rows, bench.num_samples)
+def frequent_singles(bench: Bench) -> tuple[list[Row], str]:
+    """`num_samples` rows that show one thing, of the most frequent, and their split.
+
+    The training split where the other has none, as of the 40 commonest things, each of which is
+    trained in all of its styles.
+
+    Raises:
+        ValueError: neither has any.
+    """
+    for split in ("test", "train"):
+        rows = [
+            row
+            for row in bench.rows(split)
+            if row["layout"] == "single" and row["objects"][0]["concept"] in bench.frequent
+        ]
+        if rows:
+            return spread(rows, bench.num_samples), split
+    raise ValueError(f"dataset={bench.place} shows none of the judge's {FREQUENT} alone.")
 
 
 def _text_to_image(bench: Bench) -> Figures:
-    return _drawn(bench, "text to image", _frequent_singles(bench))
+    rows, split = frequent_singles(bench)
+    return _drawn(bench, "text to image", rows) | {"rows": split}
 
 
 def _held_out(bench: Bench) -> Figures:
@@ -403,12 +413,13 @@ def _selection(bench: Bench) -> Figures:
 
 def _words(bench: Bench) -> Figures:
     """How much of the error the right name takes away, noise by noise."""
-    rows = _frequent_singles(bench)
+    rows, split = frequent_singles(bench)
     with evaluating(bench.model):
-        return word_figures(
+        found = word_figures(
             *(bench.model, bench.processor, rows, bench.pictures(rows)),
             *(bench.sampling.batch_size, bench.sampling.seed),
         )
+    return found | {"rows": split}
 
 
 TASKS: Mapping[str, Callable[[Bench], Figures]] = {

@@ -3,6 +3,7 @@
 """Captions of the emoji world read back, what judges see of its pictures, and the whole command."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import evaluate_emoji
@@ -13,7 +14,7 @@ import torch
 from emoji_figures import CATEGORIES, Eye, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, Named
 from emoji_selection import on_things, patches_on_things
-from emoji_tasks import TASKS, said_of, spread
+from emoji_tasks import TASKS, frequent_singles, said_of, spread
 from PIL import Image
 from tiny_digits import ROOT
 
@@ -258,6 +259,23 @@ def test_rows_are_spread_and_repeated():
     assert spread([1, 2], 5) == [1, 2, 1, 2, 1] and spread([], 3) == []
 
 
+def test_things_alone_are_of_training_where_the_test_split_has_none():
+    def row(layout, concept):
+        return {"layout": layout, "objects": [{"concept": concept}]}
+
+    rows = {
+        "train": [row("single", "a key"), row("count", "a key"), row("single", "a rare thing")],
+        "test": [row("count", "a key"), row("single", "a rare thing")],
+    }
+    bench = SimpleNamespace(rows=rows.get, frequent={"a key"}, num_samples=2, place="here")
+    assert frequent_singles(bench) == ([row("single", "a key")] * 2, "train")
+    rows["test"].append(row("single", "a key"))
+    assert frequent_singles(bench) == ([row("single", "a key")] * 2, "test")
+    bench.frequent = {"a lock"}
+    with pytest.raises(ValueError, match="dataset=here"):
+        frequent_singles(bench)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -286,6 +304,7 @@ def test_the_command_measures_every_task(world, tmp_path, monkeypatch):
     assert [*figures] == [*TASKS]
     drawn = figures["text_to_image"]["judge"]
     assert drawn["made"]["style"]["of"] == 12 and {"made", "real", "chance"} == {*drawn}
+    assert figures["text_to_image"]["rows"] == figures["words"]["rows"] == "test"
     assert figures["edits"]["judge"]["real"]["changed"]["of"] == 12
     assert figures["joint"]["from half a caption"]["well formed"] >= 0
     assert {*figures["geneval"]} - {"seconds"} <= {*CATEGORIES}

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,24 @@ def commonest(table: Any, count: int) -> set[str]:
     return set(sorted(shown, key=lambda concept: (-shown[concept], concept))[:count])
 
 
+def with_notice(card: str, concepts: int, counts: Mapping[str, int]) -> str:
+    """Let a card say, below its title, that it is of a part, and how much of each split is in it.
+
+    Raises:
+        ValueError: the card has no title.
+    """
+    title = next((line for line in card.splitlines() if line.startswith("# ")), None)
+    if title is None:
+        raise ValueError(f"{CARD} of the set has no title, a line that begins with '# '.")
+    sizes = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    notice = (
+        f"**This is a part of it**: the pictures of training and test split whose things are all\n"
+        f"among the {concepts} commonest, and all that are held out ({sizes}), without\n"
+        f"conversations. What follows is said of the whole."
+    )
+    return card.replace(title, f"{title}\n\n{notice}", 1)
+
+
 def run(chosen: CommonArguments) -> dict[str, int]:
     """Write the part, and return how many pictures each split has."""
     import pyarrow as pa
@@ -104,8 +122,10 @@ def run(chosen: CommonArguments) -> dict[str, int]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table, folder / name, row_group_size=ROWS, compression="zstd")
             counts[split] = len(pictures)
-        for name in (LICENCES, CARD, DEFINITIONS):
+        for name in (LICENCES, DEFINITIONS):
             shutil.copyfile(source / name, aside / name)
+        card = (source / CARD).read_text(encoding="utf-8")
+        (aside / CARD).write_text(with_notice(card, len(kept), counts), encoding="utf-8")
     print(f"pictures: {counts}, in {chosen.output_dir}")
     return counts
 

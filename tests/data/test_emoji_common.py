@@ -94,3 +94,14 @@ def test_what_cannot_be_taken(made, part, tmp_path):
         emoji_common.run(
             emoji_common.CommonArguments(str(tmp_path / "broken"), str(tmp_path / "b"), COUNT)
         )
+
+
+def test_its_card_says_that_it_is_a_part_and_how_large(part):
+    card = (part / "README.md").read_text(encoding="utf-8")
+    said = card.split("# Emoji world", 1)[1].split("Pictures of", 1)[0]
+    assert "This is a part" in said and f"among the {COUNT} commonest" in said
+    for split in ("train", "test", "held_out"):
+        assert f"{split} {len(rows_of(part, split)):,}" in said
+    assert card.count("This is a part") == 1
+    with pytest.raises(ValueError, match="no title"):
+        emoji_common.with_notice("no heading", 1, {})

@@ -63,7 +63,7 @@ def test_the_batches_of_the_recipe(read):
     processor = MDMProcessor.from_pretrained(PROCESSOR)
     data, held = run_data.load_data(arguments, processor, 4, seed=0)
     pictures, *talks = data.parts
-    assert len(talks) >= 6 and sum(data.shares[1:]) == pytest.approx(0.3)
+    assert len(talks) >= 6 and sum(data.shares[1:]) == pytest.approx(0.18)
     collate = run_data.make_collator(arguments, processor, 0)
     shown = set()
     for part in talks:
@@ -102,7 +102,7 @@ def test_a_slice_of_the_recipe_for_a_gpu_goes_on_from_the_last(made, tmp_path):
     line = (
         "--save_steps 1 --logging_steps 1 --eval_strategy no --use_cpu true "
         "--per_device_train_batch_size 4 --dataloader_num_workers 0 --disable_tqdm true "
-        "--dataloader_persistent_workers false --lr_scheduler_kwargs {} "
+        '--dataloader_persistent_workers false --lr_scheduler_kwargs {"num_decay_steps":1} '
         f"--output_dir {tmp_path / 'run'} --config_overrides"
     )
     words = [*line.split(), *(f"{name}={value}" for name, value in SHRUNKEN.items())]

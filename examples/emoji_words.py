@@ -7,6 +7,7 @@ It rises long before drawings can be recognised, so that a training can be judge
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,22 +21,15 @@ LOG_SNRS = (-6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 2.0)
 
 
 def others_of(concepts: Sequence[str]) -> list[str]:
-    """Give each the next concept of the list that is another.
+    """Give each another concept of the list, drawn by lot, but always the same.
 
     Raises:
         ValueError: there is one only.
     """
     if len({*concepts}) < 2:
         raise ValueError(f"concepts={[*{*concepts}]} are all the same: two at least are needed.")
-    count = len(concepts)
-    return [
-        next(
-            other
-            for step in range(1, count)
-            if (other := concepts[(place + step) % count]) != concept
-        )
-        for place, concept in enumerate(concepts)
-    ]
+    lot = random.Random(0)
+    return [lot.choice([other for other in concepts if other != own]) for own in concepts]
 
 
 def drawing_error(

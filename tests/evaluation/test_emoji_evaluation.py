@@ -14,7 +14,7 @@ import torch
 from emoji_figures import CATEGORIES, Eye, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, Named
 from emoji_selection import on_things, patches_on_things
-from emoji_tasks import TASKS, frequent_singles, said_of, spread
+from emoji_tasks import TASKS, frequent_singles, mixed, said_of, spread
 from PIL import Image
 from tiny_digits import ROOT
 
@@ -257,6 +257,14 @@ def test_the_share_of_what_is_read_that_lies_on_things():
 def test_rows_are_spread_and_repeated():
     assert spread([*range(10)], 5) == [0, 2, 4, 6, 8]
     assert spread([1, 2], 5) == [1, 2, 1, 2, 1] and spread([], 3) == []
+
+
+def test_chance_is_not_of_neighbours():
+    """Rows stand by their concept: the next one mostly shows the same."""
+    rows = [n // 10 for n in range(200)]
+    other = mixed(rows)
+    assert sorted(other) == rows and other == mixed(rows)
+    assert sum(one == two for one, two in zip(rows, other, strict=True)) < 30
 
 
 def test_things_alone_are_of_training_where_the_test_split_has_none():

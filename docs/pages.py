@@ -23,10 +23,12 @@ PAGES = {
     "LOG.md": "log.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "benchmarks/results/cpu.md": "measured/cpu.md",
-    "benchmarks/results/cpu-quick.md": "measured/cpu-quick.md",
 }
-PICTURES = "benchmarks/results"  # beside the pages made of this folder's tables
+# Folders whose pages and pictures are shown, and where.
+SHOWN = {"benchmarks/results": "measured"} | {
+    card.parent.relative_to(ROOT).as_posix(): f"cards/{card.parent.name}"
+    for card in sorted((ROOT / "examples" / "checkpoints").glob("*/README.md"))
+}
 TARGET = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 
 REFERENCE = re.compile(r"\[(<code>(\w+)[^<]*</code>)\]")  # [`X`] in a docstring
@@ -36,9 +38,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what stands outside `docs/`."""
     for source, place in PAGES.items():
         files.append(File.generated(config, place, abs_src_path=str(ROOT / source)))
-    for picture in sorted((ROOT / PICTURES).glob("*.png")):
-        place = f"measured/{picture.name}"
-        files.append(File.generated(config, place, abs_src_path=str(picture)))
+    for folder in SHOWN:
+        for source in sorted((ROOT / folder).iterdir()):
+            if place := place_of(source):
+                files.append(File.generated(config, place, abs_src_path=str(source)))
     return files
 
 
@@ -47,8 +50,9 @@ def place_of(file: Path) -> str | None:
     name = file.relative_to(ROOT).as_posix()
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
-    if file.parent == ROOT / PICTURES and file.suffix == ".png":
-        return f"measured/{file.name}"
+    folder = SHOWN.get(file.parent.relative_to(ROOT).as_posix())
+    if folder is not None and file.suffix in (".md", ".png"):
+        return f"{folder}/{file.name}"
     return PAGES.get(name)
 
 

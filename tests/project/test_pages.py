@@ -7,7 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -201,3 +203,21 @@ def test_the_pages_build_strictly(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").is_file() and (tmp_path / "equations.html").is_file()
     assert "modeling_mdm.MDMConfig" in (tmp_path / "api.html").read_text(encoding="utf-8")
+
+
+def test_pages_of_the_site_lead_to_pages_and_pictures_of_it(monkeypatch):
+    """Else `make docs`, which CI does not run, fails: a link to a file that the site lacks."""
+    for name in ("config.defaults", "structure.files", "structure.pages"):  # used as types
+        monkeypatch.setitem(sys.modules, f"mkdocs.{name}", MagicMock())
+    spec = spec_from_file_location("site_pages", ROOT / "docs" / "pages.py")
+    site = module_from_spec(spec)
+    spec.loader.exec_module(site)
+    shown = [*(ROOT / "docs").rglob("*.md"), *(ROOT / name for name in site.PAGES)]
+    shown += [page for folder in site.SHOWN for page in (ROOT / folder).glob("*.md")]
+    lost = []
+    for page in shown:
+        for _, link, _ in site.TARGET.findall(page.read_text(encoding="utf-8")):
+            file = Path(os.path.normpath(page.parent / link))
+            if file.is_file() and file.suffix in (".md", ".png") and site.place_of(file) is None:
+                lost.append(f"{page.relative_to(ROOT)}: {link}")
+    assert not lost

@@ -26,10 +26,11 @@ NO_CLASS = -1
 class Task(NamedTuple):
     """What one task gives and what it asks for.
 
-    `"partly"` means that some words are hidden or some pixels are to be repainted.
+    `"partly"` means that some words are hidden or some pixels are to be repainted, `"started"` that
+    the first words are given and all that follows is written, its length too.
     """
 
-    text: Literal["given", "written", "partly", "absent"]
+    text: Literal["given", "written", "partly", "started", "absent"]
     image: Literal["given", "written", "partly", "absent"]
     from_class: bool = False
     from_prompt: bool = False
@@ -39,6 +40,7 @@ TASKS: dict[str, Task] = {
     "joint": Task("written", "written"),
     "class_to_joint": Task("written", "written", from_class=True),
     "prompt_to_joint": Task("written", "written", from_prompt=True),
+    "prefix_to_joint": Task("started", "written"),
     "text_to_image": Task("given", "written"),
     "class_to_image": Task("absent", "written", from_class=True),
     "image": Task("absent", "written"),
@@ -53,7 +55,8 @@ TASKS: dict[str, Task] = {
 }
 
 # For captioned, labelled pictures. The three tasks that a data set is judged by come first; tasks
-# that start from a prompt are drawn only where items have one.
+# that start from a prompt are drawn only where items have one. Words that go on from their first
+# ones are asked for by name: every task takes its share from the others.
 DEFAULT_WEIGHTS: dict[str, float] = {
     "joint": 0.40,
     "text_to_image": 0.25,
@@ -197,7 +200,7 @@ class MDMDataCollator:
     Args:
         processor: an `MDMProcessor`.
         mixture: how often each task is drawn.
-        seed: seed of tasks, hidden words and repainted regions.
+        seed: seed of tasks, hidden and first words, and repainted regions.
         truncation: cut texts that are longer than the text region instead of raising.
 
     Returns, when called with a list of items:
@@ -281,6 +284,9 @@ class MDMDataCollator:
                 exists[row], given[row] = True, False
             elif task.text == "partly":
                 given[row, draw_hidden_words(int(words[row].sum()), rng)] = False
+            elif task.text == "started":
+                exists[row] = True
+                given[row, draw_prefix(int(words[row].sum()), rng) :] = False
         return {
             "input_ids": encoded["input_ids"],
             "attention_mask": torch.from_numpy(exists).long(),
@@ -360,6 +366,16 @@ def draw_hidden_words(num_words: int, rng: np.random.Generator) -> np.ndarray:
     candidates = max(num_words - 1, 1)
     hidden = 1 if rng.random() < 0.5 else int(rng.integers(1, candidates + 1))
     return rng.permutation(candidates)[:hidden]
+
+
+def draw_prefix(num_words: int, rng: np.random.Generator) -> int:
+    """Draw how many of `num_words` words (the last is `<end>`) are given: one to all but one.
+
+    Returns:
+        A number in [1, max(num_words - 2, 1)], so that a lone word is given; 0 where a text has no
+        word but `<end>`.
+    """
+    return int(rng.integers(1, max(num_words - 2, 1) + 1)) if num_words > 1 else 0
 
 
 def draw_region(height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice]:

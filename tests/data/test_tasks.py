@@ -19,6 +19,7 @@ from modeling_mdm.data.tasks import (
     SeededItems,
     TaskMixture,
     draw_hidden_words,
+    draw_prefix,
     draw_region,
 )
 from modeling_mdm.modeling_mdm import MDMForJointGeneration
@@ -114,6 +115,25 @@ def test_infilling_hides_words_but_neither_end_nor_padding(task, processor, item
     assert torch.equal(batch["attention_mask"], given_everywhere["attention_mask"])
     assert batch["pixel_attention_mask"].all() == (task == "infill")
     assert batch["image_given"].all() == (task == "infill")
+
+
+def test_a_prefix_is_given_and_what_follows_is_written_to_the_end_of_the_region(processor, items):
+    batch = collate_as("prefix_to_joint", processor, items)
+    whole = collate_as("joint", processor, items)
+    assert torch.equal(batch["input_ids"], whole["input_ids"])  # the targets
+    assert batch["attention_mask"].all() and not batch["image_given"].any()
+    lengths = []
+    for item, known in zip(items, batch["text_given"], strict=True):
+        words = len(processor.tokenizer(item["text"], add_special_tokens=False)["input_ids"])
+        lengths.append(length := int(known.sum()))
+        assert known[:length].all() and 1 <= length < max(words, 2)
+    assert len({*lengths}) > 1
+
+
+@pytest.mark.parametrize(("num_words", "most"), [(1, 0), (2, 1), (3, 1), (4, 2), (24, 22)])
+def test_a_prefix_leaves_a_word_to_write_and_takes_every_length(num_words, most):
+    drawn = {draw_prefix(num_words, np.random.default_rng(seed)) for seed in range(400)}
+    assert drawn == ({*range(1, most + 1)} or {0})
 
 
 @pytest.mark.parametrize("task", ["inpainting", "inpainting_without_text"])

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from emoji_figures import CATEGORIES, Eye, Verdict, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, truth_of_things
 from emoji_selection import selection_figures
@@ -291,26 +290,14 @@ def _joint(bench: Bench) -> Figures:
 
 def _continued(bench: Bench, rows: Sequence[Row]) -> list[Any]:
     """Give the first half of each caption's words, and let the rest be written with a picture."""
-    tokenizer, config = bench.processor.tokenizer, bench.model.config
-    device = bench.model.device
+    captions = [row["text"].split() for row in rows]
+    starts = [" ".join(words[: len(words) // 2]) for words in captions]
 
-    def write(chosen: range, options: Figures) -> list[Any]:
-        texts = [rows[n]["text"].split() for n in chosen]
-        starts = tokenizer([" ".join(words[: len(words) // 2]) for words in texts]).input_ids
-        ids = torch.full((len(chosen), config.max_text_length), config.mask_token_id)
-        for line, start in zip(ids, starts, strict=True):
-            line[: len(start)] = torch.tensor(start[: len(line)])
-        size = config.image_size
-        pixels = torch.zeros(len(chosen), config.num_channels, size, size, device=device)
-        out = bench.model.generate(
-            input_ids=ids.to(device),
-            pixel_values=pixels,
-            image_given=torch.zeros_like(pixels[:, 0], dtype=torch.bool),
-            **options,
-        )
-        return bench.processor.post_process(out)
+    def inputs(chosen: range) -> dict[str, Any]:
+        said = [starts[n] for n in chosen]
+        return {"text": said, "generation_mode": "joint", "continue_text": True}
 
-    return bench.collect("joint from half a caption", len(rows), write)
+    return bench.make("joint from half a caption", len(rows), inputs)
 
 
 def _agreeing(bench: Bench, samples: Sequence[Any]) -> Figures:

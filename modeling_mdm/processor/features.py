@@ -59,19 +59,29 @@ def encode_texts(
 
 
 def text_rows(
-    request: Request, encoded: list[list[int] | None], region_length: int, tokenizer: Any
+    request: Request,
+    encoded: list[list[int] | None],
+    max_new_tokens: int | None,
+    max_text_length: int,
+    tokenizer: Any,
 ) -> list[list[Word]]:
-    """Lay out each item's words, `<end>` and its region."""
+    """Lay out each item's words, `<end>` and its region.
+
+    Where a text is gone on with, the region follows its last word, without `<end>`, and both are as
+    long as the longest text.
+    """
     mask, end = tokenizer.mask_token_id, tokenizer.eos_token_id
     rows = []
     for words, opens_region, written_turn in zip(
         encoded, request.opens_region, request.written_turn, strict=True
     ):
         text_turn = written_turn if request.writes_text and not opens_region else 0
-        spoken = [] if words is None else [*words, end]
+        goes_on = request.continue_text and words is not None
+        spoken = [] if words is None else list(words) if goes_on else [*words, end]
         row = [(word, True, word != mask, text_turn) for word in spoken]
-        if opens_region:
-            row += [(mask, True, False, written_turn)] * region_length
+        if opens_region or goes_on:
+            left = max_text_length - (len(row) if goes_on else 0)
+            row += [(mask, True, False, written_turn)] * (max_new_tokens or max(left, 1))
         rows.append(row)
     return rows
 

@@ -97,6 +97,7 @@ class MDMProcessor(SampleReader):
         max_new_tokens: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         generate: str | None = None,
+        continue_text: bool = False,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare one item or a batch: what is passed is given, the rest is to be written.
@@ -111,7 +112,8 @@ class MDMProcessor(SampleReader):
 
         A text with `<mask>` in it is written in place and gets no region: each `<mask>`, with the
         space before it, is one token. A region after a text, or an image after a picture, makes all
-        that is written turn 1; everything else is turn 0.
+        that is written turn 1; everything else is turn 0. With `continue_text` a text is no prompt
+        but the start of what is written: a caption that is half given.
 
         Args:
             images: a picture, B pictures, or B lists of pictures, as the image processor reads
@@ -121,9 +123,12 @@ class MDMProcessor(SampleReader):
             class_labels: a class or a list of B; -1 or None is no class.
             image_mask: 1 to repaint a pixel, 0 to keep it, at the size that the model sees:
                 (h, w) for all pictures, (b, h, w), or (b, m, h, w).
-            max_new_tokens: length of the text region; `max_text_length` if None.
+            max_new_tokens: length of the text region; `max_text_length` if None, and with
+                `continue_text` what the text leaves of it.
             image_size: side, or (h, w), of the images; the image processor's if None.
             generate: another name of `generation_mode`; pass one of them.
+            continue_text: write what follows the text, `<end>` included, instead of an answer to
+                it. Training teaches it by the task `prefix_to_joint`.
             kwargs: what processors usually take, alone or in `text_kwargs` and `images_kwargs`.
                 Of texts: `max_length` instead of `max_text_length`; `padding`, "longest" or True
                 unless it is "max_length", for at least so many words; `truncation`, to cut the last
@@ -147,14 +152,14 @@ class MDMProcessor(SampleReader):
         size = self._resolve_size(image_size, keywords.images)
         max_new_tokens = check_length(max_new_tokens)
         mode = read_generation_mode(generation_mode, generate)
-        passed = Passed(text, images, class_labels, image_mask, mode, max_new_tokens)
+        passed = Passed(text, images, class_labels, image_mask, mode, max_new_tokens, continue_text)
         request = read_request(passed, self.tokenizer.mask_token, size)
         features = {}
         if any(request.opens_region) or any(text is not None for text in request.texts):
-            region = max_new_tokens or self.max_text_length
-            words = encode_texts(request.texts, self.tokenizer, keywords.text, self.max_text_length)
-            rows = text_rows(request, words, region, self.tokenizer)
-            features |= stack_words(rows, self.tokenizer, keywords.text, self.max_text_length)
+            longest = self.max_text_length
+            words = encode_texts(request.texts, self.tokenizer, keywords.text, longest)
+            rows = text_rows(request, words, max_new_tokens, longest, self.tokenizer)
+            features |= stack_words(rows, self.tokenizer, keywords.text, longest)
         if request.opens_image or any(request.images):
             features |= image_features(request, self.image_processor, size, keywords.images)
         if request.class_labels is not None:

@@ -46,6 +46,7 @@ class Passed:
     image_mask: Any = None
     generation_mode: str | None = None
     max_new_tokens: int | None = None
+    continue_text: bool = False
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Request:
         image_mask: bool (b, m, h, w), True = repaint; None to leave the pictures as they are.
         generation_mode: None, "image", "text" or "joint".
         has_mask_words: whether an item's text has words to be written in place.
+        continue_text: whether what is written goes on with an item's text, if it has one.
     """
 
     texts: list[str | None]
@@ -67,6 +69,7 @@ class Request:
     image_mask: torch.Tensor | None
     generation_mode: str | None
     has_mask_words: list[bool]
+    continue_text: bool = False
 
     @property
     def writes_image(self) -> bool:
@@ -86,7 +89,10 @@ class Request:
     @property
     def opens_region(self) -> list[bool]:
         """Whether an item gets a text region after its text."""
-        return [self.writes_text and not in_place for in_place in self.has_mask_words]
+        return [
+            self.writes_text and not in_place and not (self.continue_text and text is not None)
+            for text, in_place in zip(self.texts, self.has_mask_words, strict=True)
+        ]
 
     @property
     def written_turn(self) -> list[int]:
@@ -117,6 +123,16 @@ class Request:
                 "text contains <mask>, which asks for words, but generation_mode='image' writes "
                 "none; use generation_mode='joint', or remove <mask>."
             )
+        if self.continue_text and not (self.writes_text and any(self.texts)):
+            raise ValueError(
+                "continue_text=True goes on with a text, but there is none, or none is written: "
+                "pass text= that is not empty, and generation_mode='text' or 'joint'."
+            )
+        if self.continue_text and any(self.has_mask_words):
+            raise ValueError(
+                "continue_text=True writes what follows a text, and <mask> a word in it: remove "
+                "<mask>, or leave continue_text out."
+            )
         if self.generation_mode == "text" and self.image_mask is not None:
             raise ValueError(
                 "image_mask asks to repaint pixels, but generation_mode='text' writes none; "
@@ -126,7 +142,7 @@ class Request:
             raise ValueError(
                 "Nothing to generate: image_mask is 0 everywhere; mark pixels to repaint with 1."
             )
-        if max_new_tokens is not None and not any(self.opens_region):
+        if max_new_tokens is not None and not (self.continue_text or any(self.opens_region)):
             raise ValueError(
                 f"max_new_tokens={max_new_tokens} is the length of a text region, and none is "
                 "opened; use generation_mode='text' or 'joint', a text without <mask>, or leave it "
@@ -163,6 +179,7 @@ def read_request(passed: Passed, mask_token: str, size: tuple[int, int]) -> Requ
         image_mask=image_mask,
         generation_mode=passed.generation_mode,
         has_mask_words=[text is not None and mask_token in text for text in texts],
+        continue_text=passed.continue_text,
     )
     request.check(passed.max_new_tokens)
     return request

@@ -179,6 +179,48 @@ def test_infill_beside_a_prompt(processor):
     check_text(inputs, [[A, MASK, END], [A, END, MASK]], given, turns=[[0, 0, 0], [0, 0, 1]])
 
 
+# Going on with a text
+
+
+def test_a_caption_that_is_half_given_is_gone_on_with(processor):
+    arguments = {"generate": "joint", "continue_text": True, "return_tensors": "pt"}
+    inputs = processor(text=["a photo of", "a", None], **arguments)
+    starts = [[A, PHOTO, OF], [A], []]
+    rows = [[*start, *[MASK] * (LENGTH - len(start))] for start in starts]
+    check_text(inputs, rows, [[*[1] * len(s), *[0] * (LENGTH - len(s))] for s in starts])
+    check_images(inputs, [None] * 3, [False] * 3)
+
+
+def test_as_many_words_follow_as_are_asked_for(processor):
+    arguments = {"generate": "text", "continue_text": True, "max_new_tokens": 2}
+    inputs = processor(text=["a photo", "a"], images=[picture()] * 2, **arguments)
+    inputs = inputs.convert_to_tensors("pt")
+    rows, given = [[A, PHOTO, MASK, MASK], [A, MASK, MASK, PAD]], [[1, 1, 0, 0], [1, 0, 0, 0]]
+    check_text(inputs, rows, given, [[1, 1, 1, 1], [1, 1, 1, 0]])
+    check_images(inputs, [picture()] * 2, [True] * 2)
+
+
+def test_a_text_that_fills_the_region_still_gets_its_end(processor):
+    text = " ".join(["a"] * (LENGTH - 1))
+    inputs = processor(text=text, generate="text", continue_text=True, return_tensors="pt")
+    assert inputs["text_given"].tolist() == [[True] * (LENGTH - 1) + [False]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"generate": "joint"}, "there is none"),
+        ({"text": "", "generate": "joint"}, "there is none"),
+        ({"text": "a", "generate": "image"}, "none is written"),
+        ({"text": "a"}, "none is written"),
+        ({"text": "a <mask>", "generate": "text"}, "remove <mask>"),
+    ],
+)
+def test_going_on_needs_a_text_and_room(processor, arguments, said):
+    with pytest.raises(ValueError, match=rf"continue_text=True.*{said}"):
+        processor(**arguments, continue_text=True)
+
+
 # Joint
 
 
@@ -255,6 +297,7 @@ TASKS = [
     {"images": picture(), "text": "a what", "generate": "text", "max_new_tokens": 3},
     {"text": ["a <mask> of", "a", None], "generate": "text", "max_new_tokens": 2},
     {"generate": "joint"},
+    {"text": "a photo", "generate": "joint", "continue_text": True},
     {"class_labels": 2, "generate": "joint"},
     {"text": ["a", None], "images": [None, picture()], "generate": "joint"},
     {"text": "a <mask>", "images": picture(), "image_mask": REPAINT, "generate": "joint"},
@@ -297,7 +340,7 @@ def test_every_task_from_user_to_user(processor, model, task):
         text = texts[row // 2]
         assert (sample.text is not None) == writes_text
         assert (sample.image is not None) == writes_image
-        in_place = text is not None and "<mask>" in text
+        in_place = text is not None and ("<mask>" in text or task.get("continue_text", False))
         assert sample.prompt == (None if in_place or not writes_text else text)
         if in_place:
             assert sample.text.startswith("a")

@@ -71,7 +71,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scan_mode": "cyclic",
         "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
         "use_mode_head": True,
-        "image_schedule": "tan",  # twice to thrice what the words tell, soonest: docs/log
+        # Twice to thrice what the words tell, soonest, both of them: docs/log.
+        "image_schedule": "tan",
+        "pooled_conditioning": True,
         "se_weight_text": 4.0,
     },
     # The same for a GPU: larger pictures, a wider and deeper decoder.
@@ -90,7 +92,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scan_mode": "cyclic",
         "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
         "use_mode_head": True,
-        "image_schedule": "tan",  # twice to thrice what the words tell, soonest: docs/log
+        # Twice to thrice what the words tell, soonest, both of them: docs/log.
+        "image_schedule": "tan",
+        "pooled_conditioning": True,
         "se_weight_text": 4.0,
     },
     # A size for one GPU, in front of the same VQ-VAE; the paper has none so small.

@@ -106,6 +106,8 @@ class MDMConfig(PreTrainedConfig):
         image_schedule, text_schedule (`str`): `"linear"`, `"cosine"` or `"tan"`.
         tan_scale (`float`): s of the `tan` schedule.
         self_conditioning (`bool`): feed the last clean estimate back.
+        pooled_conditioning (`bool`): let what is given, pooled, modulate the blocks where they read
+            what is noisy, beside their time.
         num_null_tokens (`int`): learned tokens that stand for an absent prompt, 0 for a model
             without guidance.
         null_prompt_probability, null_modality_probability (`float`): how often training drops the
@@ -176,6 +178,7 @@ class MDMConfig(PreTrainedConfig):
     text_schedule: str = "tan"
     tan_scale: float = 3.0
     self_conditioning: bool = True
+    pooled_conditioning: bool = False
     num_null_tokens: int = 2
     null_prompt_probability: float = 0.1
     null_modality_probability: float = 0.1

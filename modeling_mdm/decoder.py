@@ -118,6 +118,42 @@ class TimeEmbedding(nn.Module):
         return self.out_proj(F.silu(self.in_proj(waves.to(dtype)))) + self.kind
 
 
+class PooledConditioning(nn.Module):
+    """Embeds what is given as one vector of an item, its latents added up, as SDXL pools a prompt.
+
+    A word then reaches every patch and block at once, and not only through the states of the scans.
+    """
+
+    def __init__(self, latent_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        # From zero: weights that were trained without it go on as they were.
+        self.proj = nn.ModuleDict(
+            {m: ZeroLinear(latent_dim, hidden_size, bias=False) for m in MODALITIES}
+        )
+
+    def forward(
+        self, content: dict[str, ModalityContent], cache: PromptCache | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Pool what is given here and what a cache has read before: (b, hidden) of a dtype.
+
+        A sum of n latents of unit variance is divided by the root of n. A cache that records is
+        given the sums.
+        """
+        totals = {} if cache is None else dict(cache.totals)
+        for modality, positions in content.items():
+            known = (positions.valid & positions.given)[..., None]
+            # Where a branch drops its prompt nothing of it may be read, infinities included.
+            latents = torch.where(known, positions.latents, 0.0)
+            total = torch.cat([latents, known.to(latents.dtype)], dim=-1).sum(1)
+            totals[modality] = total + totals[modality] if modality in totals else total
+        if cache is not None and cache.is_recording:
+            cache.totals = totals
+        pooled = {
+            m: total[:, :-1] / total[:, -1:].clamp(min=1).sqrt() for m, total in totals.items()
+        }
+        return torch.stack([self.proj[m](one.to(dtype)) for m, one in pooled.items()]).sum(0)
+
+
 @contextmanager
 def recorded_states(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Collect what enters every block and what leaves the last one, while the context is open."""
@@ -178,6 +214,8 @@ class MDMDecoder(nn.Module):
         block = MDMAttentionBlock if config.mixer == "attention" else MDMBlock
         # What splits a model over devices fails where a kind of block that is named is not there.
         self._no_split_modules = [block.__name__]
+        if config.pooled_conditioning:
+            self.pooled_conditioning = PooledConditioning(config.latent_dim, width)
         self.modulation = ZeroLinear(width, block.modulation_parts * width)
         self.layers = nn.ModuleList(
             block(config, index) for index in range(config.num_hidden_layers)
@@ -251,6 +289,11 @@ class MDMDecoder(nn.Module):
             torch.stack([zero, *(times.get(modality, zero) for modality in MODALITIES)], dim=1)
         )
         hidden_states = self._embed(inputs, clock)
+        if self.config.pooled_conditioning:
+            pooled = self.pooled_conditioning(inputs.content, inputs.cache, clock.dtype)
+            clock = clock.repeat_interleave(len(pooled) // max(1, len(clock)), dim=0)
+            # What is given is never modulated by it: it must not depend on what comes after it.
+            clock = torch.cat([clock[:, :1], clock[:, 1:] + pooled[:, None]], dim=1)
         activated = F.silu(clock)
         modulation = (
             self.modulation(activated).unflatten(-1, (-1, self.config.hidden_size)).to(clock.dtype)

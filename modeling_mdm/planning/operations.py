@@ -205,6 +205,9 @@ def embedding_operations(config: MDMConfig, step: Step) -> list[Operation]:
         return operations
     parts = 6 if config.mixer == "attention" else 3
     modalities = (step.words > 0) + (step.patches > 0)
+    if config.pooled_conditioning:
+        rows = modalities * batch
+        operations.append(linear("pooled", rows, config.latent_dim, width, size, learns))
     return [
         *operations,
         linear("time embedding, in", 3 * batch, TimeEmbedding.features, width, size, 1.0),

@@ -36,6 +36,7 @@ DECAYING = [
     r"vae\.(?:posterior|latent_embedding|patch_head|word_head)\.weight",
     rf"decoder\.(?:latent_proj|time_token)\.{G}\.weight",
     rf"decoder\.place_embedding\.{G}\.proj\.weight",
+    rf"decoder\.pooled_conditioning\.proj\.{G}\.weight",
     r"decoder\.time_embedding\.(?:in|out)_proj\.weight",
     r"decoder\.(?:norm_)?modulation\.weight",
     L + r"mixer\.(?:in|out)_proj\.weight",

@@ -74,6 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Twice to thrice what the words tell, soonest, both of them: docs/log.
         "image_schedule": "tan",
         "pooled_conditioning": True,
+        "place_conditioning": True,  # for edits
         "se_weight_text": 4.0,
     },
     # The same for a GPU: larger pictures, a wider and deeper decoder.
@@ -95,6 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # Twice to thrice what the words tell, soonest, both of them: docs/log.
         "image_schedule": "tan",
         "pooled_conditioning": True,
+        "place_conditioning": True,  # for edits
         "se_weight_text": 4.0,
     },
     # A size for one GPU, in front of the same VQ-VAE; the paper has none so small.

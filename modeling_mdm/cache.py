@@ -53,7 +53,7 @@ class LayerCache:
 
 
 class PromptCache:
-    """The caches of all blocks, embeddings that no step changes, and what is given, added up.
+    """The caches of all blocks, embeddings that no step changes, and what else prompts are asked.
 
     A new cache records: evaluating the decoder with it adds what was read to it, so that reading
     one part after the other equals reading both at once. After `freeze` evaluations only read it.
@@ -62,7 +62,9 @@ class PromptCache:
     def __init__(self, num_layers: int) -> None:
         self.layers = [LayerCache() for _ in range(num_layers)]
         self.places: dict[str, Tensor] = {}
-        self.totals: dict[str, Tensor] = {}  # (b, d + 1) by modality: summed latents, and how many
+        # What `PooledConditioning` and `PlaceConditioning` ask of what was read, by modality.
+        self.totals: dict[str, Tensor] = {}
+        self.canvas: dict[str, Tensor] = {}
 
     def freeze(self) -> None:
         """Stop recording: from here on the cache is only read."""
@@ -80,10 +82,10 @@ class PromptCache:
         joined = cls(0)
         layers = zip(*(cache.layers for cache in caches), strict=True)
         joined.layers = [LayerCache.join(layer) for layer in layers]
-        joined.totals = {
-            modality: torch.cat([cache.totals[modality] for cache in caches])
-            for modality in caches[0].totals
-        }
+        for name in ("totals", "canvas"):
+            read = [getattr(cache, name) for cache in caches]
+            stacked = {modality: torch.cat([one[modality] for one in read]) for modality in read[0]}
+            setattr(joined, name, stacked)
         return joined
 
     def rows(self, index: Tensor) -> "PromptCache":
@@ -92,6 +94,7 @@ class PromptCache:
         for mine, theirs in zip(chosen.layers, self.layers, strict=True):
             mine.is_recording = theirs.is_recording
             mine.tensors = {name: t.index_select(0, index) for name, t in theirs.tensors.items()}
-        for mine, theirs in ((chosen.places, self.places), (chosen.totals, self.totals)):
-            mine |= {modality: t.index_select(0, index) for modality, t in theirs.items()}
+        for name in ("places", "totals", "canvas"):
+            read = getattr(self, name).items()
+            setattr(chosen, name, {modality: t.index_select(0, index) for modality, t in read})
         return chosen

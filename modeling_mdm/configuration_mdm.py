@@ -108,6 +108,8 @@ class MDMConfig(PreTrainedConfig):
         self_conditioning (`bool`): feed the last clean estimate back.
         pooled_conditioning (`bool`): let what is given, pooled, modulate the blocks where they read
             what is noisy, beside their time.
+        place_conditioning (`bool`): show a noisy patch what was given last at its place, such as
+            the picture that is to be changed.
         num_null_tokens (`int`): learned tokens that stand for an absent prompt, 0 for a model
             without guidance.
         null_prompt_probability, null_modality_probability (`float`): how often training drops the
@@ -179,6 +181,7 @@ class MDMConfig(PreTrainedConfig):
     tan_scale: float = 3.0
     self_conditioning: bool = True
     pooled_conditioning: bool = False
+    place_conditioning: bool = False
     num_null_tokens: int = 2
     null_prompt_probability: float = 0.1
     null_modality_probability: float = 0.1

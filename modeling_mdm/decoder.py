@@ -154,6 +154,52 @@ class PooledConditioning(nn.Module):
         return torch.stack([self.proj[m](one.to(dtype)) for m, one in pooled.items()]).sum(0)
 
 
+class PlaceConditioning(nn.Module):
+    """Shows a noisy patch what was given last at its place, as InstructPix2Pix shows its source.
+
+    What an edit leaves is then there from the start, and need not be carried by the scans.
+    """
+
+    def __init__(self, latent_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        # From zero: weights that were trained without it go on as they were.
+        self.proj = ZeroLinear(latent_dim, hidden_size, bias=False)
+
+    def forward(
+        self,
+        positions: ModalityContent,
+        grid: tuple[int, int, int],
+        cache: PromptCache | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Embed what stood at the places of patches (b, n): (b, n, hidden), 0 where they are given.
+
+        A later turn hides an earlier one, and of one turn the last picture the others. A cache that
+        records is given the canvas: (b, rows * columns, d), 0 where nothing was given.
+        """
+        (batch, count), (_, rows, columns) = positions.given.shape, grid
+        place = positions.place[..., 0] * columns + positions.place[..., 1]
+        known = positions.valid & positions.given
+        order = positions.turn * count + torch.arange(count, device=place.device)
+        order = torch.where(known, order, -1)
+        newest = order.new_full((batch, rows * columns), -1)
+        newest = newest.scatter_reduce(1, place, order, "amax")
+        latents = F.pad(positions.latents, (0, 0, 0, 1))  # zeros, of places where nothing was given
+        source = torch.where(newest >= 0, newest % max(1, count), count)
+        canvas = latents.gather(1, _for_latents(source, latents))
+        if cache is not None and "image" in cache.canvas:
+            canvas = torch.where((newest >= 0)[..., None], canvas, cache.canvas["image"])
+        if cache is not None and cache.is_recording:
+            cache.canvas = {"image": canvas}
+        shown = canvas.gather(1, _for_latents(place, latents))
+        return self.proj((shown * positions.noisy[..., None]).to(dtype))
+
+
+def _for_latents(index: Tensor, latents: Tensor) -> Tensor:
+    """Index (b, m) as an index of latents (b, n, d): (b, m, d)."""
+    return index[..., None].expand(-1, -1, latents.shape[-1])
+
+
 @contextmanager
 def recorded_states(layers: nn.ModuleList, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Collect what enters every block and what leaves the last one, while the context is open."""
@@ -206,6 +252,8 @@ class MDMDecoder(nn.Module):
         self.place_embedding = nn.ModuleDict(
             {"text": PlaceEmbedding(1, width), "image": PlaceEmbedding(2, width)}
         )
+        if config.place_conditioning:
+            self.place_conditioning = PlaceConditioning(config.latent_dim, width)
         self.class_embedding = nn.Embedding(max(1, config.num_classes), width)
         self.null_tokens = nn.Parameter(torch.zeros(config.num_null_tokens, width))
         self.start_tokens = StartTokens(width)
@@ -264,19 +312,26 @@ class MDMDecoder(nn.Module):
             last = torch.zeros_like(latents) if fed_back is None else fed_back * noisy
             latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
         latents = latents.to(self.latent_proj[modality].bias.dtype)
-        places = self._embed_places(modality, positions, inputs.cache)
+        places = self._embed_places(modality, positions, inputs)
         return self.latent_proj[modality](latents) + places
 
     def _embed_places(
-        self, modality: str, positions: ModalityContent, cache: PromptCache | None
+        self, modality: str, positions: ModalityContent, inputs: DecoderInputs
     ) -> Tensor:
-        """Embed places and turns (b, n, hidden), once for all steps that share a cache."""
-        embed = self.place_embedding[modality]
-        if cache is None or cache.is_recording:
-            return embed(positions.place, positions.turn)
-        if modality not in cache.places:
-            cache.places[modality] = embed(positions.place, positions.turn)
-        return cache.places[modality]
+        """Embed places and turns (b, n, hidden), once for all steps that share a cache.
+
+        With place conditioning also what was given there, which no step changes either.
+        """
+        cache = inputs.cache
+        if cache is not None and not cache.is_recording and modality in cache.places:
+            return cache.places[modality]
+        places = self.place_embedding[modality](positions.place, positions.turn)
+        if modality == "image" and self.config.place_conditioning:
+            grid, dtype = inputs.sequence.grid, places.dtype
+            places = places + self.place_conditioning(positions, grid, cache, dtype)
+        if cache is not None and not cache.is_recording:
+            cache.places[modality] = places
+        return places
 
     def forward(self, inputs: DecoderInputs) -> dict[str, Tensor]:
         """Give features (b, n, hidden) of every position of every modality."""

@@ -20,8 +20,8 @@ from .scan_orders import given_first_order, joint_rank
 from .selection import kept_count
 
 # Fields of a joint sequence that all items share.
-LAYOUT = ("scan_active", "all_active", "num_null", "text_segment", "text_tokens", "image_tokens")
-LAYOUT += ("has_given", "has_noisy", "share", "longest_by_keep", "kept")
+LAYOUT = ("scan_active", "all_active", "num_null", "grid", "text_segment", "text_tokens")
+LAYOUT += ("image_tokens", "has_given", "has_noisy", "share", "longest_by_keep", "kept")
 
 T = TypeVar("T")
 TIME_GIVEN, TIME_TEXT, TIME_IMAGE = 0, 1, 2
@@ -35,6 +35,7 @@ class JointSequence:
     time_index: (b, l), which of the three times (given, text, image) applies.
     orders, inverses: (b, k, l). scan_active: (k, l), False where a modality's order is not in use.
     num_null: null tokens in the layout.
+    grid: (pictures, rows, columns) of the whole.
     text_segment: where words end. text_tokens, image_tokens: special tokens in front of words
         (class and null tokens among them) and of patches.
     has_given, has_noisy: whether the layout has the class, null and start tokens, and the time
@@ -56,6 +57,7 @@ class JointSequence:
     text_segment: int
     text_tokens: int
     image_tokens: int
+    grid: tuple[int, int, int] = (0, 0, 0)
     has_given: bool = True
     has_noisy: bool = True
     share: SequenceShare = UNDIVIDED
@@ -155,6 +157,7 @@ class JointSequence:
             scan_active=self.scan_active[:, positions[0]],
             all_active=self.all_active,
             num_null=self.num_null,
+            grid=self.grid,
             **layout,
         )
 
@@ -251,6 +254,7 @@ def build_sequence(
         torch.stack(active),
         all_active=all(pair[0] in used["image"] and pair[1] in used["text"] for pair in pairs),
         num_null=num_null,
+        grid=grid,
         text_segment=segment,
         text_tokens=tokens["text"],
         image_tokens=tokens["image"],

@@ -201,6 +201,8 @@ def embedding_operations(config: MDMConfig, step: Step) -> list[Operation]:
         linear("place embedding, words", words, 2 * features, width, size, 1.0),
         linear("place embedding, patches", patches, 3 * features, width, size, 1.0),
     ]
+    if config.place_conditioning:
+        operations.append(linear("source", patches, config.latent_dim, width, size, learns))
     if not step.special:
         return operations
     parts = 6 if config.mixer == "attention" else 3

@@ -30,7 +30,7 @@ VARIANTS = {
     "12/1": {"image_scans": [1, 2], "text_scans": [1]},
     "reference": {"kernel_backend": "reference"},
     "attention": {"mixer": "attention"},
-    "pooled": {"pooled_conditioning": True},
+    "conditioned": {"pooled_conditioning": True, "place_conditioning": True},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
 

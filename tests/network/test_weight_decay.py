@@ -37,6 +37,7 @@ DECAYING = [
     rf"decoder\.(?:latent_proj|time_token)\.{G}\.weight",
     rf"decoder\.place_embedding\.{G}\.proj\.weight",
     rf"decoder\.pooled_conditioning\.proj\.{G}\.weight",
+    r"decoder\.place_conditioning\.proj\.weight",
     r"decoder\.time_embedding\.(?:in|out)_proj\.weight",
     r"decoder\.(?:norm_)?modulation\.weight",
     L + r"mixer\.(?:in|out)_proj\.weight",

@@ -40,8 +40,8 @@ CASES = {
     ),
     "words, one chunk": ({"chunk_size": 64}, Batch(2, 50, 0), False),
     "large VAE": ({"vae_hidden_size": 128, "vocab_size": 500}, Batch(2, 20, 16), True),
-    "pooled": (
-        {"pooled_conditioning": True, "latent_gradient_scale": 0.5},
+    "conditioned": (
+        {"pooled_conditioning": True, "place_conditioning": True, "latent_gradient_scale": 0.5},
         Batch(4, 20, 16),
         False,
     ),

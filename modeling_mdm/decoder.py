@@ -178,7 +178,8 @@ class PlaceConditioning(nn.Module):
         records is given the canvas: (b, rows * columns, d), 0 where nothing was given.
         """
         (batch, count), (_, rows, columns) = positions.given.shape, grid
-        place = positions.place[..., 0] * columns + positions.place[..., 1]
+        # The pictures of a turn stand side by side; here each is laid on the same canvas.
+        place = positions.place[..., 0] * columns + positions.place[..., 1] % max(1, columns)
         known = positions.valid & positions.given
         order = positions.turn * count + torch.arange(count, device=place.device)
         order = torch.where(known, order, -1)

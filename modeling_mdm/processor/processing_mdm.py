@@ -97,7 +97,7 @@ class MDMProcessor(SampleReader):
         max_new_tokens: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         generate: str | None = None,
-        continue_text: bool = False,
+        continue_text: bool | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Prepare one item or a batch: what is passed is given, the rest is to be written.
@@ -152,7 +152,9 @@ class MDMProcessor(SampleReader):
         size = self._resolve_size(image_size, keywords.images)
         max_new_tokens = check_length(max_new_tokens)
         mode = read_generation_mode(generation_mode, generate)
-        passed = Passed(text, images, class_labels, image_mask, mode, max_new_tokens, continue_text)
+        passed = Passed(
+            text, images, class_labels, image_mask, mode, max_new_tokens, bool(continue_text)
+        )
         request = read_request(passed, self.tokenizer.mask_token, size)
         features = {}
         if any(request.opens_region) or any(text is not None for text in request.texts):

@@ -10,6 +10,7 @@ from modeling_mdm import MDMConfig, MDMForJointGeneration
 from modeling_mdm.cache import PromptCache
 from modeling_mdm.content import ModalityContent
 from modeling_mdm.decoder import PlaceConditioning, PooledConditioning
+from modeling_mdm.inputs import patch_places
 
 WIDTH = 7
 GRID = (3, 1, 2)  # three pictures of two patches
@@ -23,13 +24,12 @@ def make_content(given, valid):
 
 
 def make_pictures(given, valid, turns):
-    """Three pictures of two patches side by side in each item."""
+    """Three pictures of two patches in each item; those of a turn stand side by side."""
     given, valid = (torch.tensor(mask).repeat_interleave(2, 1) for mask in (given, valid))
     latents = torch.randn(*given.shape, LATENT, dtype=torch.float64)
-    column = torch.arange(6) % 2
-    place = torch.stack([torch.zeros_like(column), column], -1).expand(len(given), -1, -1)
-    turn = torch.tensor(turns).repeat_interleave(2, 1)
-    return ModalityContent(latents, given, valid, turn, place)
+    turn = torch.tensor(turns)
+    place = patch_places(turn, torch.ones_like(turn, dtype=torch.bool), *GRID[1:])
+    return ModalityContent(latents, given, valid, turn.repeat_interleave(2, 1), place)
 
 
 @pytest.fixture
@@ -170,6 +170,26 @@ def test_an_edit_sees_its_source_patch_by_patch_though_no_scan_carries_it(
     assert bool(change[..., :4, 4:].max() > 1e-6) == shows
     change[..., :4, 4:] = 0
     assert change.max() < 1e-12
+
+
+def test_a_prompt_of_pictures_and_its_edit_are_cached_exactly_and_teach_the_weights():
+    """Two pictures of one turn, one of the next, and a last one that is written."""
+    model = make_model(pooled_conditioning=True, place_conditioning=True)
+    pixels = torch.rand(2, 4, 1, 8, 8, dtype=torch.float64) * 2 - 1
+    given = torch.ones(2, 4, 8, 8, dtype=torch.bool)
+    given[:, 3] = False
+    inputs = {"pixel_values": pixels, "image_given": given}
+    inputs["image_turn_ids"] = torch.tensor([[0, 0, 1, 2], [0, 1, 1, 2]])
+    options = {"num_inference_steps": 3, "show_progress": False, "guidance_scale": 2.0}
+    cached, plain = (
+        model.generate(
+            **inputs, generator=torch.Generator().manual_seed(0), use_cache=caches, **options
+        ).images
+        for caches in (True, False)
+    )
+    torch.testing.assert_close(cached, plain, rtol=0, atol=1e-10)
+    model.train()(**inputs, drop_prompt=torch.zeros(2, dtype=torch.bool)).loss.backward()
+    assert model.decoder.place_conditioning.proj.weight.grad.any()
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

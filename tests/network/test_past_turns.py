@@ -13,6 +13,8 @@ from tiny_turns import TALKS, assert_same, make_inputs
 
 from modeling_mdm.past_turns import PastTurns, read_given, weights_fingerprint
 
+WAYS = {**MIXERS, "placed": {"pooled_conditioning": True, "place_conditioning": True}}
+
 FAST = ("cyclic-separate", "attention", "mode head")  # of the ways to build a model
 OPTIONS = {
     "plain": {"guidance_scale": 1.0},
@@ -52,13 +54,13 @@ def positions(talks, patches=4):
         pytest.param(
             mixer, options, marks=[] if (i + j) % 3 == 0 else pytest.mark.slow, id=f"{mixer}-{name}"
         )
-        for i, mixer in enumerate(MIXERS)
+        for i, mixer in enumerate(WAYS)
         for j, (name, options) in enumerate(OPTIONS.items())
     ],
 )
 def test_going_on_equals_reading_everything_at_every_step(mixer, options):
     """Three calls, each with a reply and a message more; only these are read."""
-    model, past, before = make_model(**MIXERS[mixer]), None, 0
+    model, past, before = make_model(**WAYS[mixer]), None, 0
     tokens = 2  # a start token of each modality
     for first, stop in ((0, 1), (1, 3), (3, 5)):
         inputs = make_inputs([talk[:stop] for talk in TALKS])
@@ -73,7 +75,7 @@ def test_going_on_equals_reading_everything_at_every_step(mixer, options):
 @pytest.mark.parametrize("mixer", ["parallel", "attention"])
 def test_what_was_read_turn_by_turn_gives_the_same_features(mixer):
     """The states themselves, not only what sampling makes of them."""
-    model, past = make_model(**MIXERS[mixer]), None
+    model, past = make_model(**WAYS[mixer]), None
     for stop in (1, 3, 5):
         inputs = make_inputs([talk[:stop] for talk in TALKS])
         past = run(model, inputs, cache=past).cache
@@ -136,7 +138,7 @@ def test_what_a_reply_may_hold_is_remembered_where_nothing_is_new():
 
 @pytest.mark.parametrize("mixer", ["parallel", "attention"])
 def test_samples_of_an_item_share_its_past_and_may_go_on_as_conversations(mixer):
-    model = make_model(**MIXERS[mixer])
+    model = make_model(**WAYS[mixer])
     options = {"guidance_scale": 2.0, "num_return_sequences": 3}
     past = check_going_on(model, make_inputs([t[:1] for t in TALKS]), None, **options)
     assert len(past) == 2
@@ -330,7 +332,7 @@ def test_another_model_of_the_same_kind_reads_anew_and_a_copy_goes_on():
     [
         pytest.param(changes, id=name, marks=[] if name in FAST else pytest.mark.slow)
         for name, changes in {
-            **MIXERS,
+            **WAYS,
             "mode head": {"use_mode_head": True},
             "no self-conditioning": {"self_conditioning": False},
         }.items()

@@ -22,7 +22,7 @@ MIXERS = {
     },
     "few-scans": {"image_scans": [1, 2], "text_scans": [1]},
     "attention": {"mixer": "attention"},
-    "conditioned": {"pooled_conditioning": True, "place_conditioning": True},
+    "pooled": {"pooled_conditioning": True},
 }
 
 

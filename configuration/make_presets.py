@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scan_mode": "cyclic",
         "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
         "use_mode_head": True,
-        # Twice to thrice what the words tell, soonest, both of them: docs/log.
+        # Both have words told sooner and more: docs/log, 2026-11-27.
         "image_schedule": "tan",
         "pooled_conditioning": True,
         "place_conditioning": True,  # for edits
@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scan_mode": "cyclic",
         "selection_keep": (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25),
         "use_mode_head": True,
-        # Twice to thrice what the words tell, soonest, both of them: docs/log.
+        # Both have words told sooner and more: docs/log, 2026-11-27.
         "image_schedule": "tan",
         "pooled_conditioning": True,
         "place_conditioning": True,  # for edits

@@ -313,17 +313,15 @@ class MDMDecoder(nn.Module):
             last = torch.zeros_like(latents) if fed_back is None else fed_back * noisy
             latents = torch.cat([latents, last.to(latents.dtype)], dim=-1)
         latents = latents.to(self.latent_proj[modality].bias.dtype)
-        places = self._embed_places(modality, positions, inputs)
+        places = self._embed_places(modality, inputs)
         return self.latent_proj[modality](latents) + places
 
-    def _embed_places(
-        self, modality: str, positions: ModalityContent, inputs: DecoderInputs
-    ) -> Tensor:
+    def _embed_places(self, modality: str, inputs: DecoderInputs) -> Tensor:
         """Embed places and turns (b, n, hidden), once for all steps that share a cache.
 
         With place conditioning also what was given there, which no step changes either.
         """
-        cache = inputs.cache
+        positions, cache = inputs.content[modality], inputs.cache
         if cache is not None and not cache.is_recording and modality in cache.places:
             return cache.places[modality]
         places = self.place_embedding[modality](positions.place, positions.turn)

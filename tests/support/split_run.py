@@ -189,7 +189,7 @@ def finetune(folder, arguments, mesh="whole", resume=None, killed=None):
     with launched_with(MESHES[mesh]):
         script.main([*arguments, "--output_dir", str(folder), *goes_on])
         (trainer,) = trainers
-        assert trainer._is_fsdp2 == (mesh == "fsdp2")
+        assert trainer._is_fsdp2 == (mesh in ("fsdp2", "hsdp"))
         report = {**report_of(trainer), "frozen": [before[0], frozen(trainer)]}
         kinds = MDMBlock | MDMAttentionBlock
         blocks = [module for module in trainer.model.modules() if isinstance(module, kinds)]

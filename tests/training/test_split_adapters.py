@@ -1,6 +1,6 @@
 # Copyright 2026 The MDM Authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters under FSDP2 in two processes learn what they learn in one."""
+"""Adapters under FSDP2, HSDP and context parallel learn what they learn in one process."""
 
 import json
 
@@ -49,7 +49,7 @@ def save_talks(folder):
     (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-def job(folder, processes, **changes):
+def job(folder, processes, more=None, **changes):
     options = {
         "model": folder / "base",
         "dataset": folder / "talks" / "talks.jsonl",
@@ -65,6 +65,7 @@ def job(folder, processes, **changes):
         "max_steps": STEPS,
         "save_steps": 2,
         "logging_steps": 1,
+        **(more or {}),
     }
     arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     return processes, {"arguments": arguments, **changes}
@@ -86,6 +87,9 @@ def reports(folder):
         "cut": job(folder, 2, mesh="fsdp2", killed=5),
         "on-2": job(folder, 2, mesh="fsdp2", goes_on="cut"),
         "on-1": job(folder, 1, goes_on="cut"),
+        "hsdp": job(folder, 4, mesh="hsdp"),
+        "shared": job(folder, 2, {"context_parallel_size": 2}, mesh="ddp"),
+        "shared-split": job(folder, 4, {"context_parallel_size": 2}, mesh="fsdp2"),
     }
     return do(folder, jobs)
 
@@ -99,18 +103,21 @@ def assert_same_adapters(found, expected):
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("run", ["fsdp2", "on-2", "on-1"])
+PROCESSES = {"fsdp2": 2, "on-2": 2, "on-1": 1, "hsdp": 4, "shared": 2, "shared-split": 4}
+
+
+@pytest.mark.parametrize("run", PROCESSES)
 def test_adapters_learn_as_in_one_process(folder, reports, run):
     (alone,) = reports["alone"]
     assert len(alone["history"]) == STEPS
     for report in reports[run]:
-        assert report["processes"] == (1 if run == "on-1" else 2) == len(reports[run])
+        assert report["processes"] == PROCESSES[run] == len(reports[run])
         assert_same_losses(report, alone)
     assert_same_adapters(folder / run, folder / "alone")
 
 
 def test_blocks_are_split_and_what_is_frozen_stays(reports):
-    for run in ("fsdp2", "on-2"):
+    for run in ("fsdp2", "on-2", "hsdp", "shared-split"):
         assert len(reports[run][0]["frozen"][0]) > 50
         for report in reports[run]:
             assert report["split_blocks"] == 1  # all of this model

@@ -51,7 +51,7 @@ Picture and words, written together in one diffusion process."""
 SHIPPED = COLOUR if COLOUR.is_dir() else GREY
 # What to try: words that a shipped model knows, and pictures that it has not seen.
 PROMPTS = {
-    COLOUR: ("a red heart on a white background", "three balloons", "a cat above a key"),
+    COLOUR: ("a fire engine on a yellow background", "three broken hearts", "two camels"),
     GREY: ("a photo of a dress", "this is an ankle boot", "a handbag from the shop"),
 }
 PICTURES = {COLOUR: "emoji", GREY: "fashion_mnist"}

@@ -72,25 +72,25 @@ EMOJI = Show(
     str(EXAMPLES / "checkpoints" / "mdm-emoji"),
     str(EXAMPLES / "pictures" / "emoji"),
     (
-        "a red heart on a white background",
-        "three balloons",
-        "a cat to the left of a rocket",
-        "a smiling face above a key, flat style",
-        "a rose, outlined style, on a yellow background",
+        "a fire engine on a yellow background",
+        "three broken hearts",
+        "a rocket to the left of a taxi",
+        "two camels on a blue background",
+        "a kissing face above a balloon, flat style",
     ),
     edits=(
-        ("1", "make the background blue"),
+        ("9", "change the background to blue"),
         ("4", "change the background to green"),
-        ("6", "change the background to yellow"),
-        ("7", "change the background to purple"),
-        ("9", "swap them"),
+        ("3", "remove one woman's hat"),
+        ("0", "swap the camel and the fire engine"),
+        ("6", "replace the camels with balloons"),
     ),
     questions=(
-        ("6", "how many kissing faces are there?"),
-        ("7", "how many red paper lanterns are there?"),
-        ("5", "what is this?"),
+        ("3", "how many women's hats are there?"),
         ("1", "which colour is the background?"),
-        ("9", "is the broken heart above or below the telescope?"),
+        ("7", "is the broken heart above or below the face with steam from nose?"),
+        ("5", "what are these?"),
+        ("9", "are there two cows?"),
     ),
 )
 # Those whose weights are there, the colour one first.
@@ -190,7 +190,9 @@ class Demo:
         samples = self.generate(inputs)
         return [Pair(sample.text, image) for sample, image in zip(samples, images, strict=True)]
 
-    def ask(self, asked: Sequence[tuple[str, str]], mode: str) -> tuple[list[Image.Image], list]:
+    def ask(
+        self, asked: Sequence[tuple[str, str]], mode: str, **options
+    ) -> tuple[list[Image.Image], list]:
         """Say something about pictures, each named by the beginning of its file's name.
 
         Returns:
@@ -215,11 +217,12 @@ class Demo:
             return_tensors="pt",
             add_generation_prompt=True,
         )
-        return images, self.generate(inputs)
+        return images, self.generate(inputs, **options)
 
     def edits(self) -> list[Pair]:
         """Change pictures as they are asked to be: what was given, then what came of it."""
-        images, samples = self.ask(self.show.edits, "image")
+        # Guidance moves away from the given picture, whose rest is to stay.
+        images, samples = self.ask(self.show.edits, "image", guidance_scale={"image": 1.0})
         given = [Pair("given", image) for image in images]
         words = [request for _, request in self.show.edits]
         return [*given, *(Pair(w, s.image) for w, s in zip(words, samples, strict=True))]

@@ -23,6 +23,7 @@ from PIL import Image
 
 from judge_emoji import FREQUENT
 from judge_emoji_network import CONCEPT
+from modeling_mdm.data.lengths import num_tokens
 from modeling_mdm.data.questions import as_item, as_part
 from modeling_mdm.display.pictures import contact_sheet
 from modeling_mdm.evaluation.panel import as_seen
@@ -93,6 +94,11 @@ class Bench:
     def frequent(self) -> set[str]:
         """The most frequent concepts of the training split."""
         return {*self.eyes["judge"].judge.config.names[CONCEPT][:FREQUENT]}
+
+    def fits(self, text: str) -> bool:
+        """Whether the model can read a text whole, with its `<end>`."""
+        (count,) = num_tokens(self.processor, [text])
+        return count <= self.processor.max_text_length
 
     def collect(
         self, name: str, count: int, write: Callable[[range, Figures], Sequence[Any]]
@@ -182,7 +188,9 @@ def frequent_singles(bench: Bench) -> tuple[list[Row], str]:
         rows = [
             row
             for row in bench.rows(split)
-            if row["layout"] == "single" and row["objects"][0]["concept"] in bench.frequent
+            if row["layout"] == "single"
+            and row["objects"][0]["concept"] in bench.frequent
+            and bench.fits(row["text"])
         ]
         if rows:
             return spread(rows, bench.num_samples), split
@@ -195,8 +203,10 @@ def _text_to_image(bench: Bench) -> Figures:
 
 
 def _held_out(bench: Bench) -> Figures:
-    rows = [row for row in bench.rows("held_out") if row["layout"] == "single"]
-    return _drawn(bench, "held out", spread(rows, bench.num_samples))
+    alone = [row for row in bench.rows("held_out") if row["layout"] == "single"]
+    rows = [row for row in alone if bench.fits(row["text"])]  # rare names take many pieces
+    found = _drawn(bench, "held out", spread(rows, bench.num_samples))
+    return found | {"too long": len(alone) - len(rows)}
 
 
 def _drawn(bench: Bench, name: str, rows: Sequence[Row]) -> Figures:
@@ -219,7 +229,11 @@ def _geneval(bench: Bench) -> Figures:
     found: Figures = {}
     for name, category in CATEGORIES.items():
         asked = [
-            [(row, *wish) for row in rows if (wish := category.ask(row, bench.reader.read))]
+            [
+                (row, *wish)
+                for row in rows
+                if (wish := category.ask(row, bench.reader.read)) and bench.fits(wish[0])
+            ]
             for rows in own
         ]
         few = len(asked[0]) < each

@@ -124,11 +124,6 @@ def run(chosen: EmojiEvaluationArguments, command: str) -> dict[str, Any]:
         *(model, processor, eyes, place, sampling), chosen.num_samples, chosen.samples_dir
     )
     figures: dict[str, Any] = {}
-    with autocast(chosen.bf16, chosen.device):
-        for name in (name for name in TASKS if name in chosen.tasks):
-            start = time.perf_counter()
-            figures[name] = TASKS[name](bench)
-            figures[name]["seconds"] = round(time.perf_counter() - start, 1)
     content = {
         "command": command,
         **circumstances(chosen.device, chosen.bf16),
@@ -139,7 +134,12 @@ def run(chosen: EmojiEvaluationArguments, command: str) -> dict[str, Any]:
         "seed": chosen.seed,
         "figures": figures,
     }
-    write_json(chosen.output, content)
+    with autocast(chosen.bf16, chosen.device):
+        for name in (name for name in TASKS if name in chosen.tasks):
+            start = time.perf_counter()
+            figures[name] = TASKS[name](bench)
+            figures[name]["seconds"] = round(time.perf_counter() - start, 1)
+            write_json(chosen.output, content)  # a task that fails later loses nothing
     print("\n".join(markdown([("task", "what", "share"), *_lines(figures)])))
     print(f"written to {chosen.output}")
     return content

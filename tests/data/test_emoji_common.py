@@ -80,6 +80,30 @@ def test_conversations_are_made_of_it_as_of_the_whole(part, tmp_path):
     assert first and set(first) <= shown
 
 
+def test_more_conversations_than_pictures_talk_about_each_several_times(part, tmp_path):
+    count = sum(len(rows_of(part, split)) for split in ("train", "test", "held_out"))
+    made = emoji_talks.run(
+        emoji_talks.TalkArguments(str(part), str(tmp_path / "talks"), 3 * count, num_edit_talks=0)
+    )
+    talks = [
+        talk
+        for split in made
+        for talk in datasets.load_dataset(str(tmp_path / "talks"), split=split)
+        if talk["images"]
+    ]
+    assert len(talks) == 3 * count
+    # Only some of those about a picture are its questions, whose order is drawn: of three kinds
+    # each comes first now and then.
+    asked = [talk["messages"] for talk in talks if talk["kind"] == "questions"]
+    by_place = [
+        Counter(messages[place]["content"][-1]["text"].split()[0] for messages in asked)
+        for place in (0, 2, 4)
+    ]
+    for word in ("how", "which"):
+        share = [found[word] / found.total() for found in by_place]
+        assert max(share) < 1.6 * min(share), (word, share)
+
+
 def test_what_cannot_be_taken(made, part, tmp_path):
     with pytest.raises(ValueError, match="num_concepts=0 must be >= 1"):
         emoji_common.CommonArguments(str(made), str(tmp_path / "a"), 0)

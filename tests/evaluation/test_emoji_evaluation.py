@@ -14,13 +14,14 @@ import torch
 from emoji_figures import CATEGORIES, Eye, Wanted, is_changed, kept_error, shares, verdict
 from emoji_reader import CaptionReader, Claims, Named
 from emoji_selection import on_things, patches_on_things
-from emoji_tasks import TASKS, frequent_singles, mixed, said_of, spread
+from emoji_tasks import TASKS, Bench, frequent_singles, mixed, said_of, spread
 from PIL import Image
 from tiny_digits import ROOT
 
 from judge_emoji import names_of
 from judge_emoji_network import EmojiJudge, EmojiJudgeConfig
 from modeling_mdm import MDMConfig, MDMForJointGeneration, MDMProcessor
+from modeling_mdm.evaluation.sampling import Sampling
 
 for library in ("resvg_py", "inflect", "pycocoevalcap"):
     pytest.importorskip(library, reason='needs `pip install "modeling-mdm[emoji,eval-text]"`')
@@ -268,14 +269,16 @@ def test_chance_is_not_of_neighbours():
 
 
 def test_things_alone_are_of_training_where_the_test_split_has_none():
-    def row(layout, concept):
-        return {"layout": layout, "objects": [{"concept": concept}]}
+    def row(layout, concept, text="a key"):
+        return {"layout": layout, "objects": [{"concept": concept}], "text": text}
 
     rows = {
         "train": [row("single", "a key"), row("count", "a key"), row("single", "a rare thing")],
         "test": [row("count", "a key"), row("single", "a rare thing")],
     }
+    rows["test"].append(row("single", "a key", "a key of so many words"))
     bench = SimpleNamespace(rows=rows.get, frequent={"a key"}, num_samples=2, place="here")
+    bench.fits = lambda text: text == "a key"
     assert frequent_singles(bench) == ([row("single", "a key")] * 2, "train")
     rows["test"].append(row("single", "a key"))
     assert frequent_singles(bench) == ([row("single", "a key")] * 2, "test")
@@ -292,8 +295,8 @@ def world(tmp_path_factory):
         yield tiny_emojis.build(tmp_path_factory.mktemp("world"))
 
 
-def test_the_command_measures_every_task(world, tmp_path, monkeypatch):
-    """With a judge and a model that know nothing: what is made is of every kind, and written."""
+def write_untaught(world, tmp_path):
+    """Write a judge and a model that know nothing; give the beginning of the command's line."""
     train = datasets.load_dataset(str(world), split="train")
     EmojiJudge(EmojiJudgeConfig(names_of(train), 32)).save_pretrained(tmp_path / "judge")
     folder = ROOT / "processing" / "mdm-emoji"
@@ -304,8 +307,31 @@ def test_the_command_measures_every_task(world, tmp_path, monkeypatch):
     torch.manual_seed(0)
     MDMForJointGeneration(config).save_pretrained(tmp_path / "model")
     line = f"--checkpoint {tmp_path / 'model'} --judge {tmp_path / 'judge'} --dataset {world} "
-    line += f"--output {tmp_path / 'figures.json'} --samples_dir {tmp_path / 'sheets'} "
-    line += "--num_samples 12 --num_inference_steps 1 --disable_tqdm true --bf16 false"
+    line += f"--output {tmp_path / 'figures.json'} --num_inference_steps 1 --disable_tqdm true "
+    return line + "--bf16 false --num_samples "
+
+
+def test_a_task_that_fails_loses_none_before_it(world, tmp_path, monkeypatch):
+    def fail(bench):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(evaluate_emoji, "TASKS", {"captioning": TASKS["captioning"], "fail": fail})
+    with pytest.raises(RuntimeError, match="no"):
+        evaluate_emoji.main((write_untaught(world, tmp_path) + "2").split())
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["captioning"]["made"] and [*figures] == ["captioning"]
+
+
+def test_what_the_model_cannot_read_whole_is_not_asked_of_it(world, tmp_path):
+    processor = MDMProcessor.from_pretrained(ROOT / "processing" / "mdm-emoji")
+    bench = Bench(None, processor, {}, str(world), Sampling(), 12)
+    assert bench.fits("an apple on a red background")
+    assert not bench.fits("an articulated lorry, detailed style, on a purple background")
+
+
+def test_the_command_measures_every_task(world, tmp_path):
+    """With a judge and a model that know nothing: what is made is of every kind, and written."""
+    line = write_untaught(world, tmp_path) + f"12 --samples_dir {tmp_path / 'sheets'}"
     found = evaluate_emoji.main(line.split())
     assert json.loads((tmp_path / "figures.json").read_text())["figures"] == found["figures"]
     figures = found["figures"]

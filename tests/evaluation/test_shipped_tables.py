@@ -3,10 +3,13 @@
 """The paper's columns of the shipped checkpoint: its sets as files, and the whole command."""
 
 import json
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import shipped_tables
+import tiny_emojis
 import torch
 from idx_files import write_idx
 from PIL import Image
@@ -32,13 +35,10 @@ def fashion_folder(tmp_path_factory):
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def data(fashion_folder):
-    return load_training_data("fashion_mnist", split="test", data_dir=fashion_folder, limit=12)
-
-
-def test_pictures_are_written_as_imagenet_and_coco_are_distributed(data, tmp_path):
-    captions = shipped_tables.write_sets(data, 12, tmp_path)
+def test_pictures_are_written_as_imagenet_and_coco_are_distributed(fashion_folder, tmp_path):
+    data = load_training_data("fashion_mnist", split="test", data_dir=fashion_folder, limit=12)
+    chosen = shipped_tables.ShippedTableArguments(data_dir=fashion_folder, limit=12)
+    captions = shipped_tables.write_sets(shipped_tables.read_pictures(chosen), tmp_path)
     items = [data[n] for n in range(12)]
     folders = class_folders(tmp_path / "imagenet" / "train")
     assert {name: len(files) for name, files in folders.items()} == {
@@ -51,6 +51,26 @@ def test_pictures_are_written_as_imagenet_and_coco_are_distributed(data, tmp_pat
     for one, other, item, own in zip(found, of_karpathy, items, captions.values(), strict=True):
         assert list(one.captions) == list(other.captions) == own and len(set(own)) == 12
         assert one.picture.open().convert("L").tobytes() == item["image"].tobytes()
+
+
+def test_a_folder_of_the_emoji_world_has_captions_of_its_own_and_no_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "world").mkdir()
+    world = tiny_emojis.build(tmp_path / "world")
+    chosen = shipped_tables.ShippedTableArguments(dataset=str(world), limit=5)
+    assert Path(chosen.checkpoint).name == "mdm-emoji"
+    assert Path(chosen.output).name == "emoji_tables.json"
+    assert chosen.extractor_options == ("--extractor", "efficientnet-lite0")
+    shown = shipped_tables.read_pictures(chosen)
+    test = datasets.load_dataset(str(world), split="test")
+    assert len(shown.test) == len(shown.train) == min(5, len(test))
+    captions = shipped_tables.write_sets(shown, tmp_path / "files")
+    assert not (tmp_path / "files" / "imagenet").exists()
+    root, places = tmp_path / "files" / "coco", [n * len(test) // 5 for n in range(5)]
+    found = coco_captions(root / "annotations" / "captions_val2014.json", root / "val2014")
+    for one, row, own in zip(found, test.select(places), captions.values(), strict=True):
+        assert list(one.captions) == row["captions"] == list(own)
+        assert one.picture.open().convert("RGB").tobytes() == row["image"].tobytes()
 
 
 def test_the_untrained_model_is_new_and_samples_as_the_shipped_one(tmp_path):
@@ -80,7 +100,7 @@ def test_the_whole_command(fashion_folder, tmp_path, capsys):
     words += f" --folder {tmp_path / 'runs'} --output {tmp_path / 'found.json'}"
     (chosen,) = shipped_tables.parse(words.split())
     rows = shipped_tables.run(chosen)["rows"]
-    names = [column for columns in shipped_tables.COLUMNS.values() for column in columns]
+    names = [column for columns in chosen.columns.values() for column in columns]
     assert list(rows) == ["untrained", "shipped", "real"]
     assert all(sorted(figures) == sorted(names) for figures in rows.values())
     assert rows["real"]["FID"]["value"] < rows["untrained"]["FID"]["value"]

@@ -67,7 +67,9 @@ def talk_about(item: Shown, rng: Random) -> dict[str, Any]:
         return _talk(kind, [(text, False, None)], [item.image])
     if kind == "describe":
         return _talk(kind, [(rng.choice(DESCRIBE), True, item.captions[0])], [item.image])
-    turns = [(q.question, n == 0, q.answer) for n, q in enumerate(item.questions)]
+    # In any order: a model would tell by its place what a question asks for.
+    asked = rng.sample(item.questions, len(item.questions))
+    turns = [(q.question, n == 0, q.answer) for n, q in enumerate(asked)]
     return _talk(kind, turns, [item.image])
 
 
@@ -116,7 +118,8 @@ def all_talks(
         items: the pictures of each split.
         edits: between them.
         definitions: words and glosses.
-        num_pictures: about so many pictures of all splits, spread over them.
+        num_pictures: so many about pictures of all splits, spread over them; where there are fewer
+            pictures, several about each.
         num_edits: so many edits of all splits.
     """
     edits, definitions = list(edits), list(definitions)
@@ -139,8 +142,10 @@ def all_talks(
 
 
 def _some(things: Sequence[Any], share: float, rng: Random) -> list[Any]:
-    count = min(len(things), round(share * len(things)))
-    return [things[n] for n in sorted(rng.sample(range(len(things)), count))]
+    """Choose a share of things, spread over them; of a share over 1 some more than once."""
+    rounds, count = divmod(round(share * len(things)), max(len(things), 1))
+    rest = [things[n] for n in sorted(rng.sample(range(len(things)), count))]
+    return [*things] * rounds + rest
 
 
 def _of_all_kinds(edits: Sequence[EditPair], count: int, rng: Random) -> list[EditPair]:

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +278,7 @@ def run(chosen: ShippedTableArguments) -> dict[str, Any]:
     require_place("checkpoint", chosen.checkpoint)
     folder = Path(chosen.folder).resolve()
     shown = read_pictures(chosen)
+    chosen = replace(chosen, limit=len(shown.test))
     captions = write_sets(shown, folder / "data")
     write_untrained(chosen.checkpoint, folder / "untrained", chosen.seed)
     rows = {
@@ -285,7 +286,7 @@ def run(chosen: ShippedTableArguments) -> dict[str, Any]:
         "shipped": measure(chosen, Path(chosen.checkpoint).resolve(), "of-shipped", folder),
         "real": measure_real(chosen, shown, captions),
     }
-    settings = {"limit": len(shown.test), "num_inference_steps": chosen.num_inference_steps}
+    settings = {"limit": chosen.limit, "num_inference_steps": chosen.num_inference_steps}
     settings |= {"guidance_scale": GUIDANCE, "seed": chosen.seed}
     result = {"settings": settings, "rows": rows}
     result |= circumstances("cpu", use_bfloat16("auto"))
